@@ -1,0 +1,12 @@
+//! Compiles the .proto files in pure Rust: no protoc on the machine is needed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=shoal");
+    let files =
+        protox::compile(["shoal/v1/gossip.proto", "shoal/v1/rpc.proto", "shoal/v1/control.proto"], ["."])?;
+    tonic_prost_build::configure()
+        .bytes("shoal.v1.InferRequest.body")
+        .bytes("shoal.v1.InferFrame.kind.chunk")
+        .compile_fds(files)?;
+    Ok(())
+}
