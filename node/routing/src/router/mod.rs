@@ -5,6 +5,8 @@
 
 mod filter;
 mod no_route;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -147,29 +149,38 @@ impl<P: Policy> Router<P> {
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
         let mut filter = Filter::new(request, profile);
+        let registry = snapshot.registry;
         match &request.choice {
             ModelChoice::Auto(_) | ModelChoice::AutoLocal => {
                 self.choose(request, profile, snapshot, &mut filter, now, rng)
             }
             ModelChoice::Named(model) => {
-                let offers = snapshot.registry.by_model(model);
-                named(offers, &mut filter, RouteReason::Named)
-                    .map_err(|no| no.about(model, snapshot.registry))
+                let offers = registry.by_model(model).iter();
+                named(offers, &mut filter, RouteReason::Named).map_err(|no| {
+                    if filter.has_seen() { no.about(model) } else { NoRoute::unknown(model, registry) }
+                })
             }
             ModelChoice::OnDevice { device, model } => {
+                let offers = registry.by_model(model);
                 let on_device = |offer: &&Arc<Offer>| matches!(&offer.upstream, UpstreamId::Device(id) if id == device || offer.name == *device);
-                let offers = snapshot.registry.by_model(model).iter().filter(on_device);
-                named(offers, &mut filter, RouteReason::PinnedDevice)
-                    .map_err(|no| no.about(model, snapshot.registry))
+                named(offers.iter().filter(on_device), &mut filter, RouteReason::PinnedDevice).map_err(|no| {
+                    match (filter.has_seen(), offers) {
+                        (true, _) => no.about(model),
+                        (false, []) => NoRoute::unknown(model, registry),
+                        (false, _) => NoRoute::NoDevice { model: Some(format!("{model} on {device}")) },
+                    }
+                })
             }
             ModelChoice::Provider { provider, model } => {
                 let from_provider = |offer: &&Arc<Offer>| {
                     matches!(&offer.upstream, UpstreamId::Provider(id) if id == provider)
                         && is_providers_model(&offer.model.id, provider, model)
                 };
-                let offers = snapshot.registry.offers().iter().filter(from_provider);
-                named(offers, &mut filter, RouteReason::PinnedProvider)
-                    .map_err(|no| no.about(model, snapshot.registry))
+                let offers = registry.offers().iter().filter(from_provider);
+                named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| {
+                    let name = || format!("{provider}/{model}");
+                    if filter.has_seen() { no.about(&name()) } else { NoRoute::unknown(&name(), registry) }
+                })
             }
         }
     }
@@ -186,7 +197,9 @@ impl<P: Policy> Router<P> {
     ) -> Result<Decision, NoRoute> {
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for entry in snapshot.registry.arms() {
-            if entry.embedder != request.needs.embeddings {
+            let makes_vectors =
+                entry.embedder || entry.offers.iter().any(|o| o.model.embeddings == Some(true));
+            if (request.needs.embeddings && !makes_vectors) || (!request.needs.embeddings && entry.embedder) {
                 continue;
             }
             let offers: Vec<Arc<Offer>> =
@@ -196,8 +209,16 @@ impl<P: Policy> Router<P> {
             }
         }
         prefer_known(&mut candidates, filter);
+        if candidates.is_empty() && !filter.has_seen() && !snapshot.registry.offers().is_empty() {
+            let what = if request.needs.embeddings { "embeddings" } else { "chat" };
+            return Err(NoRoute::Unsupported { what });
+        }
         if candidates.is_empty() {
             return Err(filter.refusal());
+        }
+        if request.needs.embeddings {
+            // Vectors of two models cannot be compared: the same model each time, while it is served.
+            candidates.truncate(1);
         }
         if candidates.len() > MAX_ARMS {
             candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.entry.size));
