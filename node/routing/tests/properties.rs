@@ -37,7 +37,9 @@ fn arb_observations() -> impl Strategy<Value = Observations> {
                 ..ArmStats::default()
             };
             let origin = Arc::from(format!("n{origin}"));
-            observations.put(&origin, generation, &ArmId::new(&format!("m{arm}"), None), stats).unwrap();
+            observations
+                .put(&origin, generation, &ArmId::new(&format!("m{arm}"), None), stats)
+                .expect("the sums are possible");
         }
         observations
     })
@@ -224,13 +226,13 @@ fn arb_request() -> impl Strategy<Value = Request<'static>> {
 /// The policy, written a second time and as plainly as possible.
 fn is_forbidden(offer: &Offer, request: &Request<'_>) -> bool {
     let cloud = offer.model.remote || matches!(offer.upstream, UpstreamId::Provider(_));
-    let must_be_local = request.mode == Mode::Local
-        || matches!(request.choice, ModelChoice::AutoLocal | ModelChoice::OnDevice { .. });
+    let must_be_local = request.mode == Mode::Local || request.choice == ModelChoice::AutoLocal;
+    let peer = matches!(offer.upstream, UpstreamId::Peer(_));
     (cloud && request.data_class == DataClass::Restricted)
         || (cloud && request.data_class == DataClass::Internal && !offer.internal_ok)
         || (cloud && must_be_local)
         || (!cloud && !must_be_local && request.mode == Mode::Cloud)
-        || (request.hop >= 1 && !offer.routes.contains(&Route::Direct))
+        || (request.hop >= 1 && (peer || !offer.routes.contains(&Route::Direct)))
         || request.hop >= 2
         || offer.draining
         || offer.routes.is_empty()

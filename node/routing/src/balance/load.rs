@@ -11,6 +11,7 @@ use crate::balance::cell::{Cell, millis};
 use crate::breaker::Admission;
 use crate::ids::UpstreamId;
 use crate::registry::Offer;
+use crate::units::Tokens;
 
 /// What is known of one model on one upstream, at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -212,6 +213,18 @@ impl InFlight {
         }
     }
 
+    /// Notes an answer that came in one piece. Its time is spread over its tokens; what is known of the time to
+    /// first token stays, since nobody saw one.
+    pub fn whole_answer(&mut self, now: Instant, tokens: Tokens) {
+        if self.first_token.is_some() {
+            return;
+        }
+        self.first_token = Some(now);
+        let started = self.started;
+        let per_token_ms = millis(now.saturating_duration_since(started)) / f64::from(tokens.0.max(1));
+        self.with_cell(|cell, _| cell.whole_answer(started, now, per_token_ms));
+    }
+
     /// Ends the request. `ok` = the upstream did its part; a fault of the request itself (a 4xx) is `ok` too.
     pub fn finish(mut self, now: Instant, ok: bool) {
         let per_token = self
@@ -283,6 +296,23 @@ mod tests {
         assert_eq!((load.in_flight, load.ttft_ms, load.age), (0, Some(200.0), Some(ms(500))));
         assert!((load.ms_per_token.unwrap() - 30.0).abs() < 1e-9);
         assert!(!load.penalised && load.admits);
+    }
+
+    #[test]
+    fn an_answer_in_one_piece_does_not_pass_for_a_slow_first_token() {
+        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+        let whole = |at: Instant| {
+            let mut guard = book.started(&a, &model, at);
+            guard.whole_answer(at + ms(5_000), Tokens(100));
+            guard.finish(at + ms(5_000), true);
+            book.load(&a, "m", at + ms(5_000))
+        };
+        let unknown_before = whole(now);
+        assert_eq!((unknown_before.ttft_ms, unknown_before.ms_per_token), (Some(50.0), Some(50.0)));
+        let mut streamed = book.started(&a, &model, now + ms(6_000));
+        streamed.token(now + ms(6_300));
+        drop(streamed);
+        assert_eq!(whole(now + ms(7_000)).ttft_ms, Some(300.0));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rand::{Rng, RngExt};
 
 use crate::balance::load::{Load, LoadBook};
 use crate::ids::UpstreamId;
-use crate::registry::Offer;
+use crate::registry::{Offer, Zone};
 use crate::units::Tokens;
 
 /// Answer length for which completion is predicted when nothing is known of the request.
@@ -25,6 +25,9 @@ const HOPE: f64 = 0.9;
 
 /// Slots of a provider that named no bound: its queue is not ours to see.
 const UNBOUNDED_SLOTS: u32 = 64;
+
+/// What a host behind another router is taken to cost more: enough that equals are reached directly.
+const DETOUR: f64 = 1.05;
 
 /// Picks one of the hosts that serve a model.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +62,7 @@ impl Balancer {
 
     /// Returns the host to use, `None` when every one is excluded.
     ///
-    /// Compares two distinct hosts of the best [tier](Tier) by predicted time to completion × requests under
+    /// Compares two distinct hosts of the best kind that occurs (ready, full, failed just now, broken) by predicted time to completion × requests under
     /// way per slot. Ties go to the first of the two; which one is first is drawn from `rng`, so a seed makes
     /// the choice reproducible.
     pub fn pick(
@@ -150,7 +153,8 @@ impl Candidate<'_> {
             0 if self.offer.is_cloud() => UNBOUNDED_SLOTS,
             slots => slots.max(1),
         };
-        f64::from(self.load.in_flight.saturating_add(1)) / f64::from(slots)
+        let detour = if self.offer.zone() == Zone::Peer { DETOUR } else { 1.0 };
+        detour * f64::from(self.load.in_flight.saturating_add(1)) / f64::from(slots)
     }
 }
 
@@ -169,7 +173,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::registry::ModelSpec;
+    use crate::registry::{ModelSpec, Route};
     use crate::testing::{seeded, start};
 
     fn offer(device: &str, slots: u32) -> Arc<Offer> {
@@ -239,6 +243,16 @@ mod tests {
         assert_eq!(shares(&offers, &book, now, &[]), [0, 1_000]);
         let excluded = [offers[1].upstream.clone()];
         assert_eq!(shares(&offers, &book, now, &excluded), [1_000, 0]);
+    }
+
+    #[test]
+    fn of_equals_the_one_without_a_detour_is_used() {
+        let (mut far, near, book, now) = (offer("a", 4), offer("b", 4), LoadBook::default(), start());
+        Arc::make_mut(&mut far).routes = vec![Route::Via("n2".into())];
+        let offers = [far, near];
+        assert_eq!(shares(&offers, &book, now, &[]), [0, 1_000]);
+        let _busy = book.started(&offers[1].upstream, &"m".into(), now);
+        assert_eq!(shares(&offers, &book, now, &[]), [1_000, 0]);
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl<'a> Filter<'a> {
             return NoRoute::PolicyBlocked { why: "it was forwarded too often" };
         }
         match self.mode {
-            Mode::Local => NoRoute::NoLocalCapacity,
+            Mode::Local if !self.refused_dead || self.request.choice.is_auto() => NoRoute::NoLocalCapacity,
+            Mode::Local => NoRoute::NoDevice { model: None },
             Mode::Auto | Mode::Cloud if self.refused_dead => NoRoute::NoDevice { model: None },
             Mode::Auto | Mode::Cloud if self.refused_class => NoRoute::PolicyBlocked {
                 why: match self.request.data_class {

@@ -15,7 +15,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use crate::balance::{Balancer, LoadBook};
-use crate::bandit::{ArmView, Context, Policy, Posterior, SizeClass, Thompson};
+use crate::bandit::{ArmStats, ArmView, Context, Policy, Posterior, SizeClass, Thompson};
 use crate::choice::ModelChoice;
 use crate::ids::{ArmId, UpstreamId};
 use crate::profile::RequestProfile;
@@ -267,6 +267,7 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     fn view(&self, profile: &RequestProfile, snapshot: &Snapshot<'_>, now: Instant) -> ArmView<'a> {
         let balancer = Balancer::for_output(profile.expected_output);
+        let stats = snapshot.posterior.arm(&self.entry.id);
         let latency = |offer: &Arc<Offer>| {
             let load = snapshot.loads.of(offer, now);
             let waiting = match offer.slots {
@@ -274,7 +275,8 @@ impl<'a> Candidate<'a> {
                 slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
             };
             let predicted = balancer.predicted_ms(&load);
-            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile)) * waiting.max(1.0)
+            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile, &stats))
+                * waiting.max(1.0)
         };
         let cost = |offer: &Arc<Offer>| match offer.price {
             Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
@@ -283,17 +285,18 @@ impl<'a> Candidate<'a> {
         ArmView {
             arm: &self.entry.id,
             size: self.entry.size,
-            stats: snapshot.posterior.arm(&self.entry.id),
+            stats,
             cost: self.offers.iter().map(cost).min().unwrap_or_default(),
             latency_ms: self.offers.iter().map(latency).fold(f64::INFINITY, f64::min),
         }
     }
 }
 
-/// Predicts the time to a whole answer of an upstream that was never measured, milliseconds.
-fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile) -> f64 {
+/// Predicts the time to a whole answer of an upstream that this node never measured, milliseconds: from what
+/// the mesh saw of the model elsewhere, else from its size.
+fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile, stats: &ArmStats) -> f64 {
     let per_token = if offer.is_cloud() { PROVIDER_MS_PER_TOKEN } else { size.expected_ms_per_token() };
-    EXPECTED_TTFT_MS + per_token * f64::from(profile.expected_output.0)
+    stats.ttft_ms().unwrap_or(EXPECTED_TTFT_MS) + per_token * f64::from(profile.expected_output.0)
 }
 
 /// Leaves out arms that may lack what the request needs, if some are known to have it.

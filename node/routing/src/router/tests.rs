@@ -1,8 +1,7 @@
 //! Decisions on small meshes, one rule at a time.
 
 use super::*;
-use crate::bandit::ArmStats;
-use crate::bandit::Observations;
+use crate::bandit::{ArmStats, Observations};
 use crate::class::{DataClass, Mode, Preference};
 use crate::limit::MAX_HOPS;
 use crate::registry::{ModelSpec, Route};
