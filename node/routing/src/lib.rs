@@ -30,6 +30,9 @@ pub mod router;
 pub mod tokens;
 pub mod units;
 
+#[cfg(test)]
+mod testing;
+
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{ArmStats, ArmView, Context, Observations, Policy, Posterior, Reward, Selection, Thompson};
 pub use breaker::{Admission, CircuitBreaker};
