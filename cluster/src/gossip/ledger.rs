@@ -1,0 +1,347 @@
+//! What is known of each router and proven by its signature: the pure state behind a `ClusterView`.
+//!
+//! Values are offered in any order, from anybody, any number of times; only the newest of each key that its
+//! owner signed in its newest life counts, so all readers of the same values end at the same view. Nothing
+//! is ever deleted by absence: an owner withdraws a key by a signed value.
+//!
+//! A router is alive while its lease is renewed, by the *reader's* clock. Two renewals in a row make it
+//! alive, because a single lease may be an old one that only now came round a healed partition; a lease
+//! from the router's own connection counts at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo};
+use tokio::time::Instant;
+
+use crate::ids::NodeId;
+use crate::keyspace::{self, CERT_VERSION, Key, MAX_KEY_BYTES, MAX_NODE_BYTES, MAX_VALUE_BYTES};
+use crate::keyspace::{Origin, Refusal, Value};
+use crate::view::{ClusterView, Member};
+
+/// How often a router renews its lease.
+pub const LEASE_RENEWAL: Duration = Duration::from_secs(1);
+
+/// How long a lease counts after it arrived: three lost renewals, and with the time to spread below 5 s.
+pub const LEASE_VALIDITY: Duration = Duration::from_millis(3_500);
+
+/// How long a lost connection to a router may take to come back before the router stops being selectable.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a silent router is remembered; shorter than a withdrawn key is (`WITHDRAWN_FOR`), so that
+/// whoever missed a withdrawal has also forgotten the value.
+pub const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// Most routers that are known at once; the mesh is meant for a hundred.
+pub const MAX_MEMBERS: usize = 256;
+
+/// Most keys that are held of one router, withdrawn ones included.
+pub const MAX_KEYS: usize = 1024;
+
+/// Says whether a certificate chain belongs to a router of this mesh.
+pub trait Authority: Send + Sync + 'static {
+    /// Verifies a DER chain, leaf first, and returns the router's id and raw Ed25519 public key.
+    fn router_of(&self, chain: &[Vec<u8>]) -> Option<(NodeId, Vec<u8>)>;
+}
+
+/// What became of an offered value that was not refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It is new and counts from now on.
+    New,
+    /// Exactly this was known.
+    Known,
+    /// It is signed well, but under a key that this version does not know; held for others, not interpreted.
+    Uninterpreted,
+}
+
+/// All that is known and proven, of all routers.
+pub struct Ledger {
+    me: NodeId,
+    records: BTreeMap<NodeId, Record>,
+}
+
+/// A router whose certificate is known.
+struct Record {
+    cert_text: String,
+    public_key: Vec<u8>,
+    /// Its newest life; `None` until one signed value was seen (a chain alone proves no start number).
+    life: Option<Life>,
+    lost_since: Option<Instant>,
+    /// Last sign of life, for forgetting.
+    touched: Instant,
+}
+
+struct Life {
+    origin: Origin,
+    held: BTreeMap<String, Held>,
+    /// Bytes of keys and texts that are held and not withdrawn.
+    bytes: usize,
+    /// Keys that are not held and not newer than this were withdrawn and then dropped for room.
+    floor: u64,
+    info: Option<NodeInfo>,
+    devices: BTreeMap<NodeId, DeviceInfo>,
+    stats: Option<ArmSummaries>,
+    lease: LeaseState,
+}
+
+struct Held {
+    seq: u64,
+    text: String,
+    withdrawn: bool,
+}
+
+/// Renewals as the reader saw them arrive.
+#[derive(Debug, Clone, Copy, Default)]
+struct LeaseState {
+    renewed_at: Option<Instant>,
+    /// Renewals without a lapse between them.
+    streak: u32,
+}
+
+impl LeaseState {
+    fn renew(&mut self, now: Instant, direct: bool) {
+        if !self.fresh(now) {
+            self.streak = 0;
+        }
+        self.streak = if direct { 2 } else { self.streak.saturating_add(1) };
+        self.renewed_at = Some(now);
+    }
+
+    fn fresh(&self, now: Instant) -> bool {
+        self.renewed_at.is_some_and(|at| now.saturating_duration_since(at) <= LEASE_VALIDITY)
+    }
+
+    fn alive(&self, now: Instant) -> bool {
+        self.streak >= 2 && self.fresh(now)
+    }
+}
+
+impl Life {
+    fn new(origin: Origin) -> Self {
+        Self {
+            origin,
+            held: BTreeMap::new(),
+            bytes: 0,
+            floor: 0,
+            info: None,
+            devices: BTreeMap::new(),
+            stats: None,
+            lease: LeaseState::default(),
+        }
+    }
+}
+
+impl Ledger {
+    /// Makes a ledger that knows nobody.
+    pub fn new(me: NodeId) -> Self {
+        Self { me, records: BTreeMap::new() }
+    }
+
+    /// Offers a value found under `key` of `origin` with chitchat's `version`.
+    ///
+    /// `direct` says that it arrived on the origin's own authenticated connection.
+    ///
+    /// # Errors
+    /// The [`Refusal`] for which nothing changed.
+    pub fn offer(
+        &mut self,
+        authority: &dyn Authority,
+        origin: &Origin,
+        (key, version, text): (&str, u64, &str),
+        direct: bool,
+        now: Instant,
+    ) -> Result<Taken, Refusal> {
+        if text.len() > MAX_VALUE_BYTES || key.len() > MAX_KEY_BYTES {
+            return Err(Refusal::Oversized);
+        }
+        // chitchat slices the first byte of a key as text: anything but ASCII would panic there.
+        if key.is_empty() || !key.is_ascii() {
+            return Err(Refusal::Undecodable);
+        }
+        if key == "cert" {
+            return self.offer_chain(authority, origin, version, text, now);
+        }
+        let record = self.records.get_mut(&origin.id).ok_or(Refusal::NoCertificate)?;
+        let stale = if key == "lease" { Refusal::StaleLease } else { Refusal::NotNewer };
+        match &record.life {
+            Some(life) if origin.generation < life.origin.generation => return Err(Refusal::OldGeneration),
+            Some(life) if origin.generation == life.origin.generation => {
+                if life.origin.addr != origin.addr {
+                    return Err(Refusal::BadSignature);
+                }
+                match life.held.get(key) {
+                    Some(held) if held.seq == version && held.text == text => return Ok(Taken::Known),
+                    Some(held) if held.seq >= version => return Err(stale),
+                    None if version <= life.floor => return Err(stale),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        let signed = keyspace::open(origin, key, version, text, &record.public_key)?;
+        let known = Key::parse(key);
+        let value = match &known {
+            Some(key) if !signed.withdrawn => Some(Value::decode(key, &signed.payload)?),
+            _ => None,
+        };
+        record.take(origin, (key, version, text), signed.withdrawn)?;
+        let Some(key) = known else { return Ok(Taken::Uninterpreted) };
+        record.interpret(key, value, direct, now);
+        Ok(Taken::New)
+    }
+
+    fn offer_chain(
+        &mut self,
+        authority: &dyn Authority,
+        origin: &Origin,
+        version: u64,
+        text: &str,
+        now: Instant,
+    ) -> Result<Taken, Refusal> {
+        if version != CERT_VERSION {
+            return Err(Refusal::BadCertificate);
+        }
+        if self.records.get(&origin.id).is_some_and(|record| record.cert_text == text) {
+            return Ok(Taken::Known);
+        }
+        let chain = keyspace::open_chain(text)?;
+        let (id, public_key) = authority.router_of(&chain).ok_or(Refusal::BadCertificate)?;
+        if id != origin.id {
+            return Err(Refusal::BadCertificate);
+        }
+        if let Some(record) = self.records.get_mut(&id) {
+            record.cert_text = text.to_owned();
+            record.public_key = public_key;
+        } else if self.records.len() < MAX_MEMBERS {
+            let record =
+                Record { cert_text: text.to_owned(), public_key, life: None, lost_since: None, touched: now };
+            self.records.insert(id, record);
+        } else {
+            return Err(Refusal::Oversized);
+        }
+        Ok(Taken::New)
+    }
+
+    /// Returns true if `origin` is a router's newest known life, proven by at least one signed value.
+    pub fn is_current(&self, origin: &Origin) -> bool {
+        self.life(&origin.id).is_some_and(|life| life.origin == *origin)
+    }
+
+    /// Returns the number of the newest lease of `origin`, 0 when there is none.
+    pub fn lease_seq(&self, origin: &Origin) -> u64 {
+        let life = self.life(&origin.id).filter(|life| life.origin == *origin);
+        life.and_then(|life| life.held.get("lease")).map_or(0, |held| held.seq)
+    }
+
+    /// Returns true if the value withdraws its key; `false` also for one that is not held.
+    pub fn is_withdrawn(&self, origin: &Origin, key: &str) -> bool {
+        self.life(&origin.id).and_then(|life| life.held.get(key)).is_some_and(|held| held.withdrawn)
+    }
+
+    /// Tells that the last connection to a router was lost, or that there is one again.
+    pub fn set_connected(&mut self, id: &NodeId, connected: bool, now: Instant) {
+        if let Some(record) = self.records.get_mut(id) {
+            record.lost_since = if connected { None } else { record.lost_since.or(Some(now)) };
+        }
+    }
+
+    /// Forgets routers that have been silent for [`FORGET_AFTER`].
+    pub fn forget_silent(&mut self, now: Instant) {
+        let me = &self.me;
+        self.records.retain(|id, record| {
+            id == me || now.saturating_duration_since(record.touched) < FORGET_AFTER
+        });
+    }
+
+    /// Returns the mesh as it is known at `now`.
+    pub fn view(&self, now: Instant) -> ClusterView {
+        let members = self.records.iter().filter_map(|(id, record)| {
+            let life = record.life.as_ref()?;
+            let lost = record.lost_since.is_some_and(|at| now.saturating_duration_since(at) >= RECONNECT_GRACE);
+            let mine = *id == self.me;
+            let member = Member {
+                id: id.clone(),
+                info: life.info.clone()?,
+                devices: life.devices.clone(),
+                stats: life.stats.clone(),
+                alive: mine || (life.lease.alive(now) && !lost),
+                last_seen: if mine { now } else { life.lease.renewed_at.unwrap_or(record.touched) }.into_std(),
+                generation: life.origin.generation,
+            };
+            Some((id.clone(), member))
+        });
+        ClusterView { me: self.me.clone(), members: members.collect() }
+    }
+
+    /// Returns the bytes of keys and texts held of all routers, withdrawn ones included.
+    pub fn held_bytes(&self) -> usize {
+        let lives = self.records.values().filter_map(|record| record.life.as_ref());
+        lives.flat_map(|life| life.held.iter()).map(|(key, held)| key.len() + held.text.len()).sum()
+    }
+
+    fn life(&self, id: &NodeId) -> Option<&Life> {
+        self.records.get(id)?.life.as_ref()
+    }
+}
+
+impl Record {
+    /// Holds a verified value, starting a new life if it is from one.
+    fn take(
+        &mut self,
+        origin: &Origin,
+        (key, version, text): (&str, u64, &str),
+        withdrawn: bool,
+    ) -> Result<(), Refusal> {
+        let mut fresh = None;
+        let current = self.life.as_mut().filter(|life| life.origin == *origin);
+        let life = match current {
+            Some(life) => life,
+            None => fresh.insert(Life::new(origin.clone())),
+        };
+        let old = life.held.get(key).filter(|held| !held.withdrawn).map_or(0, |held| key.len() + held.text.len());
+        let new = if withdrawn { 0 } else { key.len() + text.len() };
+        if life.bytes - old + new > MAX_NODE_BYTES {
+            return Err(Refusal::Oversized);
+        }
+        if !life.held.contains_key(key) && life.held.len() >= MAX_KEYS {
+            let oldest = life.held.iter().filter(|(_, held)| held.withdrawn).min_by_key(|(_, held)| held.seq);
+            let (oldest, seq) = oldest.map(|(key, held)| (key.clone(), held.seq)).ok_or(Refusal::Oversized)?;
+            life.held.remove(&oldest);
+            life.floor = life.floor.max(seq);
+        }
+        life.bytes = life.bytes - old + new;
+        life.held.insert(key.to_owned(), Held { seq: version, text: text.to_owned(), withdrawn });
+        if fresh.is_some() {
+            self.life = fresh;
+        }
+        Ok(())
+    }
+
+    /// Changes what the view shows; `None` is a withdrawal.
+    fn interpret(&mut self, key: Key, value: Option<Value>, direct: bool, now: Instant) {
+        let Some(life) = self.life.as_mut() else { return };
+        match (key, value) {
+            (Key::Node, Some(Value::Node(info))) => life.info = Some(info),
+            (Key::Stats, Some(Value::Stats(stats))) => life.stats = Some(stats),
+            (Key::Device(id), Some(Value::Device(device))) => {
+                life.devices.insert(id, device);
+            }
+            (Key::Lease, Some(_)) => {
+                life.lease.renew(now, direct);
+                self.touched = now;
+                if direct {
+                    self.lost_since = None;
+                }
+            }
+            (Key::Node, _) => life.info = None,
+            (Key::Stats, _) => life.stats = None,
+            (Key::Device(id), _) => {
+                life.devices.remove(&id);
+            }
+            // A router that leaves takes its lease back, and is gone from every view a moment later.
+            (Key::Lease, None) => life.lease = LeaseState::default(),
+            (Key::Cert, _) => {}
+        }
+    }
+}
