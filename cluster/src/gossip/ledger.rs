@@ -28,9 +28,19 @@ pub const LEASE_VALIDITY: Duration = Duration::from_millis(3_500);
 /// How long a lost connection to a router may take to come back before the router stops being selectable.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a silent router is remembered; shorter than a withdrawn key is (`WITHDRAWN_FOR`), so that
-/// whoever missed a withdrawal has also forgotten the value.
-pub const FORGET_AFTER: Duration = Duration::from_secs(15 * 60);
+/// How long chitchat keeps a member after it found it dead.
+pub const DEAD_KEPT: Duration = Duration::from_secs(15 * 60);
+
+/// How long a silent router is remembered: longer than chitchat does, which would otherwise ask only for what
+/// is newer than values (the certificate) that are forgotten here; and shorter than a withdrawn key
+/// ([`WITHDRAWN_FOR`]), so that whoever missed a withdrawal has also forgotten the value.
+pub const FORGET_AFTER: Duration = Duration::from_secs(17 * 60);
+
+/// How long a withdrawn key is remembered, here and in chitchat.
+pub const WITHDRAWN_FOR: Duration = Duration::from_secs(30 * 60);
+
+/// Longest text of a withdrawal, in bytes: an envelope with nothing in it has 250.
+const MAX_WITHDRAWAL_BYTES: usize = 512;
 
 /// Most routers that are known at once; the mesh is meant for a hundred.
 pub const MAX_MEMBERS: usize = 256;
@@ -77,7 +87,7 @@ struct Life {
     held: BTreeMap<String, Held>,
     /// Bytes of keys and texts that are held and not withdrawn.
     bytes: usize,
-    /// Keys that are not held and not newer than this were withdrawn and then dropped for room.
+    /// Keys that are not held and not newer than this were withdrawn long ago.
     floor: u64,
     info: Option<NodeInfo>,
     devices: BTreeMap<NodeId, DeviceInfo>,
@@ -88,7 +98,7 @@ struct Life {
 struct Held {
     seq: u64,
     text: String,
-    withdrawn: bool,
+    withdrawn_at: Option<Instant>,
 }
 
 /// Renewals as the reader saw them arrive.
@@ -129,6 +139,18 @@ impl Life {
             stats: None,
             lease: LeaseState::default(),
         }
+    }
+
+    /// Drops withdrawn keys that chitchat has dropped, too, and refuses their old values from now on.
+    fn drop_withdrawn(&mut self, now: Instant) {
+        let floor = &mut self.floor;
+        self.held.retain(|_, held| {
+            let old = held.withdrawn_at.is_some_and(|at| now.saturating_duration_since(at) >= WITHDRAWN_FOR);
+            if old {
+                *floor = held.seq.max(*floor);
+            }
+            !old
+        });
     }
 }
 
@@ -180,12 +202,15 @@ impl Ledger {
             _ => {}
         }
         let signed = keyspace::open(origin, key, version, text, &record.public_key)?;
+        if signed.withdrawn && text.len() > MAX_WITHDRAWAL_BYTES {
+            return Err(Refusal::Oversized);
+        }
         let known = Key::parse(key);
         let value = match &known {
             Some(key) if !signed.withdrawn => Some(Value::decode(key, &signed.payload)?),
             _ => None,
         };
-        record.take(origin, (key, version, text), signed.withdrawn)?;
+        record.take(origin, (key, version, text), signed.withdrawn.then_some(now), now)?;
         let Some(key) = known else { return Ok(Taken::Uninterpreted) };
         record.interpret(key, value, direct, now);
         Ok(Taken::New)
@@ -236,7 +261,7 @@ impl Ledger {
 
     /// Returns true if the value withdraws its key; `false` also for one that is not held.
     pub fn is_withdrawn(&self, origin: &Origin, key: &str) -> bool {
-        self.life(&origin.id).and_then(|life| life.held.get(key)).is_some_and(|held| held.withdrawn)
+        self.life(&origin.id).and_then(|life| life.held.get(key)).is_some_and(|held| held.withdrawn_at.is_some())
     }
 
     /// Tells that the last connection to a router was lost, or that there is one again.
@@ -291,7 +316,8 @@ impl Record {
         &mut self,
         origin: &Origin,
         (key, version, text): (&str, u64, &str),
-        withdrawn: bool,
+        withdrawn_at: Option<Instant>,
+        now: Instant,
     ) -> Result<(), Refusal> {
         let mut fresh = None;
         let current = self.life.as_mut().filter(|life| life.origin == *origin);
@@ -299,19 +325,20 @@ impl Record {
             Some(life) => life,
             None => fresh.insert(Life::new(origin.clone())),
         };
-        let old = life.held.get(key).filter(|held| !held.withdrawn).map_or(0, |held| key.len() + held.text.len());
-        let new = if withdrawn { 0 } else { key.len() + text.len() };
+        let old = life.held.get(key).filter(|held| held.withdrawn_at.is_none());
+        let old = old.map_or(0, |held| key.len() + held.text.len());
+        let new = if withdrawn_at.is_some() { 0 } else { key.len() + text.len() };
         if life.bytes - old + new > MAX_NODE_BYTES {
             return Err(Refusal::Oversized);
         }
         if !life.held.contains_key(key) && life.held.len() >= MAX_KEYS {
-            let oldest = life.held.iter().filter(|(_, held)| held.withdrawn).min_by_key(|(_, held)| held.seq);
-            let (oldest, seq) = oldest.map(|(key, held)| (key.clone(), held.seq)).ok_or(Refusal::Oversized)?;
-            life.held.remove(&oldest);
-            life.floor = life.floor.max(seq);
+            life.drop_withdrawn(now);
+            if life.held.len() >= MAX_KEYS {
+                return Err(Refusal::Oversized);
+            }
         }
         life.bytes = life.bytes - old + new;
-        life.held.insert(key.to_owned(), Held { seq: version, text: text.to_owned(), withdrawn });
+        life.held.insert(key.to_owned(), Held { seq: version, text: text.to_owned(), withdrawn_at });
         if fresh.is_some() {
             self.life = fresh;
         }
@@ -342,6 +369,253 @@ impl Record {
             // A router that leaves takes its lease back, and is gone from every view a moment later.
             (Key::Lease, None) => life.lease = LeaseState::default(),
             (Key::Cert, _) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gossip::testing::{TestAuthority, Writer};
+    use proptest::prelude::*;
+
+    struct Reader {
+        ledger: Ledger,
+        now: Instant,
+    }
+
+    impl Reader {
+        fn new() -> Self {
+            Self { ledger: Ledger::new(NodeId::from_spki(b"reader")), now: Instant::now() }
+        }
+
+        fn offer(&mut self, writer: &Writer, key: &str, version: u64, text: &str) -> Result<Taken, Refusal> {
+            self.offer_as(&writer.origin, key, version, text, false)
+        }
+
+        fn offer_as(
+            &mut self,
+            origin: &Origin,
+            key: &str,
+            version: u64,
+            text: &str,
+            direct: bool,
+        ) -> Result<Taken, Refusal> {
+            self.ledger.offer(&TestAuthority, origin, (key, version, text), direct, self.now)
+        }
+
+        fn meet(&mut self, writer: &Writer) {
+            self.offer(writer, "cert", 1, &writer.chain()).unwrap();
+            self.offer(writer, "node", 2, &writer.node(2, "first")).unwrap();
+        }
+
+        fn member(&self, writer: &Writer) -> Option<Member> {
+            self.ledger.view(self.now).members.remove(writer.id())
+        }
+
+        fn lease(&mut self, writer: &Writer, seq: u64) -> bool {
+            self.offer(writer, "lease", seq, &writer.lease(seq)).unwrap();
+            self.member(writer).unwrap().alive
+        }
+    }
+
+    #[test]
+    fn nothing_counts_before_the_certificate() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        let node = writer.node(2, "first");
+        assert_eq!(reader.offer(&writer, "node", 2, &node), Err(Refusal::NoCertificate));
+        assert_eq!(reader.offer(&writer, "cert", 2, &writer.chain()), Err(Refusal::BadCertificate), "late");
+        let other = Writer::new(2, 5);
+        assert_eq!(reader.offer(&writer, "cert", 1, &other.chain()), Err(Refusal::BadCertificate), "another's");
+        assert_eq!(reader.offer(&writer, "cert", 1, &writer.chain()), Ok(Taken::New));
+        assert!(reader.member(&writer).is_none(), "a chain alone is no member");
+        assert_eq!(reader.offer(&writer, "node", 2, &node), Ok(Taken::New));
+        assert_eq!(reader.member(&writer).unwrap().info.name, "first");
+    }
+
+    #[test]
+    fn an_unsigned_life_replaces_nothing() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        let forged = Origin { generation: u64::MAX, ..writer.origin.clone() };
+        assert_eq!(reader.offer_as(&forged, "cert", 1, &writer.chain(), false), Ok(Taken::Known));
+        let node = writer.node(9, "forged");
+        assert_eq!(reader.offer_as(&forged, "node", 9, &node, false), Err(Refusal::OldGeneration));
+        assert!(reader.ledger.is_current(&writer.origin));
+        assert_eq!(reader.offer(&writer, "node", 3, &writer.node(3, "second")), Ok(Taken::New));
+    }
+
+    #[test]
+    fn a_restart_ends_the_old_life() {
+        let (mut reader, old) = (Reader::new(), Writer::new(1, 5));
+        let device = NodeId::from_spki(b"device");
+        reader.meet(&old);
+        reader.offer(&old, &Key::Device(device.clone()).to_string(), 3, &old.device(&device, 3)).unwrap();
+        assert_eq!(reader.member(&old).unwrap().devices.len(), 1);
+        let new = Writer::new(1, 6);
+        reader.offer(&new, "node", 2, &new.node(2, "again")).unwrap();
+        let member = reader.member(&new).unwrap();
+        assert_eq!((member.generation, member.devices.len(), member.info.name.as_str()), (6, 0, "again"));
+        assert_eq!(reader.offer(&old, "node", 99, &old.node(99, "ghost")), Err(Refusal::OldGeneration));
+    }
+
+    #[test]
+    fn a_withdrawn_device_goes_and_its_old_value_does_not_come_back() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        let device = NodeId::from_spki(b"device");
+        let key = Key::Device(device.clone());
+        let (name, old) = (key.to_string(), writer.device(&device, 3));
+        reader.meet(&writer);
+        reader.offer(&writer, &name, 3, &old).unwrap();
+        reader.offer(&writer, &name, 4, &writer.seal(&key, 4, None)).unwrap();
+        assert!(reader.member(&writer).unwrap().devices.is_empty());
+        assert_eq!(reader.offer(&writer, &name, 3, &old), Err(Refusal::NotNewer));
+    }
+
+    #[test]
+    fn withdrawn_keys_make_room_only_after_their_time() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        let key = |n: u64| Key::Device(NodeId::from_spki(&n.to_be_bytes()));
+        let withdraw = |reader: &mut Reader, n: u64| {
+            reader.offer(&writer, &key(n).to_string(), n, &writer.seal(&key(n), n, None))
+        };
+        for n in 3..MAX_KEYS as u64 + 2 {
+            withdraw(&mut reader, n).unwrap();
+        }
+        assert_eq!(withdraw(&mut reader, 5_000), Err(Refusal::Oversized));
+        reader.now += WITHDRAWN_FOR;
+        assert_eq!(withdraw(&mut reader, 5_000), Ok(Taken::New));
+        assert_eq!(withdraw(&mut reader, 4), Err(Refusal::NotNewer), "below the floor");
+    }
+
+    #[test]
+    fn all_values_of_a_node_together_are_bounded() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        let big = "x".repeat(5_000);
+        let refused = (3u64..20).find(|seq| {
+            let device = NodeId::from_spki(&seq.to_be_bytes());
+            let info = DeviceInfo { id: device.to_string(), name: big.clone(), ..DeviceInfo::default() };
+            let key = Key::Device(device);
+            let text = writer.seal(&key, *seq, Some(&Value::Device(info)));
+            reader.offer(&writer, &key.to_string(), *seq, &text) == Err(Refusal::Oversized)
+        });
+        assert!(refused.is_some());
+        assert!(reader.ledger.held_bytes() <= MAX_NODE_BYTES);
+    }
+
+    #[test]
+    fn unknown_keys_are_held_but_not_shown() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        let before = reader.member(&writer);
+        assert_eq!(reader.offer(&writer, "future", 3, "AAAA"), Err(Refusal::ForeignOrigin));
+        for key in ["", "\u{e9}t\u{e9}"] {
+            assert_eq!(reader.offer(&writer, key, 3, "AAAA"), Err(Refusal::Undecodable), "{key}");
+        }
+        assert_eq!(reader.member(&writer), before);
+    }
+
+    #[test]
+    fn a_lease_must_be_renewed_to_be_alive() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        assert!(!reader.lease(&writer, 3), "one lease may be an old one");
+        reader.now += LEASE_RENEWAL;
+        assert!(reader.lease(&writer, 4));
+        let text = writer.lease(3);
+        assert_eq!(reader.offer(&writer, "lease", 3, &text), Err(Refusal::StaleLease));
+        reader.now += LEASE_VALIDITY;
+        assert!(reader.member(&writer).unwrap().alive);
+        reader.now += Duration::from_millis(1);
+        assert!(!reader.member(&writer).unwrap().alive);
+        reader.now += Duration::from_secs(60);
+        assert!(!reader.lease(&writer, 50), "came round a healed partition");
+        reader.now += LEASE_RENEWAL;
+        assert!(reader.lease(&writer, 51));
+    }
+
+    #[test]
+    fn a_lease_from_the_owner_itself_counts_at_once_until_taken_back() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        reader.offer_as(&writer.origin, "lease", 3, &writer.lease(3), true).unwrap();
+        assert!(reader.member(&writer).unwrap().alive);
+        reader.offer(&writer, "lease", 4, &writer.seal(&Key::Lease, 4, None)).unwrap();
+        assert!(!reader.member(&writer).unwrap().alive);
+    }
+
+    #[test]
+    fn a_lost_connection_that_does_not_come_back_is_death() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        reader.lease(&writer, 3);
+        assert!(reader.lease(&writer, 4));
+        reader.ledger.set_connected(writer.id(), false, reader.now);
+        assert!(reader.member(&writer).unwrap().alive);
+        reader.now += RECONNECT_GRACE;
+        assert!(!reader.member(&writer).unwrap().alive);
+        reader.ledger.set_connected(writer.id(), true, reader.now);
+        assert!(reader.member(&writer).unwrap().alive);
+    }
+
+    #[test]
+    fn the_silent_are_forgotten() {
+        let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+        reader.meet(&writer);
+        reader.lease(&writer, 3);
+        reader.now += FORGET_AFTER - Duration::from_secs(1);
+        reader.ledger.forget_silent(reader.now);
+        assert!(reader.member(&writer).is_some());
+        reader.now += Duration::from_secs(1);
+        reader.ledger.forget_silent(reader.now);
+        assert!(reader.member(&writer).is_none());
+    }
+
+    /// (generation, seq, which value)
+    fn history() -> impl Strategy<Value = Vec<(u64, u64, u8)>> {
+        prop::collection::vec((1u64..4, 2u64..12, 0u8..5), 1..25)
+    }
+
+    fn deliver(reader: &mut Reader, (generation, seq, which): (u64, u64, u8)) {
+        let writer = Writer::new(1, generation);
+        let device = NodeId::from_spki(&[which]);
+        // One seq never carries two values: chitchat gives each write a version of its own.
+        let seq = seq * 8 + u64::from(which);
+        let key = if which == 0 { Key::Node } else { Key::Device(device.clone()) };
+        let text = match which {
+            0 => writer.node(seq, &format!("name {seq}")),
+            _ if seq % 3 == 0 => writer.seal(&key, seq, None),
+            _ => writer.device(&device, seq),
+        };
+        let _ = reader.offer(&writer, &key.to_string(), seq, &text);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn the_order_of_arrival_does_not_matter(mut history in history(), seed: u64) {
+            let writer = Writer::new(1, 1);
+            let run = |history: &[(u64, u64, u8)]| {
+                let mut reader = Reader::new();
+                reader.offer(&writer, "cert", 1, &writer.chain()).unwrap();
+                history.iter().for_each(|event| deliver(&mut reader, *event));
+                reader.member(&writer).map(|m| (m.info, m.devices, m.generation))
+            };
+            let straight = run(&history);
+            let newest = history.iter().map(|(generation, ..)| *generation).max();
+            let mut state = seed | 1;
+            for i in (1..history.len()).rev() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                history.swap(i, (state >> 33) as usize % (i + 1));
+            }
+            history.extend(history.clone());
+            let shuffled = run(&history);
+            prop_assert_eq!(&straight, &shuffled);
+            if let Some((_, _, generation)) = straight {
+                prop_assert_eq!(Some(generation), newest);
+            }
         }
     }
 }
