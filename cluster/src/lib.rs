@@ -6,4 +6,5 @@
 
 pub mod identity;
 pub mod ids;
+pub mod quic;
 pub mod tasks;

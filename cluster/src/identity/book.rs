@@ -59,7 +59,9 @@ impl TokenRecord {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The issuer has no such token.
-    #[error("the node that should have made this token does not know it; make a new one with `shoal token create`")]
+    #[error(
+        "the node that should have made this token does not know it; make a new one with `shoal token create`"
+    )]
     Unknown,
     /// All uses are taken.
     #[error("this token has been used already; make a new one with `shoal token create`")]
@@ -71,13 +73,17 @@ pub enum Refusal {
     #[error("this token has been revoked; make a new one with `shoal token create`")]
     Revoked,
     /// Made for the other role.
-    #[error("this token is for another role; make one with `shoal token create --role router` or `--role device`")]
+    #[error(
+        "this token is for another role; make one with `shoal token create --role router` or `--role device`"
+    )]
     WrongRole,
     /// Altered.
     #[error("the secret of this token is wrong; copy it again, or make a new one with `shoal token create`")]
     WrongSecret,
     /// The book could not be written; the token was not used up.
-    #[error("the node could not record the use of this token ({0}); check its disk with `shoal doctor` there and try again")]
+    #[error(
+        "the node could not record the use of this token ({0}); check its disk with `shoal doctor` there and try again"
+    )]
     Store(String),
 }
 

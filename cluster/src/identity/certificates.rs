@@ -270,7 +270,8 @@ mod tests {
         let root = Authority::root(MESH, SystemTime::now()).unwrap();
         let key = new_key().unwrap();
         let csr = request_for(&key).unwrap();
-        let (_, certificate) = root.sign_leaf(&csr, MESH, role, "name\nwith break", SystemTime::now()).unwrap();
+        let (_, certificate) =
+            root.sign_leaf(&csr, MESH, role, "name\nwith break", SystemTime::now()).unwrap();
         (key, certificate)
     }
 
@@ -291,7 +292,9 @@ mod tests {
         let (mine, other) = (new_key().unwrap(), NodeId::from_spki(b"another key"));
         let params = leaf_params(MESH, Role::Router, &other, "", SystemTime::now()).unwrap();
         let certificate = root.sign(&params, &mine).unwrap();
-        assert!(matches!(leaf_facts(&certificate), Err(CertificateError::WrongKey { claimed, .. }) if claimed == other));
+        assert!(
+            matches!(leaf_facts(&certificate), Err(CertificateError::WrongKey { claimed, .. }) if claimed == other)
+        );
     }
 
     #[test]

@@ -352,7 +352,9 @@ pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 /// Collects certificates into a root store; none may be damaged.
-pub(crate) fn root_store(roots: &[CertificateDer<'static>]) -> Result<Arc<rustls::RootCertStore>, CertificateError> {
+pub(crate) fn root_store(
+    roots: &[CertificateDer<'static>],
+) -> Result<Arc<rustls::RootCertStore>, CertificateError> {
     let mut store = rustls::RootCertStore::empty();
     for root in roots {
         store.add(root.clone()).map_err(|_| CertificateError::Damaged)?;

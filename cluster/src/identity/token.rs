@@ -145,10 +145,8 @@ fn parse(content: &[u8]) -> Result<JoinToken, InvalidToken> {
     let token_id = rest.array()?;
     let secret = rest.array()?;
     let issuer: [u8; ID_LEN] = rest.array()?;
-    let issuer = std::str::from_utf8(&issuer)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or(InvalidToken::Damaged)?;
+    let issuer =
+        std::str::from_utf8(&issuer).ok().and_then(|text| text.parse().ok()).ok_or(InvalidToken::Damaged)?;
     let expires_unix_s = u64::from_be_bytes(rest.array()?);
     let count = usize::from(rest.byte()?);
     let mut seeds = Vec::with_capacity(count.min(SEED_LIMIT));
