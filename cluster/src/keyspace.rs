@@ -206,16 +206,27 @@ pub fn seal(
     value: Option<&Value>,
     sign: impl FnOnce(&[u8]) -> Vec<u8>,
 ) -> Result<String, Refusal> {
+    seal_under(&key.to_string(), origin, (seq, issued_unix_ms), value.map(Value::encode), sign)
+}
+
+/// As [`seal`], for any key text and payload.
+pub(crate) fn seal_under(
+    key: &str,
+    origin: &Origin,
+    (seq, issued_unix_ms): (u64, u64),
+    payload: Option<Vec<u8>>,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> Result<String, Refusal> {
     let mut signed = SignedValue {
         origin: origin.id.to_string(),
         generation: origin.generation,
         seq,
         issued_unix_ms,
-        payload: value.map(Value::encode).unwrap_or_default(),
+        withdrawn: payload.is_none(),
+        payload: payload.unwrap_or_default(),
         signature: Vec::new(),
-        withdrawn: value.is_none(),
     };
-    signed.signature = sign(&signing_bytes(origin, &key.to_string(), &signed));
+    signed.signature = sign(&signing_bytes(origin, key, &signed));
     let text = BASE64_NOPAD.encode(&signed.encode_to_vec());
     if text.len() > MAX_VALUE_BYTES { Err(Refusal::Oversized) } else { Ok(text) }
 }

@@ -4,10 +4,13 @@
 //! [`identity`] holds keys, certificates and join tokens; [`quic`] the one endpoint with everything that
 //! runs on it; [`keyspace`] and [`view`] are pure; [`gossip`] owns chitchat; `service` ties them together.
 
+pub mod advertise;
 pub mod gossip;
 pub mod identity;
 pub mod ids;
 pub mod keyspace;
 pub mod quic;
+#[cfg(any(test, feature = "test-util"))]
+pub mod sim;
 pub mod tasks;
 pub mod view;

@@ -8,6 +8,7 @@
 //!   signed value, and a reader that missed one for longer than tombstones live has forgotten the member.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ const MAX_LIVES: usize = 2 * MAX_MEMBERS;
 
 /// Lives of one member that chitchat may know at once: restarts within [`FORGET_AFTER`].
 const MAX_LIVES_OF_ONE: usize = 8;
+
+/// Addresses of one router that are tried.
+const MAX_ADDRESSES: usize = 8;
 
 /// How long chitchat may still know a life that was superseded: its grace period and the time to notice.
 const LIFE_KEPT: Duration = FORGET_AFTER.saturating_add(Duration::from_secs(60));
@@ -164,10 +168,23 @@ impl Guard {
         self.ledger.view(now)
     }
 
-    /// Returns the gossip address of each router that is known, this one left out.
-    pub fn addresses(&self) -> BTreeMap<NodeId, std::net::SocketAddr> {
-        let current = self.lives.keys().filter(|life| self.ledger.is_current(life) && life.id != self.me.id);
-        current.map(|life| (life.id.clone(), life.addr)).collect()
+    /// Returns where a router receives gossip: its gossip address, then all others that it named.
+    pub fn addresses_of(&self, id: &NodeId) -> Vec<SocketAddr> {
+        let Some((gossip, info)) = self.ledger.whereabouts(id) else { return Vec::new() };
+        let mut addrs = vec![gossip];
+        let named = info.into_iter().flat_map(|info| info.mesh_addrs.iter());
+        for addr in named.filter_map(|text| text.parse().ok()).take(MAX_ADDRESSES) {
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        }
+        addrs
+    }
+
+    /// Returns the router that receives gossip at an address.
+    pub fn id_at(&self, addr: SocketAddr) -> Option<NodeId> {
+        let mut current = self.lives.keys().filter(|life| self.ledger.is_current(life));
+        current.find(|life| life.addr == addr).map(|life| life.id.clone())
     }
 
     /// Returns the bytes of all values held, for tests of the memory bound.

@@ -9,6 +9,7 @@
 //! from the router's own connection counts at once.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo};
@@ -264,6 +265,11 @@ impl Ledger {
         self.life(&origin.id).and_then(|life| life.held.get(key)).is_some_and(|held| held.withdrawn_at.is_some())
     }
 
+    /// Returns where a router receives gossip, and what else it says of itself.
+    pub fn whereabouts(&self, id: &NodeId) -> Option<(SocketAddr, Option<&NodeInfo>)> {
+        self.life(id).map(|life| (life.origin.addr, life.info.as_ref()))
+    }
+
     /// Tells that the last connection to a router was lost, or that there is one again.
     pub fn set_connected(&mut self, id: &NodeId, connected: bool, now: Instant) {
         if let Some(record) = self.records.get_mut(id) {
@@ -510,7 +516,11 @@ mod tests {
         let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
         reader.meet(&writer);
         let before = reader.member(&writer);
-        assert_eq!(reader.offer(&writer, "future", 3, "AAAA"), Err(Refusal::ForeignOrigin));
+        let text = writer.seal_under("future", 3, b"whatever");
+        assert_eq!(reader.offer(&writer, "future", 3, &text), Ok(Taken::Uninterpreted));
+        assert_eq!(reader.offer(&writer, "future", 3, &text), Ok(Taken::Known));
+        let forged = Writer::new(2, 5).seal_under("future", 4, b"whatever");
+        assert_eq!(reader.offer(&writer, "future", 4, &forged), Err(Refusal::ForeignOrigin));
         for key in ["", "\u{e9}t\u{e9}"] {
             assert_eq!(reader.offer(&writer, key, 3, "AAAA"), Err(Refusal::Undecodable), "{key}");
         }

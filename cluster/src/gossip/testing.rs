@@ -10,7 +10,7 @@ use crate::gossip::ledger::Authority;
 use crate::ids::NodeId;
 use crate::keyspace::{self, Key, Origin, Value};
 
-/// Takes a chain of exactly one raw public key for a certificate; keys that start with 0 are no router's.
+/// Takes a chain of exactly one raw public key for a certificate.
 pub(crate) struct TestAuthority;
 
 impl Authority for TestAuthority {
@@ -47,6 +47,11 @@ impl Writer {
 
     pub(crate) fn seal(&self, key: &Key, seq: u64, value: Option<&Value>) -> String {
         keyspace::seal(&self.origin, key, seq, 0, value, |m| self.pair.sign(m).as_ref().to_vec()).unwrap()
+    }
+
+    pub(crate) fn seal_under(&self, key: &str, seq: u64, payload: &[u8]) -> String {
+        let sign = |message: &[u8]| self.pair.sign(message).as_ref().to_vec();
+        keyspace::seal_under(key, &self.origin, (seq, 0), Some(payload.to_vec()), sign).unwrap()
     }
 
     pub(crate) fn node(&self, seq: u64, name: &str) -> String {

@@ -13,12 +13,14 @@ use crate::ids::NodeId;
 
 mod accept;
 mod alpn;
+mod directory;
 mod net;
 mod pool;
 mod tls;
 
 pub use accept::Acceptor;
 pub use alpn::Alpn;
+pub use directory::{Directory, RouterAddr};
 pub use net::{CONNECT_DEADLINE, Connections, Link, Net, canonical};
 
 /// Close codes of connections, and reset codes of streams.
