@@ -104,7 +104,7 @@ async fn a_device_links_to_a_second_router_that_it_learnt_from_the_first() {
     // One goes: the other keeps the device.
     first.node.net.close();
     expect_links(&device.handle, 1).await;
-    assert_eq!(second.rpc.devices(), [device.peer.id.clone()]);
+    assert_eq!(second.rpc.devices(), std::slice::from_ref(&device.peer.id));
 }
 
 #[tokio::test]

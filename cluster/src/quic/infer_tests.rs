@@ -112,6 +112,16 @@ async fn a_request_and_its_answer_cross_whole_and_in_order() {
 }
 
 #[tokio::test]
+async fn a_large_request_crosses_whole() {
+    let mut pair = pair();
+    let mut large = request(b"");
+    large.body = (0..4_000_000u32).map(|n| n as u8).collect::<Vec<u8>>().into();
+    let _answer = pair.asker.rpc.open_infer(&pair.to, &large).await.unwrap();
+    let (_, asked, _) = expect_infer(&mut pair.answerer.inbound).await;
+    assert!(asked == large, "the body was changed on its way");
+}
+
+#[tokio::test]
 async fn the_accepting_router_asks_back_on_the_same_connection() {
     let mut pair = pair();
     let _answer = pair.asker.rpc.open_infer(&pair.to, &request(b"")).await.unwrap();

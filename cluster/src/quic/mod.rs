@@ -17,6 +17,7 @@ mod alpn;
 mod device;
 mod directory;
 mod frames;
+mod grpc;
 mod infer;
 mod net;
 mod pool;
@@ -27,9 +28,14 @@ pub use accept::Acceptor;
 pub use alpn::Alpn;
 pub use device::{DeviceHandle, DeviceLink, DeviceSettings, LinkState};
 pub use directory::{Directory, RouterAddr};
+pub use grpc::{Caller, Channels, serve_control, serve_join};
 pub use infer::{FRAME_LIMIT, InferStream, REQUEST_BODY_LIMIT, Responder};
 pub use net::{CONNECT_DEADLINE, Connections, Link, Net, canonical};
 pub use rpc::{INBOUND, Inbound, Rpc};
+
+pub(crate) use grpc::channel_on;
+pub(crate) use net::udp_socket;
+pub(crate) use tls::joiner_config;
 
 /// Close codes of connections, and reset codes of streams.
 pub mod code {
@@ -134,6 +140,6 @@ pub enum Error {
 #[cfg(test)]
 mod device_tests;
 #[cfg(test)]
-mod infer_tests;
+pub(crate) mod infer_tests;
 #[cfg(test)]
 pub(crate) mod tests;
