@@ -4,5 +4,7 @@
 //! [`identity`] holds keys, certificates and join tokens; [`quic`] the one endpoint with everything that
 //! runs on it; [`keyspace`] and [`view`] are pure; [`gossip`] owns chitchat; [`service`] ties them together.
 
+pub mod identity;
 pub mod ids;
+pub mod quic;
 pub mod tasks;

@@ -1,0 +1,119 @@
+//! The one QUIC endpoint of a process and everything that runs on it.
+//!
+//! One UDP port dials and listens, so the source address of a connection is the address that its owner can
+//! be dialled at. The ALPN says what a connection is for, the certificate says who is at its other end:
+//! [`net`] dials, accepts and pools; [`infer`] frames inference streams; [`grpc`] carries tonic.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::identity::CertificateError;
+use crate::ids::NodeId;
+
+mod accept;
+mod alpn;
+mod net;
+mod pool;
+mod tls;
+
+pub use accept::Acceptor;
+pub use alpn::Alpn;
+pub use net::{CONNECT_DEADLINE, Connections, Link, Net, canonical};
+
+/// Close codes of connections, and reset codes of streams.
+pub mod code {
+    use quinn::VarInt;
+
+    /// Ended in order.
+    pub const DONE: VarInt = VarInt::from_u32(0);
+    /// The certificate does not allow what the connection is for.
+    pub const NOT_ALLOWED: VarInt = VarInt::from_u32(1);
+    /// A bounded queue is full; try later.
+    pub const BUSY: VarInt = VarInt::from_u32(2);
+    /// The work on this stream is no longer wanted.
+    pub const CANCELLED: VarInt = VarInt::from_u32(3);
+    /// Bytes that are not of the protocol.
+    pub const PROTOCOL: VarInt = VarInt::from_u32(4);
+    /// The process ends.
+    pub const SHUTDOWN: VarInt = VarInt::from_u32(5);
+}
+
+/// Why something on the mesh's endpoint failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The port could not be bound.
+    #[error(
+        "cannot listen on UDP {addr}: {source}; is another node running? choose another port with --mesh"
+    )]
+    Bind {
+        /// Wanted address.
+        addr: SocketAddr,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The TLS stack refused the identity's key or certificates.
+    #[error("the identity cannot be used for TLS: {0}")]
+    Tls(String),
+    /// A peer could not be reached or refused the handshake.
+    #[error("cannot connect to {addr}: {reason}")]
+    Dial {
+        /// Where to.
+        addr: SocketAddr,
+        /// Why not.
+        reason: String,
+    },
+    /// A peer did not answer in time.
+    #[error("{addr} did not answer within {seconds} s")]
+    Deadline {
+        /// Where to.
+        addr: SocketAddr,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// No address is known, or none answered.
+    #[error("no address of {0} is known")]
+    NoAddress(NodeId),
+    /// Another member answered.
+    #[error("{addr} is {found}, not {expected}")]
+    WrongPeer {
+        /// Where to.
+        addr: SocketAddr,
+        /// Who was wanted.
+        expected: NodeId,
+        /// Who answered.
+        found: NodeId,
+    },
+    /// The address is this node's own.
+    #[error("{0} is this node itself")]
+    Myself(SocketAddr),
+    /// The peer's certificate does not do.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The connection is gone.
+    #[error("the connection is gone: {0}")]
+    Connection(#[from] quinn::ConnectionError),
+    /// The peer abandoned the stream.
+    #[error("the peer cancelled the stream")]
+    Cancelled,
+    /// The stream ended in the middle of a frame.
+    #[error("the stream broke off in the middle of a frame")]
+    Truncated,
+    /// A frame is larger than its kind may be.
+    #[error("a frame of {size} bytes is over the limit of {limit}")]
+    FrameTooLarge {
+        /// Announced or real size.
+        size: usize,
+        /// Limit.
+        limit: usize,
+    },
+    /// Bytes that are not of the protocol.
+    #[error("the peer sent bytes that do not follow the protocol: {0}")]
+    Protocol(String),
+    /// The endpoint was closed.
+    #[error("this node is shutting down")]
+    Shutdown,
+}
+
+#[cfg(test)]
+mod tests;
