@@ -7,6 +7,7 @@
 pub mod http_client;
 pub mod openai_http;
 pub mod sse;
+pub mod tunnel;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -117,10 +117,10 @@ pub(super) fn ollama_essence(shown: &Value) -> Value {
         info.iter().find(|(key, _)| key.ends_with(".context_length")).map(|(_, length)| length.clone())
     });
     let parameters = text(shown, "parameters").lines().map(str::split_whitespace);
-    let chosen = parameters.filter_map(|mut words| (words.next()? == "num_ctx").then(|| words.next()).flatten());
+    let chosen = parameters.rev().find_map(|mut words| (words.next()? == "num_ctx").then(|| words.next()).flatten());
     serde_json::json!({
         "native": native,
-        "chosen": chosen.last().and_then(|text| text.parse::<u32>().ok()),
+        "chosen": chosen.and_then(|text| text.parse::<u32>().ok()),
         "capabilities": shown["capabilities"],
         "remote_host": shown["remote_host"],
         "remote_model": shown["remote_model"],
