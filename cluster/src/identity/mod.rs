@@ -22,10 +22,15 @@ use crate::ids::{MeshId, NodeId, Peer, Role};
 pub mod book;
 pub mod certificates;
 mod files;
+mod issuer;
+pub mod join;
 pub mod token;
 
 pub use book::{BookError, MemoryBook, Refusal, TokenBook, TokenRecord};
 pub use certificates::{CertificateError, LeafFacts, SERVER_NAME, leaf_facts, peer_identity};
+pub use issuer::obtain_issuer;
+pub use join::server::Admission;
+pub use join::{JoinError, Joined};
 pub use token::{InvalidToken, JoinToken};
 
 use certificates::Authority;
@@ -63,6 +68,12 @@ pub enum Error {
     /// This node does not hold the root's key.
     #[error("this node does not hold the mesh's root key")]
     NotRootHolder,
+    /// The token book failed.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// The mesh gave a certificate for something else than was asked for.
+    #[error("the mesh gave a certificate for another mesh or role than the token says; ask for a new token")]
+    NotAsAsked,
     /// A certificate was refused.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -168,6 +179,22 @@ impl Identity {
         write(folder, CA_BUNDLE, &files::pem_certificates(&identity.roots))?;
         write(folder, NODE_CHAIN, &files::pem_certificates(&identity.chain))?;
         Ok(identity)
+    }
+
+    /// As [`Identity::establish`], and refuses what is not of the expected mesh and role.
+    pub(crate) fn establish_as(
+        folder: &Path,
+        key: KeyPair,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+        mesh: MeshId,
+        role: Role,
+    ) -> Result<Self, Error> {
+        let facts = leaf_facts(chain.first().ok_or(CertificateError::Missing)?)?;
+        if facts.mesh != mesh || facts.peer.role != role {
+            return Err(Error::NotAsAsked);
+        }
+        Self::establish(folder, key, chain, roots)
     }
 
     /// Puts the parts together, checking that they belong together.

@@ -2,7 +2,8 @@
 //!
 //! One UDP port dials and listens, so the source address of a connection is the address that its owner can
 //! be dialled at. The ALPN says what a connection is for, the certificate says who is at its other end:
-//! [`net`] dials, accepts and pools; [`infer`] frames inference streams; [`grpc`] carries tonic.
+//! [`net`] dials and pools, [`accept`] lets in; [`rpc`] serves
+//! inference streams and device links, [`device`] is their other end, [`grpc`] carries tonic.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,13 +14,28 @@ use crate::ids::NodeId;
 
 mod accept;
 mod alpn;
+mod device;
+mod directory;
+mod frames;
+mod grpc;
+mod infer;
 mod net;
 mod pool;
+mod rpc;
 mod tls;
 
 pub use accept::Acceptor;
 pub use alpn::Alpn;
+pub use device::{DeviceHandle, DeviceLink, DeviceSettings, LinkState};
+pub use directory::{Directory, RouterAddr};
+pub use grpc::{Caller, Channels, serve_control, serve_join};
+pub use infer::{FRAME_LIMIT, InferStream, REQUEST_BODY_LIMIT, Responder};
 pub use net::{CONNECT_DEADLINE, Connections, Link, Net, canonical};
+pub use rpc::{INBOUND, Inbound, Rpc};
+
+pub(crate) use grpc::channel_on;
+pub(crate) use net::udp_socket;
+pub(crate) use tls::joiner_config;
 
 /// Close codes of connections, and reset codes of streams.
 pub mod code {
@@ -84,6 +100,9 @@ pub enum Error {
         /// Who answered.
         found: NodeId,
     },
+    /// A device has no link to this node.
+    #[error("the device {0} is not linked to this node")]
+    NotLinked(NodeId),
     /// The address is this node's own.
     #[error("{0} is this node itself")]
     Myself(SocketAddr),
@@ -96,6 +115,9 @@ pub enum Error {
     /// The peer abandoned the stream.
     #[error("the peer cancelled the stream")]
     Cancelled,
+    /// The peer reads nothing.
+    #[error("the peer does not read what is sent to it")]
+    Stalled,
     /// The stream ended in the middle of a frame.
     #[error("the stream broke off in the middle of a frame")]
     Truncated,
@@ -116,4 +138,8 @@ pub enum Error {
 }
 
 #[cfg(test)]
-mod tests;
+mod device_tests;
+#[cfg(test)]
+pub(crate) mod infer_tests;
+#[cfg(test)]
+pub(crate) mod tests;

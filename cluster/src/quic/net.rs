@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use quinn::{AsyncUdpSocket, ClientConfig, Connection, Endpoint, Runtime as _, TokioRuntime};
+use quinn::{AsyncUdpSocket, ClientConfig, Connection, Endpoint, Runtime as _, TokioRuntime, VarInt};
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
@@ -318,7 +318,10 @@ impl Net {
             }
             return;
         };
-        let (both_ways, one_way) = tls::streams(alpn);
+        let (both_ways, one_way) = match peer.role {
+            Role::Router => tls::streams(alpn),
+            Role::Device => (tls::DEVICE_STREAMS, VarInt::from_u32(0)),
+        };
         connection.set_receive_window(tls::MEMBER_WINDOW);
         connection.set_max_concurrent_bi_streams(both_ways);
         connection.set_max_concurrent_uni_streams(one_way);

@@ -1,6 +1,6 @@
 //! Real endpoints on loopback: who can talk to whom, and over how many connections.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -25,9 +25,13 @@ impl Mesh {
     }
 
     pub(crate) fn identity(&mut self, role: Role) -> Arc<Identity> {
+        self.identity_of(role, SystemTime::now())
+    }
+
+    fn identity_of(&mut self, role: Role, issued: SystemTime) -> Arc<Identity> {
         let folder = tempfile::tempdir().unwrap();
         let (key, csr) = key_for_join(folder.path()).unwrap();
-        let (_, chain) = self.root.issue(&csr, role, "", SystemTime::now()).unwrap();
+        let (_, chain) = self.root.issue(&csr, role, "", issued).unwrap();
         let identity =
             Identity::establish(folder.path(), key, chain, self.root.roots_der().to_vec()).unwrap();
         self.folders.push(folder);
@@ -120,6 +124,20 @@ async fn another_mesh_is_refused_by_both_ends() {
 }
 
 #[tokio::test]
+async fn an_expired_certificate_is_refused_by_both_ends() {
+    let mut mesh = Mesh::new();
+    let a = Node::start(mesh.root.clone());
+    let issued = SystemTime::now() - crate::identity::certificates::LEAF_LIFE - Duration::from_secs(60);
+    let b = Node::start(mesh.identity_of(Role::Router, issued));
+    let refused = a.net.connect(b.addr(), Alpn::Gossip).await.unwrap_err();
+    assert!(refused.to_string().to_lowercase().contains("expired"), "{refused}");
+    if let Ok(link) = b.net.connect(a.addr(), Alpn::Gossip).await {
+        // The dialler's handshake may end before the other side has looked at its certificate.
+        assert!(matches!(link.connection.closed().await, quinn::ConnectionError::ConnectionClosed(_)));
+    }
+}
+
+#[tokio::test]
 async fn a_device_may_open_rpc_only() {
     let mut mesh = Mesh::new();
     let mut a = Node::start(mesh.root.clone());
@@ -158,7 +176,7 @@ async fn a_caller_without_certificate_may_join_only() {
         if alpn == Alpn::Join {
             let _accepted = a.new.join.recv().await.unwrap();
             let _first = connection.open_bi().await.unwrap();
-            let second = tokio::time::timeout(std::time::Duration::from_millis(100), connection.open_bi());
+            let second = tokio::time::timeout(Duration::from_millis(100), connection.open_bi());
             assert!(second.await.is_err(), "a joiner was given a second stream");
             assert!(connection.open_uni().now_or_never_is_none());
         } else {

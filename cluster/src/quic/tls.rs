@@ -33,11 +33,13 @@ const DEVICE_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A joiner's connection serves one call.
 const JOIN_IDLE: Duration = Duration::from_secs(10);
 /// Inference streams at once in each direction; the transport's default of 100 would queue a busy node.
-pub(super) const INFER_STREAMS: VarInt = VarInt::from_u32(4096);
+const INFER_STREAMS: VarInt = VarInt::from_u32(4096);
 /// Gossip messages under way at once from one peer; each is one stream of at most 64 KiB.
-pub(super) const GOSSIP_STREAMS: VarInt = VarInt::from_u32(256);
+const GOSSIP_STREAMS: VarInt = VarInt::from_u32(256);
+/// Streams that a device may open on its link: the announcements, and one that replaces them.
+pub(super) const DEVICE_STREAMS: VarInt = VarInt::from_u32(2);
 /// Streams of gRPC: one per channel of the caller, with spares for reconnects.
-pub(super) const CONTROL_STREAMS: VarInt = VarInt::from_u32(16);
+const CONTROL_STREAMS: VarInt = VarInt::from_u32(16);
 /// Streams before it is known who calls: one, enough for a joiner.
 const UNKNOWN_STREAMS: VarInt = VarInt::from_u32(1);
 /// Bytes under way before it is known who calls; a join request has about 500.
