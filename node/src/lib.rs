@@ -4,5 +4,6 @@
 //! asks the pure core (`shoal_routing`) where it goes and an [`upstream`] to run it; [`inventory`] and
 //! [`feedback`] keep the snapshots that the core reads.
 
+pub mod device;
 pub mod tasks;
 pub mod upstream;

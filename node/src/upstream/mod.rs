@@ -4,6 +4,11 @@
 //! code path for a device on this host, a device behind a tunnel, and a device of another router. Dropping
 //! the answer (or the future that will produce it) cancels the work on every one of them.
 
+pub mod http_client;
+pub mod openai_http;
+pub mod sse;
+pub mod tunnel;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
@@ -147,7 +152,13 @@ pub struct UpstreamError {
 impl UpstreamError {
     /// Makes an error that no other upstream would answer better.
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code: Cow::Borrowed(code), message: message.into(), retryable: false, retry_after: None }
+        Self {
+            status,
+            code: Cow::Borrowed(code),
+            message: message.into(),
+            retryable: false,
+            retry_after: None,
+        }
     }
 
     /// Makes an error after which another upstream may be tried.
