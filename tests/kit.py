@@ -117,10 +117,11 @@ class Process:
 
 
 class Stub(Process):
-    """`shoal-loadtest stub device`."""
+    """`shoal-loadtest stub device`, as a llama.cpp server, which announces its slots."""
 
     def __init__(self, folder, model="stub-a", listen="127.0.0.1:0", slots=64, more=()):
-        super().__init__(folder, [LOADTEST, "stub", "device", "--model", model, "--slots", slots, "--listen", listen, *more])
+        super().__init__(folder, [LOADTEST, "stub", "device", "--model", model, "--slots", slots, "--listen", listen,
+                                  "--kind", "llama.cpp", *more])
         found, _ = until("stub listening", lambda: re.search(r"^listening (http://\S+)$", self.text(), re.M))
         self.url = found.group(1)
         self.model = model

@@ -132,15 +132,15 @@ async fn a_client_that_goes_away_is_seen_in_every_phase() {
     let client = http_client::build(PATIENCE).expect("a client");
     let url = format!("{}/v1/chat/completions", stub.url());
     let gone = |stub: &Stub, count: u64| stub.log().snapshot().counts.client_gone == count;
-    let mut count = 0;
-    for (marker, stream, phase) in [
+    let cases = [
         ("[[stub ttft=600000]]", true, Phase::Prefill),
         ("[[stub ttft=600000]]", false, Phase::Prefill),
         ("[[stub itl=60000]]", true, Phase::Decode),
         ("[[stub itl=60000]]", false, Phase::Decode),
         ("[[stub hang=0]]", true, Phase::Prefill),
         ("[[stub hang=3]]", true, Phase::Decode),
-    ] {
+    ];
+    for (before, (marker, stream, phase)) in (0..).zip(cases) {
         let request = abortable(client.post(&url).json(&chat(marker, json!({"stream": stream}))).send());
         until(&stub, "in phase", |stub| {
             stub.log()
@@ -151,8 +151,7 @@ async fn a_client_that_goes_away_is_seen_in_every_phase() {
         })
         .await;
         request.abort();
-        count += 1;
-        until(&stub, "client_gone", |stub| gone(stub, count)).await;
+        until(&stub, "client_gone", |stub| gone(stub, before + 1)).await;
         assert_eq!(stub.log().snapshot().requests.last().expect("an entry").phase, phase, "{marker}");
     }
     // All slots are free again, or this would never end.

@@ -83,7 +83,7 @@ async fn ollama_show(State(shared): State<Arc<Shared>>) -> Json<Value> {
 async fn llama_props(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({"default_generation_settings": {"n_ctx": shared.options.context},
         "total_slots": shared.options.slots, "model_path": shared.options.models.first(),
-        "chat_template": "", "build_info": "stub"}))
+        "chat_template": "", "chat_template_caps": {"supports_tools": true}, "build_info": "stub"}))
 }
 
 async fn llama_slots(State(shared): State<Arc<Shared>>) -> Json<Value> {
