@@ -1,1 +1,3 @@
-//! Placeholder
+//! A Shoal node.
+
+pub mod model;

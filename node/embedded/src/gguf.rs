@@ -120,6 +120,11 @@ impl Gguf {
         sizes.into_iter().max_by_key(|(_, size)| *size).map_or_else(|| "none".to_owned(), |(kind, _)| kind)
     }
 
+    /// Says whether the file has a tensor of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(name)
+    }
+
     /// Reads a tensor, or `None` if the file has no such one.
     ///
     /// Fails if its shape is not `shape`, so that no later step meets a surprise.

@@ -64,9 +64,10 @@ impl Model {
         let c = &config;
         let table = (c.vocabulary, c.hidden);
         let embedding = matrix(gguf, "token_embd.weight", table, requantize)?;
-        let output = match gguf.tensor("output.weight", &[c.vocabulary, c.hidden])? {
-            Some(_) => Some(matrix(gguf, "output.weight", table, requantize)?),
-            None => None,
+        // Without an output matrix of its own a model uses the embedding's.
+        let output = match gguf.has("output.weight") {
+            true => Some(matrix(gguf, "output.weight", table, requantize)?),
+            false => None,
         };
         let half = c.head_dim / 2;
         let rope_divisors = match gguf.tensor("rope_freqs.weight", &[half])? {
