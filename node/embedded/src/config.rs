@@ -1,7 +1,7 @@
 //! Shape of a model, read from its metadata and bounded, so that the forward pass need not check again.
 
-use crate::gguf::Gguf;
 use crate::Error;
+use crate::gguf::Gguf;
 
 /// Layers; the largest models that anybody runs have 126.
 const MAX_LAYERS: u64 = 512;
@@ -50,7 +50,8 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn read(gguf: &Gguf, vocabulary: usize) -> Result<Self, Error> {
-        let name = gguf.text("general.architecture").ok_or_else(|| gguf.invalid("it names no architecture"))?;
+        let name =
+            gguf.text("general.architecture").ok_or_else(|| gguf.invalid("it names no architecture"))?;
         let family = match name {
             "llama" => Family::Llama,
             "qwen2" => Family::Qwen2,
@@ -82,12 +83,16 @@ impl Config {
             Some(_) => bounded("attention.key_length", 1 << 12)?,
         };
         if heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
-            return Err(gguf.invalid(format!("{heads} heads, {kv_heads} of keys, width {head_dim} do not fit")));
+            return Err(
+                gguf.invalid(format!("{heads} heads, {kv_heads} of keys, width {head_dim} do not fit"))
+            );
         }
         let rotated = gguf.number(&key("rope.dimension_count"));
         let values = gguf.number(&key("attention.value_length"));
         if rotated.is_some_and(|n| n != head_dim as u64) || values.is_some_and(|n| n != head_dim as u64) {
-            return Err(gguf.unsupported("heads that are rotated in part or differ in width are not supported"));
+            return Err(
+                gguf.unsupported("heads that are rotated in part or differ in width are not supported")
+            );
         }
         let positive = |suffix: &str, default: f32| match gguf.float(&key(suffix)) {
             Some(value) if value > 0.0 => value,

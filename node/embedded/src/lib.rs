@@ -15,6 +15,7 @@ mod model;
 mod request;
 mod sampler;
 mod stream;
+mod threads;
 mod tokenizer;
 mod weights;
 
@@ -24,3 +25,4 @@ pub use error::Error;
 pub use file::{ModelFile, ModelInfo};
 pub use request::{FinishReason, Finished, GenerateRequest, LoadOptions, Requantize, Token};
 pub use sampler::MAX_TOP_LOGPROBS;
+pub use threads::{THREADS_VARIABLE, recommended_threads};

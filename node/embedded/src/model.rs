@@ -169,8 +169,7 @@ impl Layer {
     fn read(gguf: &mut Gguf, c: &Config, index: usize, requantize: Requantize) -> Result<Self, Error> {
         let name = |part: &str| format!("blk.{index}.{part}");
         let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let linear =
-            |gguf: &mut Gguf, part: &str, shape| Linear::read(gguf, &name(part), shape, requantize);
+        let linear = |gguf: &mut Gguf, part: &str, shape| Linear::read(gguf, &name(part), shape, requantize);
         let layer = Self {
             q: linear(gguf, "attn_q", (queries, c.hidden))?,
             k: linear(gguf, "attn_k", (keys, c.hidden))?,
@@ -190,7 +189,9 @@ impl Layer {
         let posts = layer.post_attention_norm.is_some() && layer.post_feed_forward_norm.is_some();
         match c.family {
             Family::Qwen3 if !normed => Err(gguf.invalid("a Qwen 3 layer lacks the norms of q and k")),
-            Family::Gemma3 if !normed || !posts => Err(gguf.invalid("a Gemma 3 layer lacks some of its norms")),
+            Family::Gemma3 if !normed || !posts => {
+                Err(gguf.invalid("a Gemma 3 layer lacks some of its norms"))
+            }
             _ => Ok(layer),
         }
     }

@@ -67,7 +67,8 @@ impl Sampler {
         let log_mass = f64::from(greatest) + mass.ln();
         let logprob = |id: u32| (f64::from(logits[id as usize]) - log_mass) as f32;
 
-        let id = if self.counts.is_empty() || (self.frequency_penalty == 0.0 && self.presence_penalty == 0.0) {
+        let id = if self.counts.is_empty() || (self.frequency_penalty == 0.0 && self.presence_penalty == 0.0)
+        {
             self.draw(logits)
         } else {
             let mut penalised = logits.to_vec();

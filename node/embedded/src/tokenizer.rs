@@ -71,7 +71,9 @@ impl Tokenizer {
             return Err(gguf.invalid(format!("its vocabulary has {} tokens", texts.len())));
         }
         if texts.iter().any(|text| text.len() > MAX_TOKEN_BYTES) {
-            return Err(gguf.invalid(format!("a token of its vocabulary is longer than {MAX_TOKEN_BYTES} bytes")));
+            return Err(
+                gguf.invalid(format!("a token of its vocabulary is longer than {MAX_TOKEN_BYTES} bytes"))
+            );
         }
         let mut kinds = gguf.numbers("tokenizer.ggml.token_type").unwrap_or_default();
         kinds.resize(texts.len(), 1);
@@ -80,7 +82,8 @@ impl Tokenizer {
             "llama" => false,
             other => return Err(gguf.unsupported(format!("the tokenizer type {other} is not supported"))),
         };
-        let mut inner = if byte_level { byte_level_bpe(gguf, &texts)? } else { sentence_piece(gguf, &texts)? };
+        let mut inner =
+            if byte_level { byte_level_bpe(gguf, &texts)? } else { sentence_piece(gguf, &texts)? };
         let added = texts.iter().zip(&kinds).filter_map(|(text, kind)| match *kind {
             _ if text.is_empty() => None,
             KIND_CONTROL => Some(AddedToken::from(text.clone(), true).normalized(false)),
@@ -233,7 +236,9 @@ fn sentence_piece(gguf: &Gguf, texts: &[String]) -> Result<tokenizers::Tokenizer
         .vocab_and_merges(vocabulary, merges.into_iter().map(|(_, pair)| pair).collect())
         .byte_fallback(true)
         .fuse_unk(true);
-    if let Some(unknown) = gguf.number("tokenizer.ggml.unknown_token_id").and_then(|id| texts.get(id as usize)) {
+    if let Some(unknown) =
+        gguf.number("tokenizer.ggml.unknown_token_id").and_then(|id| texts.get(id as usize))
+    {
         builder = builder.unk_token(unknown.clone());
     }
     let bpe = builder.build().map_err(|error| gguf.invalid(error.to_string()))?;

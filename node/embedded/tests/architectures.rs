@@ -47,9 +47,11 @@ fn check(tiny: &Tiny) {
         ids.push(token.id);
     }
     if finished.reason == FinishReason::Stop {
-        assert!(plain.logprobs(&ids).iter().enumerate().all(|(id, p)| {
-            *p <= plain.logprobs(&ids)[IM_END as usize] + 2e-3 || id == IM_END as usize
-        }));
+        assert!(
+            plain.logprobs(&ids).iter().enumerate().all(|(id, p)| {
+                *p <= plain.logprobs(&ids)[IM_END as usize] + 2e-3 || id == IM_END as usize
+            })
+        );
     }
 }
 

@@ -6,7 +6,9 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use common::{IM_END, IM_START, Tiny};
-use shoal_embedded::{ChatMessage, Engine, Error, FinishReason, Finished, GenerateRequest, LoadOptions, Token};
+use shoal_embedded::{
+    ChatMessage, Engine, Error, FinishReason, Finished, GenerateRequest, LoadOptions, Token,
+};
 
 fn engine() -> Engine {
     let dir = tempfile::tempdir().expect("a folder");

@@ -29,7 +29,8 @@ fn refusal(bytes: &[u8]) -> String {
 fn sound() -> Vec<u8> {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("tiny.gguf");
-    Tiny { hidden: 8, heads: 2, kv_heads: 1, head_dim: 4, feed_forward: 8, ..Tiny::new("llama") }.write(&path, 1);
+    Tiny { hidden: 8, heads: 2, kv_heads: 1, head_dim: 4, feed_forward: 8, ..Tiny::new("llama") }
+        .write(&path, 1);
     std::fs::read(path).expect("the file")
 }
 

@@ -58,7 +58,9 @@ pub enum FetchError {
         tried: String,
     },
     /// The name is neither known nor an address.
-    #[error("the model {name} is not known; name one of {names}, owner/repository/file.gguf on the hub, or a URL")]
+    #[error(
+        "the model {name} is not known; name one of {names}, owner/repository/file.gguf on the hub, or a URL"
+    )]
     Unknown {
         /// What was asked for.
         name: String,
@@ -135,7 +137,8 @@ impl Download {
         let path = address.split(['?']).next()?;
         let file = path.rsplit('/').next()?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if !file.to_ascii_lowercase().ends_with(".gguf") || file.starts_with('.') || !file.bytes().all(plain) {
+        if !file.to_ascii_lowercase().ends_with(".gguf") || file.starts_with('.') || !file.bytes().all(plain)
+        {
             return None;
         }
         let sha256 = fragment.strip_prefix("sha256=").map(str::to_ascii_lowercase);
@@ -230,7 +233,10 @@ impl Fetcher {
             StatusCode::PARTIAL_CONTENT => {
                 let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
                 if !range.is_some_and(|range| range.starts_with(&format!("bytes {have}-"))) {
-                    return Err(FetchError::Http { url: url.clone(), reason: "it sent another range".into() });
+                    return Err(FetchError::Http {
+                        url: url.clone(),
+                        reason: "it sent another range".into(),
+                    });
                 }
                 true
             }
@@ -270,7 +276,10 @@ impl Fetcher {
             };
             got += piece.len() as u64;
             if got > total.unwrap_or(MAX_BYTES) {
-                return Err(FetchError::Http { url: url.clone(), reason: "it is longer than announced".into() });
+                return Err(FetchError::Http {
+                    url: url.clone(),
+                    reason: "it is longer than announced".into(),
+                });
             }
             hash.update(&piece);
             file.write_all(&piece).await.map_err(io(part))?;
@@ -290,7 +299,11 @@ pub(super) fn check(what: &str, got: &str, expected: Option<&str>, path: &Path) 
     match expected {
         Some(expected) if expected != got => {
             std::fs::remove_file(path).map_err(io(path))?;
-            Err(FetchError::WrongHash { what: what.to_owned(), got: got.to_owned(), expected: expected.to_owned() })
+            Err(FetchError::WrongHash {
+                what: what.to_owned(),
+                got: got.to_owned(),
+                expected: expected.to_owned(),
+            })
         }
         _ => Ok(()),
     }

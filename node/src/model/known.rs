@@ -25,7 +25,7 @@ pub struct Known {
 }
 
 /// All known models, the default one first.
-pub(super) const KNOWN: [Known; 5] = [
+pub const KNOWN: [Known; 5] = [
     Known {
         name: "qwen2.5-1.5b-instruct",
         file: "qwen2.5-1.5b-instruct-q4_k_m.gguf",

