@@ -23,7 +23,7 @@ pub enum Verdict {
         /// `error.code` of the body, or `none`.
         code: String,
     },
-    /// The connection failed or the request ran out of time before a head came.
+    /// The connection failed or the request ran out of time before the head, or before the end of a plain body.
     NoAnswer(String),
     /// The answer ended early and said so: an error object in the stream, or a broken connection.
     CutMarked(String),
@@ -125,7 +125,8 @@ async fn refused(status: u16, response: reqwest::Response) -> Verdict {
 async fn whole(response: reqwest::Response, expected: Expected<'_>, text: &mut String) -> Verdict {
     let body = match response.bytes().await {
         Ok(body) => body,
-        Err(error) => return Verdict::CutMarked(kind_of(&error).to_owned()),
+        // Nothing of a body that is not streamed is of use before its end: to its client this is no answer.
+        Err(error) => return Verdict::NoAnswer(format!("body {}", kind_of(&error))),
     };
     let Ok(body) = serde_json::from_slice::<Value>(&body) else {
         return Verdict::CutUnmarked("body is no JSON".to_owned());

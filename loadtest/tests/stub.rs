@@ -82,7 +82,7 @@ async fn each_fault_is_found_and_named() {
     let none = |kind: &str| Verdict::NoAnswer(kind.to_owned());
     let cases = [
         ("cut=3", true, marked("transport")),
-        ("cut=3", false, marked("transport")),
+        ("cut=3", false, none("body transport")),
         ("inband=3", true, marked("scripted")),
         ("no_finish=1", true, unmarked("no finish_reason")),
         ("no_finish=1", false, unmarked("no finish_reason")),

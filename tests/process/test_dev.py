@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 import kit
+from conftest import need
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 
@@ -16,8 +17,8 @@ def ask(dev, url, **more):
 
 
 def test_the_first_answer_comes_within_15_seconds_of_the_start(tmp_path):
-    if not kit.SHOAL or not kit.MODEL:
-        pytest.skip("SHOAL_BIN and SHOAL_TEST_MODEL are needed")
+    need(kit.SHOAL, "shoal", "set SHOAL_BIN")
+    need(kit.MODEL, "the real model", "set SHOAL_TEST_MODEL to a GGUF file")
     dev = kit.Dev(tmp_path)
     try:
         assert ask(dev, dev.urls[0]).status_code == 200
