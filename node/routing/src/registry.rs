@@ -291,7 +291,7 @@ impl Registry {
 }
 
 /// Counts insertions, deletions and replacements between two names (Levenshtein), one row at a time.
-fn edit_distance(a: &str, b: &str) -> usize {
+pub fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(MAX_COMPARED).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.chars().take(MAX_COMPARED).enumerate() {

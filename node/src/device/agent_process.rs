@@ -1,16 +1,15 @@
 //! The process of a device: its link to the mesh and its agent, until it is stopped.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_cluster::identity::Identity;
-use shoal_cluster::{DeviceHandle, DeviceLink, DeviceSettings, Inbound, Responder, RouterAddr};
-use shoal_proto::DeviceAnnounce;
-use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use shoal_cluster::{DeviceLink, DeviceSettings, RouterAddr};
 use tokio_util::sync::CancellationToken;
 
-use super::agent::{self, Agent, Mesh, Work};
+use super::agent::{self, Agent};
+use super::mesh::work_of;
 use super::set::EngineSet;
 use crate::store::Store;
 use crate::tasks::{self, TaskKind};
@@ -19,8 +18,6 @@ use crate::tasks::{self, TaskKind};
 pub const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 /// Links to distinct routers: one may die without the device being lost.
 pub const LINKS: usize = 2;
-/// Jobs that may wait for the agent: it starts each at once, so this covers a burst.
-const WORK_QUEUE: usize = 64;
 /// Wait for the goodbye to reach the routers after the last answer.
 const GOODBYE: Duration = Duration::from_millis(200);
 
@@ -36,20 +33,12 @@ pub async fn run(
     let generation = store.next_generation()?;
     let identity = Arc::new(identity);
     let me = identity.node_id().to_string();
-    let (link, handle, mut inbound) = DeviceLink::bind(settings, identity)?;
+    let (link, handle, inbound) = DeviceLink::bind(settings, identity)?;
     // The link outlives the agent: running answers still travel over it.
     let stop_link = CancellationToken::new();
     let link_task = tasks::spawn(TaskKind::Cluster, link.run(stop_link.clone()));
-    let (jobs, work) = mpsc::channel(WORK_QUEUE);
-    let forward = tasks::spawn(TaskKind::Inbound, async move {
-        while let Some(item) = inbound.recv().await {
-            if let Inbound::Infer { request, responder, .. } = item
-                && jobs.send(Work { request, responder }).await.is_err()
-            {
-                return;
-            }
-        }
-    });
+    let (work, pump) = work_of(inbound);
+    let forward = tasks::spawn(TaskKind::Inbound, pump);
     let settings = agent::Settings {
         id: me,
         name: name.to_owned(),
@@ -66,25 +55,11 @@ pub async fn run(
             tracing::warn!(%error, "the routers' addresses could not be stored");
         }
     };
-    let agent = Agent::new(settings, engines.engines().to_vec(), LinkMesh(handle));
-    agent.run::<Responder>(work, remember, shutdown).await;
+    let agent = Agent::new(settings, engines.engines().to_vec(), handle);
+    agent.run(work, remember, shutdown).await;
     tokio::time::sleep(GOODBYE).await;
     stop_link.cancel();
     forward.abort();
     link_task.await??;
     Ok(())
-}
-
-struct LinkMesh(DeviceHandle);
-
-impl Mesh for LinkMesh {
-    type Router = RouterAddr;
-
-    fn announce(&self, announce: DeviceAnnounce) {
-        self.0.announce(announce);
-    }
-
-    fn routers(&self) -> watch::Receiver<Vec<RouterAddr>> {
-        self.0.routers()
-    }
 }

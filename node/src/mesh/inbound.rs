@@ -201,6 +201,6 @@ fn wire_error(error: &UpstreamError) -> InferError {
     }
 }
 
-async fn send(responder: &mut Responder, kind: Kind) -> Result<(), shoal_cluster::Error> {
+async fn send(responder: &mut Responder, kind: Kind) -> Result<(), shoal_cluster::quic::Error> {
     responder.send(InferFrame { kind: Some(kind) }).await
 }
