@@ -363,6 +363,17 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_fail_together_count_as_one_failure() {
+        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+        let together: Vec<_> = (0..4).map(|_| book.started(&a, &model, now)).collect();
+        for guard in together {
+            guard.finish(now + ms(10), false);
+        }
+        assert!(book.load(&a, "m", now + ms(1_009)).penalised);
+        assert!(!book.load(&a, "m", now + ms(1_010)).penalised);
+    }
+
+    #[test]
     fn a_named_pause_is_kept_up_to_two_minutes() {
         let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
         book.penalise(&a, &model, now, ms(600_000));

@@ -235,6 +235,15 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_failed_just_now_gets_nothing_until_its_penalty_ends() {
+        let (offers, book, now) = ([offer("a", 4), offer("b", 4)], LoadBook::default(), start());
+        book.started(&offers[0].upstream, &"m".into(), now).finish(now, false);
+        let _busy: Vec<_> = (0..3).map(|_| book.started(&offers[1].upstream, &"m".into(), now)).collect();
+        assert_eq!(shares(&offers, &book, now, &[]), [0, 1_000]);
+        assert_eq!(shares(&offers, &book, now + Duration::from_secs(1), &[]), [1_000, 0]);
+    }
+
+    #[test]
     fn the_last_host_is_used_although_its_breaker_is_open() {
         let (offers, book, now) = ([offer("a", 1), offer("b", 1)], LoadBook::default(), start());
         for _ in 0..5 {

@@ -252,6 +252,12 @@ fn a_model_that_makes_vectors_is_not_asked_to_chat_nor_the_other_way_round() {
     let mut vectors = request("auto");
     vectors.needs.embeddings = true;
     assert_eq!(reachable(&decide(offers(), &vectors).unwrap()), ["nomic-embed-text"]);
+    let mut two = offers();
+    two.push(on_device("b", spec("bge-m3")));
+    for seed in 0..20 {
+        let decision = decide_with(two.clone(), &vectors, &Posterior::default(), seed).unwrap();
+        assert_eq!(reachable(&decision), ["bge-m3"], "vectors of two models cannot be compared");
+    }
     let chat_only = vec![on_device("a", spec("llama3.2:1b"))];
     assert_eq!(decide(chat_only, &vectors).unwrap_err(), NoRoute::Unsupported { what: "embeddings" });
 }
