@@ -88,7 +88,12 @@ impl Bucket {
 
 impl Guard {
     /// Makes the gate of the router `me` in the mesh `cluster_id`.
-    pub fn new(me: Origin, cluster_id: String, authority: Arc<dyn Authority>, counters: Arc<Counters>) -> Self {
+    pub fn new(
+        me: Origin,
+        cluster_id: String,
+        authority: Arc<dyn Authority>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let ledger = Ledger::new(me.id.clone());
         Self { me, cluster_id, authority, ledger, counters, buckets: BTreeMap::new(), lives: BTreeMap::new() }
     }
@@ -157,9 +162,8 @@ impl Guard {
     pub fn tick(&mut self, now: Instant) {
         self.ledger.forget_silent(now);
         let ledger = &self.ledger;
-        self.lives.retain(|life, at| {
-            ledger.is_current(life) || now.saturating_duration_since(*at) < LIFE_KEPT
-        });
+        self.lives
+            .retain(|life, at| ledger.is_current(life) || now.saturating_duration_since(*at) < LIFE_KEPT);
         self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < FORGET_AFTER);
     }
 
@@ -252,7 +256,9 @@ impl Guard {
             let Some(origin) = self.origin(&entry.id) else { continue };
             if origin == self.me {
                 admitted.push(DigestEntry { last_gc_version: 0, ..entry });
-            } else if origin.id != self.me.id && self.lives.contains_key(&origin) && self.ledger.is_current(&origin)
+            } else if origin.id != self.me.id
+                && self.lives.contains_key(&origin)
+                && self.ledger.is_current(&origin)
             {
                 let heartbeat = self.ledger.lease_seq(&origin);
                 self.lives.insert(origin, now);
@@ -345,7 +351,8 @@ mod tests {
         let hello = syn(vec![entry(&a.origin, 9), entry(&b.origin, 9), entry(&me, 4)]);
         let Some(Frame::Syn { digest, .. }) = gate.admit(&a, &hello) else { panic!("a digest") };
         assert_eq!(digest.len(), 1, "only this node is known: {digest:?}");
-        let answer = Frame::SynAck { digest: vec![entry(&a.origin, u64::MAX)], delta: vec![news(&a), news(&b)] };
+        let answer =
+            Frame::SynAck { digest: vec![entry(&a.origin, u64::MAX)], delta: vec![news(&a), news(&b)] };
         let Some(Frame::SynAck { digest, delta }) = gate.admit(&a, &answer) else { panic!("an answer") };
         assert_eq!(delta.len(), 2);
         assert_eq!((digest[0].heartbeat, digest[0].last_gc_version), (3, 0), "the lease is the heartbeat");
@@ -367,7 +374,9 @@ mod tests {
         operations.extend_from_slice(&[2, 9, 0, 2]);
         operations.extend_from_slice(&50u64.to_le_bytes());
         operations.push(0);
-        let Some(Frame::Ack { delta }) = gate.admit_bytes(&evil, &operations) else { panic!("its own values") };
+        let Some(Frame::Ack { delta }) = gate.admit_bytes(&evil, &operations) else {
+            panic!("its own values")
+        };
         assert_eq!(delta[0].values.last().unwrap().version, 100);
     }
 
@@ -402,7 +411,9 @@ mod tests {
         assert_eq!(digest.len(), 1);
         assert_eq!(digest[0].heartbeat, 3, "frozen only if forged heartbeats counted");
         let reset = NodeDelta { last_gc_version: u64::MAX, ..of_a(vec![set("lease", 4, a.lease(4))]) };
-        let Some(Frame::Ack { delta }) = gate.admit(&evil, &Frame::Ack { delta: vec![reset] }) else { panic!() };
+        let Some(Frame::Ack { delta }) = gate.admit(&evil, &Frame::Ack { delta: vec![reset] }) else {
+            panic!()
+        };
         assert_eq!(delta[0].last_gc_version, 0, "no reset");
         for what in ["bad_signature", "foreign_origin", "unsigned_deletion", "oversized", "undecodable"] {
             assert!(gate.counted(what) > 0, "{what}");

@@ -76,7 +76,10 @@ impl SimMesh {
     /// Device ids that one node sees under another.
     fn devices(&self, seen_by: usize, node: usize) -> Vec<NodeId> {
         let view = self.view(seen_by);
-        view.members.get(&self.nodes[node].id).map(|m| m.devices.keys().cloned().collect()).unwrap_or_default()
+        view.members
+            .get(&self.nodes[node].id)
+            .map(|m| m.devices.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     async fn kill(&mut self, node: usize) {
