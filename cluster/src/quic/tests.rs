@@ -259,17 +259,24 @@ async fn a_restarted_router_is_redialled_without_waiting_for_the_idle_timeout() 
     let process = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let endpoint = runtime.block_on(async {
-            let (net, acceptor, new) = Net::bind(identity, "127.0.0.1:0".parse().unwrap()).unwrap();
+            let (net, acceptor, mut new) = Net::bind(identity, "127.0.0.1:0".parse().unwrap()).unwrap();
             spawn_named("acceptor", acceptor.run(CancellationToken::new()));
             sender.send(net.local_addr()).unwrap();
+            let link = new.rpc.recv().await.unwrap();
+            let (mut send, receive) = link.connection.accept_bi().await.unwrap();
+            send.write_all(b"!").await.unwrap();
             let _ = crashed.await;
-            (net, new)
+            (net, new, link, send, receive)
         });
         drop(runtime); // first: without its tasks the rest can say no farewell
         drop(endpoint);
     });
     let addr = receiver.recv().unwrap();
     let old = a.net.connect(addr, Alpn::Rpc).await.unwrap();
+    // An answer proves that both ends have left the handshake behind; before, no reset would be understood.
+    let (mut send, mut receive) = old.connection.open_bi().await.unwrap();
+    send.write_all(b"?").await.unwrap();
+    receive.read_exact(&mut [0]).await.unwrap();
     crash.send(()).unwrap();
     process.join().unwrap();
     let b = Node::start_at(restarting, addr);

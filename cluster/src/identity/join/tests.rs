@@ -2,7 +2,7 @@
 
 use shoal_proto::KeyRecord;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -23,6 +23,8 @@ struct Gate {
     admission: Admission,
     channels: Channels,
     known: Arc<Known>,
+    shutdown: CancellationToken,
+    serving: [JoinHandle<()>; 2],
 }
 
 fn gate(mut node: Node, known: Vec<RouterAddr>) -> Gate {
@@ -34,9 +36,11 @@ fn gate(mut node: Node, known: Vec<RouterAddr>) -> Gate {
     let shutdown = CancellationToken::new();
     let join = std::mem::replace(&mut node.new.join, mpsc::channel(1).1);
     let control = std::mem::replace(&mut node.new.control, mpsc::channel(1).1);
-    spawn_named("join", serve_join(join, admission.join_routes(), shutdown.clone()));
-    spawn_named("control", serve_control(control, admission.add_to(Routes::default()), shutdown));
-    Gate { node, book, admission, channels, known }
+    let serving = [
+        spawn_named("join", serve_join(join, admission.join_routes(), shutdown.clone())),
+        spawn_named("control", serve_control(control, admission.add_to(Routes::default()), shutdown.clone())),
+    ];
+    Gate { node, book, admission, channels, known, shutdown, serving }
 }
 
 fn first_gate(mesh: &Mesh) -> Gate {
@@ -48,6 +52,17 @@ fn first_gate(mesh: &Mesh) -> Gate {
 impl Gate {
     fn token(&self, role: Role, uses: u32) -> JoinToken {
         self.admission.create_token(role, HOUR, uses).unwrap()
+    }
+}
+
+impl Gate {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.node.net.close();
+        for task in self.serving {
+            task.await.unwrap();
+        }
+        self.node.net.drained().await;
     }
 }
 
@@ -270,4 +285,33 @@ async fn a_token_carries_the_issuers_address_first() {
     assert_eq!(token.seeds, [first.node.addr(), second.node.addr()]);
     assert_eq!(first.book.list().unwrap()[0].uses_left, 2);
     assert_ne!(first.book.list().unwrap()[0].secret_sha256, token.secret);
+}
+
+#[tokio::test]
+async fn a_channel_outlives_a_restart_of_its_target() {
+    let mut mesh = Mesh::new();
+    let (first, second) = two_gates(&mut mesh);
+    let (addr, known) = (first.node.addr(), first.known.0.clone());
+    let channel = second.channels.to(mesh.root.node_id()).await.unwrap();
+    let sign = async |channel: tonic::transport::Channel| {
+        let (_, csr_der) = mesh.root.request_issuer().unwrap();
+        let request = shoal_proto::SignIssuerRequest { csr_der };
+        shoal_proto::issuer_client::IssuerClient::new(channel).sign_issuer(request).await
+    };
+    sign(channel.clone()).await.unwrap();
+
+    first.stop().await;
+    let (net, acceptor, new) = loop {
+        match crate::quic::Net::bind(mesh.root.clone(), addr) {
+            Ok(bound) => break bound,
+            Err(_) => tokio::task::yield_now().await, // the old socket goes with its driver task
+        }
+    };
+    let acceptor = spawn_named("acceptor", acceptor.run(CancellationToken::new()));
+    let _first = gate(Node { net, new, acceptor }, known);
+    let again = tokio::time::timeout(Duration::from_secs(20), async {
+        // The first call may still meet the old connection.
+        while sign(channel.clone()).await.is_err() {}
+    });
+    again.await.unwrap();
 }
