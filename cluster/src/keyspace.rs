@@ -314,14 +314,25 @@ mod tests {
     }
 
     fn device(id: &NodeId) -> Value {
-        Value::Device(DeviceInfo { id: id.to_string(), name: "phone".into(), slots: 2, ..DeviceInfo::default() })
+        Value::Device(DeviceInfo {
+            id: id.to_string(),
+            name: "phone".into(),
+            slots: 2,
+            ..DeviceInfo::default()
+        })
     }
 
     fn sealed(value: Option<&Value>, key: &Key, seq: u64) -> String {
         seal(&origin(), key, seq, 1_000, value, |m| pair(1).sign(m).as_ref().to_vec()).unwrap()
     }
 
-    fn opened(origin: &Origin, key: &str, version: u64, text: &str, signer: u8) -> Result<SignedValue, Refusal> {
+    fn opened(
+        origin: &Origin,
+        key: &str,
+        version: u64,
+        text: &str,
+        signer: u8,
+    ) -> Result<SignedValue, Refusal> {
         open(origin, key, version, text, pair(signer).public_key().as_ref())
     }
 
@@ -339,7 +350,11 @@ mod tests {
     fn every_value_survives_the_envelope() {
         let id = NodeId::from_spki(b"d");
         let values = [
-            Value::Node(NodeInfo { name: "a".into(), mesh_addrs: vec!["[::1]:1".into()], ..NodeInfo::default() }),
+            Value::Node(NodeInfo {
+                name: "a".into(),
+                mesh_addrs: vec!["[::1]:1".into()],
+                ..NodeInfo::default()
+            }),
             device(&id),
             Value::Stats(ArmSummaries::default()),
             Value::Lease(Lease { counter: 3, in_flight: 1 }),

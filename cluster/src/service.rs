@@ -180,11 +180,8 @@ impl Service {
             holds_root: identity.holds_root(),
             started_unix_ms: unix_ms(SystemTime::now()),
         };
-        let gossip_settings = gossip::Settings {
-            origin,
-            interval: settings.gossip_interval,
-            seeds: settings.seeds.clone(),
-        };
+        let gossip_settings =
+            gossip::Settings { origin, interval: settings.gossip_interval, seeds: settings.seeds.clone() };
         let (gossip, gossip_handle) = Gossip::new(net.clone(), gossip_settings);
         gossip_handle.publish(Key::Node, Value::Node(info.clone()))?;
         let directory = Arc::new(MeshDirectory::new(
@@ -352,6 +349,11 @@ impl Handle {
     /// [`Error::Identity`] when this router cannot issue yet, or the book fails.
     pub fn create_token(&self, role: Role, ttl: Duration, uses: u32) -> Result<JoinToken, Error> {
         Ok(self.admission.create_token(role, ttl, uses)?)
+    }
+
+    /// Bytes of all replicated values that are held, of all routers; for metrics.
+    pub fn gossip_held_bytes(&self) -> usize {
+        self.gossip.held_bytes()
     }
 
     /// Counts of gossip that was refused, dropped or restarted, by word; for metrics.

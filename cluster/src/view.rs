@@ -136,7 +136,8 @@ impl Member {
             changes.push(Change::Info(self.id.clone()));
         }
         let gone = self.devices.keys().filter(|id| !new.devices.contains_key(*id));
-        let other = new.devices.iter().filter(|(id, info)| self.devices.get(*id) != Some(*info)).map(|(id, _)| id);
+        let other =
+            new.devices.iter().filter(|(id, info)| self.devices.get(*id) != Some(*info)).map(|(id, _)| id);
         for device in gone.chain(other) {
             changes.push(Change::Device { node: self.id.clone(), device: device.clone() });
         }
@@ -157,7 +158,10 @@ mod tests {
     fn member(name: &str, devices: &[(&str, u64)]) -> Member {
         let devices = devices.iter().map(|(device, seq)| {
             let device = id(device);
-            (device.clone(), DeviceInfo { id: device.to_string(), seq: *seq, slots: 2, ..DeviceInfo::default() })
+            (
+                device.clone(),
+                DeviceInfo { id: device.to_string(), seq: *seq, slots: 2, ..DeviceInfo::default() },
+            )
         });
         Member {
             id: id(name),

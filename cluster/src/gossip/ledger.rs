@@ -262,7 +262,9 @@ impl Ledger {
 
     /// Returns true if the value withdraws its key; `false` also for one that is not held.
     pub fn is_withdrawn(&self, origin: &Origin, key: &str) -> bool {
-        self.life(&origin.id).and_then(|life| life.held.get(key)).is_some_and(|held| held.withdrawn_at.is_some())
+        self.life(&origin.id)
+            .and_then(|life| life.held.get(key))
+            .is_some_and(|held| held.withdrawn_at.is_some())
     }
 
     /// Returns where a router receives gossip, and what else it says of itself.
@@ -280,16 +282,16 @@ impl Ledger {
     /// Forgets routers that have been silent for [`FORGET_AFTER`].
     pub fn forget_silent(&mut self, now: Instant) {
         let me = &self.me;
-        self.records.retain(|id, record| {
-            id == me || now.saturating_duration_since(record.touched) < FORGET_AFTER
-        });
+        self.records
+            .retain(|id, record| id == me || now.saturating_duration_since(record.touched) < FORGET_AFTER);
     }
 
     /// Returns the mesh as it is known at `now`.
     pub fn view(&self, now: Instant) -> ClusterView {
         let members = self.records.iter().filter_map(|(id, record)| {
             let life = record.life.as_ref()?;
-            let lost = record.lost_since.is_some_and(|at| now.saturating_duration_since(at) >= RECONNECT_GRACE);
+            let lost =
+                record.lost_since.is_some_and(|at| now.saturating_duration_since(at) >= RECONNECT_GRACE);
             let mine = *id == self.me;
             let member = Member {
                 id: id.clone(),
@@ -297,7 +299,8 @@ impl Ledger {
                 devices: life.devices.clone(),
                 stats: life.stats.clone(),
                 alive: mine || (life.lease.alive(now) && !lost),
-                last_seen: if mine { now } else { life.lease.renewed_at.unwrap_or(record.touched) }.into_std(),
+                last_seen: if mine { now } else { life.lease.renewed_at.unwrap_or(record.touched) }
+                    .into_std(),
                 generation: life.origin.generation,
             };
             Some((id.clone(), member))
@@ -432,7 +435,11 @@ mod tests {
         assert_eq!(reader.offer(&writer, "node", 2, &node), Err(Refusal::NoCertificate));
         assert_eq!(reader.offer(&writer, "cert", 2, &writer.chain()), Err(Refusal::BadCertificate), "late");
         let other = Writer::new(2, 5);
-        assert_eq!(reader.offer(&writer, "cert", 1, &other.chain()), Err(Refusal::BadCertificate), "another's");
+        assert_eq!(
+            reader.offer(&writer, "cert", 1, &other.chain()),
+            Err(Refusal::BadCertificate),
+            "another's"
+        );
         assert_eq!(reader.offer(&writer, "cert", 1, &writer.chain()), Ok(Taken::New));
         assert!(reader.member(&writer).is_none(), "a chain alone is no member");
         assert_eq!(reader.offer(&writer, "node", 2, &node), Ok(Taken::New));

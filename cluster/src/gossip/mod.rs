@@ -34,8 +34,8 @@ mod transport;
 
 use guard::{Counters, Guard};
 use ledger::{Authority, DEAD_KEPT, LEASE_RENEWAL, WITHDRAWN_FOR};
-pub use outbox::TooLarge;
 use outbox::Outbox;
+pub use outbox::TooLarge;
 use transport::{QuicTransport, Wire};
 
 /// Default time between two rounds of gossip: a value reaches ten nodes in about 0.3 s.
@@ -96,7 +96,8 @@ struct MeshAuthority(Arc<Identity>);
 
 impl Authority for MeshAuthority {
     fn router_of(&self, chain: &[Vec<u8>]) -> Option<(NodeId, Vec<u8>)> {
-        let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let chain: Vec<CertificateDer<'_>> =
+            chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let facts = self.0.verify_chain(&chain, SystemTime::now()).ok()?;
         (facts.peer.role == Role::Router).then_some((facts.peer.id, facts.public_key))
     }
@@ -226,9 +227,10 @@ impl Gossip {
         let state = chitchat.self_node_state();
         for (key, value) in values {
             let seq = state.max_version() + 1;
-            let sealed = keyspace::seal(&self.settings.origin, &key, seq, issued_ms, value.as_ref(), |message| {
-                identity.sign(message)
-            });
+            let sealed =
+                keyspace::seal(&self.settings.origin, &key, seq, issued_ms, value.as_ref(), |message| {
+                    identity.sign(message)
+                });
             let name = key.to_string();
             let taken = sealed.and_then(|text| {
                 self.shared.wire.guard().publish((&name, seq, &text), Instant::now()).map(|()| text)
@@ -274,7 +276,8 @@ impl Gossip {
 
     fn config(&self) -> ChitchatConfig {
         let Settings { origin, interval, seeds } = &self.settings;
-        let seeds: HashSet<_> = seeds.iter().filter(|seed| seed.id != origin.id).map(|seed| seed.addr).collect();
+        let seeds: HashSet<_> =
+            seeds.iter().filter(|seed| seed.id != origin.id).map(|seed| seed.addr).collect();
         ChitchatConfig {
             chitchat_id: ChitchatId::new(origin.id.as_str(), origin.generation, origin.addr),
             cluster_id: self.shared.identity.mesh_id().to_string(),

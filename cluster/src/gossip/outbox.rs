@@ -55,9 +55,14 @@ impl Outbox {
     pub(super) fn put(&mut self, key: Key, value: Value, now: Instant) -> Result<(), TooLarge> {
         let what = key.to_string();
         let size = what.len() + self.measure(&key, &value)?;
-        let others: usize = self.entries.iter().filter(|(other, _)| **other != key).map(|(_, e)| e.size).sum();
+        let others: usize =
+            self.entries.iter().filter(|(other, _)| **other != key).map(|(_, e)| e.size).sum();
         if others + size > MAX_NODE_BYTES {
-            return Err(TooLarge { what: "this node".to_owned(), size: others + size, limit: MAX_NODE_BYTES });
+            return Err(TooLarge {
+                what: "this node".to_owned(),
+                size: others + size,
+                limit: MAX_NODE_BYTES,
+            });
         }
         if !self.entries.contains_key(&key) && self.entries.len() >= MAX_KEYS / 2 {
             return Err(TooLarge { what, size: self.entries.len(), limit: MAX_KEYS / 2 });

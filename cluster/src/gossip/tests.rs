@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chitchat::Deserializable as _;
 use shoal_proto::{ArmSummaries, ArmSummary, DeviceInfo, NodeInfo};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -76,7 +77,10 @@ impl SimMesh {
     /// Device ids that one node sees under another.
     fn devices(&self, seen_by: usize, node: usize) -> Vec<NodeId> {
         let view = self.view(seen_by);
-        view.members.get(&self.nodes[node].id).map(|m| m.devices.keys().cloned().collect()).unwrap_or_default()
+        view.members
+            .get(&self.nodes[node].id)
+            .map(|m| m.devices.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     async fn kill(&mut self, node: usize) {
@@ -230,4 +234,44 @@ async fn lossy_paths_delay_gossip_and_break_nothing() {
         (0..5).all(|n| mesh.view(n).members[&mesh.nodes[1].id].stats.as_ref() == Some(&stats))
     })
     .await;
+}
+
+/// The trick that the guard keeps out, past the guard: the task dies, is started again, and nobody is lost.
+#[tokio::test(start_paused = true)]
+async fn a_chitchat_that_dies_is_started_again() {
+    let mut mesh = SimMesh::new(6);
+    for _ in 0..3 {
+        mesh.start(1);
+    }
+    within(Duration::from_secs(5), "met", || (0..3).all(|a| (0..3).all(|b| mesh.alive(a, b)))).await;
+    let device = mesh.publish_device(0, "kept", 1);
+    within(Duration::from_secs(2), "seen", || mesh.devices(1, 0).contains(&device)).await;
+    let other = &mesh.nodes[1];
+    let id = frame::RawId { node_id: other.id.to_string(), generation: 1, addr: other.addr };
+    let value = frame::KeyValue {
+        key: "k".into(),
+        value: String::new(),
+        version: 1_000_000,
+        status: frame::Status::Set,
+    };
+    let delta = frame::NodeDelta { id, last_gc_version: 0, from_version_excluded: 0, values: vec![value] };
+    let mut bytes = frame::Frame::Ack { delta: vec![delta] }.encode();
+    bytes.pop();
+    bytes.extend_from_slice(&[2, 9, 0, 2]);
+    bytes.extend_from_slice(&500_000u64.to_le_bytes());
+    bytes.push(0);
+    let message = chitchat::ChitchatMessage::deserialize(&mut bytes.as_slice()).unwrap();
+    mesh.nodes[0].handle.shared.wire.inject(other.addr, message);
+    let restarted = || mesh.nodes[0].handle.counters().get("gossip_restarts") == Some(&1);
+    within(Duration::from_secs(2), "chitchat 0.11.2 asserts on this, or the guard is not needed", restarted)
+        .await;
+    within(Duration::from_secs(8), "the new life is known with all it had", || {
+        (1..3).all(|n| {
+            let view = mesh.view(n);
+            let member = &view.members[&mesh.nodes[0].id];
+            member.alive && member.generation == 2 && member.devices.contains_key(&device)
+        })
+    })
+    .await;
+    within(Duration::from_secs(5), "it sees the others", || (0..3).all(|n| mesh.alive(0, n))).await;
 }

@@ -230,6 +230,13 @@ impl Wire {
         timeout(FRAME_DEADLINE, write).await.unwrap_or(Err(deadline))
     }
 
+    /// Hands chitchat a message that the guard never saw.
+    #[cfg(test)]
+    pub(super) fn inject(&self, from: SocketAddr, message: ChitchatMessage) {
+        let inbound = lock(&self.inbound);
+        inbound.as_ref().unwrap().try_send((from, message)).unwrap();
+    }
+
     /// Passes what the guard admits of a frame on to chitchat.
     fn take_in(&self, link: &Link, bytes: &[u8]) {
         let admitted = self.guard().admit(&link.peer.id, bytes, Instant::now());
