@@ -10,6 +10,9 @@ use crate::check::{Answer, Verdict};
 /// Three significant digits: 0.1 % of any latency.
 const DIGITS: u8 = 3;
 
+/// Longest latency told apart, in microseconds: an hour. Longer ones count as this.
+const MAX_MICROS: u64 = 3_600_000_000;
+
 /// Counts of one URL, or of all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -89,7 +92,8 @@ pub struct Report {
 
 impl Default for Report {
     fn default() -> Self {
-        let histogram = || Histogram::new(DIGITS).expect("three digits are within 0 to 5");
+        let histogram =
+            || Histogram::new_with_bounds(1, MAX_MICROS, DIGITS).expect("the bounds are in order");
         Self {
             all: Counts::default(),
             by_url: BTreeMap::new(),
@@ -121,7 +125,7 @@ impl Report {
         }
         for (mine, theirs) in [(&mut self.latency_us, &other.latency_us), (&mut self.ttft_us, &other.ttft_us)]
         {
-            mine.add(theirs).expect("both grow as needed");
+            mine.add(theirs).expect("both have the same bounds");
         }
     }
 
