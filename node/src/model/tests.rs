@@ -75,7 +75,7 @@ fn answer(mut stream: TcpStream, body: &[u8], faults: &Faults, log: &Mutex<Vec<S
 }
 
 fn body() -> Vec<u8> {
-    (0..300_000u32).map(|n| (n * 7919 >> 5) as u8).collect()
+    (0..300_000u32).map(|n| ((n * 7919) >> 5) as u8).collect()
 }
 
 fn sha256(bytes: &[u8]) -> String {
