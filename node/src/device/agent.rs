@@ -21,6 +21,9 @@ use super::serve::{self, Respond};
 use super::slots::Slots;
 use crate::upstream::BoxUpstream;
 
+#[cfg(test)]
+mod tests;
+
 /// Longest time for running answers after the device said that it leaves.
 pub const DRAIN: Duration = Duration::from_secs(30);
 
@@ -91,7 +94,8 @@ impl<M: Mesh> Agent<M> {
         mut remember: impl FnMut(&[M::Router]) + Send,
         shutdown: CancellationToken,
     ) {
-        let upstream = BoxUpstream::new(Dispatch::new(&self.engines, &*self.settings.name, &*self.settings.id));
+        let upstream =
+            BoxUpstream::new(Dispatch::new(&self.engines, &*self.settings.name, &*self.settings.id));
         let statuses = self.engines.iter().map(|engine| WatchStream::from_changes(engine.status.clone()));
         let mut statuses = stream::select_all(statuses);
         let mut in_flight = self.slots.changes();
@@ -175,7 +179,11 @@ impl<M: Mesh> Agent<M> {
         let cut = offered > device.models.len();
         if cut && !std::mem::replace(&mut self.cut_announced, cut) {
             let shown = device.models.len();
-            tracing::warn!(offered, shown, "too many models for one announcement: the last by name are not offered");
+            tracing::warn!(
+                offered,
+                shown,
+                "too many models for one announcement: the last by name are not offered"
+            );
         }
         self.mesh.announce(DeviceAnnounce { device: Some(device), leaving });
     }

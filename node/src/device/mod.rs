@@ -11,6 +11,7 @@ pub mod dispatch;
 pub mod embedded;
 pub mod engine;
 pub mod in_process;
+pub mod mesh;
 pub mod serve;
 pub mod slots;
 
