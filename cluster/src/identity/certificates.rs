@@ -13,7 +13,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, X509Certificate};
 
 use crate::ids::{MeshId, NodeId, Peer, Role};
 
@@ -110,7 +110,11 @@ impl Authority {
             return Err(CertificateError::Request("the key is not Ed25519".to_owned()));
         }
         let id = NodeId::from_spki(&key.subject_public_key_info());
-        let params = leaf_params(mesh, role, &id, name, now)?;
+        let mut params = leaf_params(mesh, role, &id, name, now)?;
+        // A leaf that outlives its issuer would look valid and be refused.
+        let (_, issuer) =
+            X509Certificate::from_der(&self.certificate).map_err(|_| CertificateError::Damaged)?;
+        params.not_after = params.not_after.min(issuer.validity().not_after.to_datetime());
         let certificate = self.sign(&params, key)?;
         Ok((Peer { role, id }, certificate))
     }
@@ -199,6 +203,8 @@ pub struct LeafFacts {
     pub peer: Peer,
     /// Public key, the 32 bytes of Ed25519.
     pub public_key: Vec<u8>,
+    /// Begin of validity.
+    pub valid_from: SystemTime,
     /// End of validity.
     pub expires: SystemTime,
 }
@@ -228,13 +234,17 @@ pub fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<LeafFacts, CertificateErr
     if actual != claimed {
         return Err(CertificateError::WrongKey { claimed, actual });
     }
-    let expires = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
     Ok(LeafFacts {
         mesh,
         peer: Peer { role, id: claimed },
         public_key: spki.subject_public_key.data.to_vec(),
-        expires: SystemTime::UNIX_EPOCH + Duration::from_secs(expires),
+        valid_from: system_time(parsed.validity().not_before),
+        expires: system_time(parsed.validity().not_after),
     })
+}
+
+fn system_time(time: ASN1Time) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
 }
 
 /// Reads who the first certificate of a chain belongs to; the id is proven to match the key.
@@ -321,6 +331,39 @@ mod tests {
             format!("spiffe://{MESH}/router/"),
         ] {
             assert!(parse_uri(&bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_leaf_does_not_outlive_its_issuer() {
+        let now = SystemTime::now();
+        let root = Authority::root(MESH, now).unwrap();
+        let (key, request) = (new_key().unwrap(), request_for(&new_key().unwrap()).unwrap());
+        let router = NodeId::from_spki(b"router");
+        let certificate = root.sign_issuer(&request_for(&key).unwrap(), &router, now).unwrap();
+        let issuer = Authority { key, certificate };
+        let late = now + ISSUER_LIFE - Duration::from_secs(3600);
+        let (_, leaf) = issuer.sign_leaf(&request, MESH, Role::Device, "", late).unwrap();
+        assert!(leaf_facts(&leaf).unwrap().expires <= now + ISSUER_LIFE);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_identity(bytes: Vec<u8>) {
+            let _ = parse_request(&bytes);
+            proptest::prop_assert!(leaf_facts(&CertificateDer::from(bytes)).is_err());
+        }
+
+        #[test]
+        fn a_damaged_certificate_never_changes_who_it_is(at in 0usize..400, flip in 1u8..) {
+            let (_, certificate) = leaf(Role::Device);
+            let honest = leaf_facts(&certificate).unwrap().peer.id;
+            let mut bytes = certificate.to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= flip;
+            if let Ok(facts) = leaf_facts(&CertificateDer::from(bytes)) {
+                proptest::prop_assert_eq!(facts.peer.id, honest);
+            }
         }
     }
 

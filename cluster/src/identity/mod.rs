@@ -205,9 +205,10 @@ impl Identity {
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, Error> {
         let verifier = verifier(&roots)?;
-        // Verified as of its start, so that an expired identity still loads and can say that it expired.
+        // Verified as of a time within its validity: an expired identity still loads and can say so, and a
+        // machine whose clock is not set yet does not take it for damaged.
         let facts = leaf_facts(chain.first().ok_or(CertificateError::Missing)?)?;
-        let valid_at = facts.expires.min(SystemTime::now());
+        let valid_at = SystemTime::now().max(facts.valid_from).min(facts.expires);
         verify(&*verifier, facts.mesh, &chain, valid_at)?;
         let actual = NodeId::from_spki(&key.subject_public_key_info());
         if actual != facts.peer.id {

@@ -230,6 +230,26 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in "(mj1_)?[A-Za-z0-9_-]{0,400}") {
+            let _ = text.parse::<JoinToken>();
+        }
+
+        #[test]
+        fn no_content_with_a_right_checksum_panics(mut bytes: Vec<u8>, versioned: bool) {
+            if versioned && !bytes.is_empty() {
+                bytes[0] = VERSION;
+            }
+            let checksum = sha256(&bytes);
+            bytes.extend_from_slice(&checksum[..CHECKSUM]);
+            let text = format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes));
+            if let Ok(token) = text.parse::<JoinToken>() {
+                proptest::prop_assert_eq!(token.to_string(), text);
+            }
+        }
+    }
+
     #[test]
     fn debug_hides_the_secret() {
         let shown = format!("{:?}", token());

@@ -34,6 +34,10 @@ use crate::ids::{NodeId, Peer};
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// HTTP/2 window of all calls on a channel.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Calls at once on a router's channel.
+const CALLS: u32 = 256;
+/// Calls at once of a joiner: one, so that attempts cannot outrun the count of failures.
+const JOIN_CALLS: u32 = 1;
 /// Streams that wait to be taken up by the server.
 const WAITING_STREAMS: usize = 64;
 /// Joiners served at once; each is one connection with one call.
@@ -119,7 +123,7 @@ pub async fn serve_control(mut links: mpsc::Receiver<Link>, routes: Routes, shut
             }
         }
     };
-    serve(accept, incoming, routes, shutdown).await;
+    serve(accept, incoming, CALLS, routes, shutdown).await;
 }
 
 /// Serves joiners until `shutdown`: a few at once, each for a short time.
@@ -147,7 +151,7 @@ pub async fn serve_join(
             }
         }
     };
-    serve(accept, incoming, routes, shutdown).await;
+    serve(accept, incoming, JOIN_CALLS, routes, shutdown).await;
 }
 
 /// Hands every stream of a connection to the server, until the connection ends.
@@ -162,12 +166,14 @@ async fn feed(connection: &Connection, caller: &Caller, streams: &mpsc::Sender<B
 async fn serve(
     accept: impl Future<Output = ()>,
     incoming: mpsc::Receiver<ByteStream>,
+    calls: u32,
     routes: Routes,
     shutdown: CancellationToken,
 ) {
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(calls)
         .timeout(CALL_DEADLINE)
         .add_routes(routes)
         .serve_with_incoming_shutdown(

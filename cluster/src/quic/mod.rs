@@ -1,9 +1,9 @@
 //! The one QUIC endpoint of a process and everything that runs on it.
 //!
 //! One UDP port dials and listens, so the source address of a connection is the address that its owner can
-//! be dialled at. The ALPN says what a connection is for, the certificate says who is at its other end:
-//! [`net`] dials and pools, [`accept`] lets in; [`rpc`] serves
-//! inference streams and device links, [`device`] is their other end, [`grpc`] carries tonic.
+//! be dialled at. The ALPN says what a connection is for ([`Alpn`]), the certificate says who is at its other
+//! end: [`Net`] dials and pools, [`Acceptor`] lets in, [`Rpc`] serves inference streams and device links,
+//! [`DeviceLink`] is their other end, [`Channels`] carry tonic.
 
 use std::io;
 use std::net::SocketAddr;

@@ -190,3 +190,98 @@ impl Window {
         self.newest = Some(if shift == SLICES { now } else { newest + SLICE * shift as u32 });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::start;
+
+    const NO_JITTER: f64 = 0.0;
+
+    fn tripped(now: Instant) -> CircuitBreaker {
+        let mut breaker = CircuitBreaker::default();
+        for _ in 0..MAX_CONSECUTIVE {
+            assert!(breaker.would_admit(now));
+            breaker.record(now, Admission::Normal, false, NO_JITTER);
+        }
+        breaker
+    }
+
+    #[test]
+    fn faults_in_a_row_open_it_and_a_success_between_them_does_not() {
+        let now = start();
+        assert!(!tripped(now).would_admit(now));
+        let mut breaker = CircuitBreaker::default();
+        for index in 0..9 {
+            breaker.record(now, Admission::Normal, index % 4 == 3, NO_JITTER);
+        }
+        assert_eq!(breaker.as_str(), "closed");
+    }
+
+    #[test]
+    fn a_failing_majority_opens_it_only_with_enough_samples_within_the_window() {
+        let now = start();
+        let run = |results: &[bool], pause: Duration| {
+            let mut breaker = CircuitBreaker::default();
+            for (index, ok) in results.iter().enumerate() {
+                breaker.record(now + pause * index as u32, Admission::Normal, *ok, NO_JITTER);
+            }
+            breaker.as_str()
+        };
+        let mostly_failing = [false, false, true, false, false, true, false, false, true, false];
+        assert_eq!(run(&mostly_failing, Duration::from_secs(1)), "open");
+        assert_eq!(run(&mostly_failing[1..], Duration::from_secs(1)), "closed");
+        assert_eq!(run(&mostly_failing, Duration::from_secs(6)), "closed");
+        let one_in_three = [true, true, false].repeat(20);
+        assert_eq!(run(&one_in_three, Duration::from_secs(1)), "closed");
+    }
+
+    #[test]
+    fn half_open_admits_one_probe() {
+        let now = start();
+        let mut breaker = tripped(now);
+        let later = now + MIN_OPEN;
+        assert_eq!(breaker.admit(now), None);
+        assert_eq!(breaker.admit(later), Some(Admission::Probe));
+        assert_eq!(breaker.admit(later), None);
+        assert!(!breaker.would_admit(later));
+        breaker.abandon(Admission::Probe);
+        assert_eq!(breaker.admit(later), Some(Admission::Probe));
+        breaker.record(later, Admission::Probe, true, NO_JITTER);
+        assert_eq!(breaker.admit(later), Some(Admission::Normal));
+    }
+
+    #[test]
+    fn each_failed_probe_doubles_the_wait_up_to_a_minute() {
+        let mut now = start();
+        let mut breaker = tripped(now);
+        for expected in [5, 10, 20, 40, 60, 60] {
+            let wait = Duration::from_secs(expected);
+            assert!(!breaker.would_admit(now + wait - Duration::from_millis(1)), "{expected}");
+            now += wait;
+            assert_eq!(breaker.admit(now), Some(Admission::Probe), "{expected}");
+            breaker.record(now, Admission::Probe, false, NO_JITTER);
+        }
+    }
+
+    #[test]
+    fn jitter_lengthens_the_wait_by_up_to_a_quarter() {
+        let now = start();
+        let mut breaker = CircuitBreaker::default();
+        for _ in 0..MAX_CONSECUTIVE {
+            breaker.record(now, Admission::Normal, false, 1.0);
+        }
+        assert!(!breaker.would_admit(now + MIN_OPEN.mul_f64(1.24)));
+        assert!(breaker.would_admit(now + MIN_OPEN.mul_f64(1.25)));
+    }
+
+    #[test]
+    fn results_of_requests_from_before_it_opened_change_nothing() {
+        let now = start();
+        let mut breaker = tripped(now);
+        breaker.record(now, Admission::Normal, true, NO_JITTER);
+        assert_eq!(breaker.as_str(), "open");
+        breaker.record(now, Admission::Forced, true, NO_JITTER);
+        assert_eq!(breaker.as_str(), "closed");
+    }
+}

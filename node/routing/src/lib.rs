@@ -30,6 +30,9 @@ pub mod router;
 pub mod tokens;
 pub mod units;
 
+#[cfg(test)]
+mod testing;
+
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{ArmStats, ArmView, Context, Observations, Policy, Posterior, Reward, Selection, Thompson};
 pub use breaker::{Admission, CircuitBreaker};
@@ -40,7 +43,7 @@ pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
 pub use profile::RequestProfile;
-pub use registry::{ModelSpec, Offer, Registry, Route, Zone};
+pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{Decision, Fallback, NoRoute, RouteReason, Router, Snapshot};
 pub use tokens::count_tokens;

@@ -114,7 +114,7 @@ pub struct Outcome {
     pub finish_reason: Option<FinishReason>,
     /// Tokens of the prompt: the upstream's own count if it gave one.
     pub prompt_tokens: Tokens,
-    /// Tokens of the answer.
+    /// Tokens of the answer: the upstream's own count, else what passed by. 0 = the answer was empty.
     pub completion_tokens: Tokens,
     /// From the decision to the first token, milliseconds.
     pub ttft_ms: Option<u64>,

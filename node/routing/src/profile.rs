@@ -65,3 +65,49 @@ impl RequestProfile {
         self.prompt_tokens + self.max_output.unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choice::ModelChoice;
+    use crate::class::{DataClass, Mode, Preference};
+    use crate::request::Message;
+
+    fn request<'a>(messages: Vec<Message<'a>>, max_output: Option<u32>) -> Request<'a> {
+        Request {
+            messages,
+            max_output: max_output.map(Tokens),
+            needs: Needs::default(),
+            stream: true,
+            choice: ModelChoice::AutoLocal,
+            mode: Mode::Auto,
+            preference: Preference::Balanced,
+            data_class: DataClass::Internal,
+            hop: 0,
+        }
+    }
+
+    #[test]
+    fn a_profile_counts_turns_and_looks_at_the_last_question() {
+        let message = |role, text: &'static str| Message { role, text: text.into() };
+        let messages = vec![
+            message(MessageRole::System, "Be kind."),
+            message(MessageRole::User, "Hi"),
+            message(MessageRole::Assistant, "Hello!"),
+            message(MessageRole::User, "Write a python function to parse json, für mich"),
+            message(MessageRole::Tool, "42"),
+        ];
+        let profile = RequestProfile::of(&request(messages, Some(50)));
+        assert_eq!((profile.turns, profile.last_user_chars), (3, 47));
+        assert_eq!(profile.domain, Domain::Code);
+        assert!(profile.exact && profile.interactive);
+        assert_eq!(profile.expected_output, Tokens(50));
+        assert_eq!(profile.context_tokens(), profile.prompt_tokens + Tokens(50));
+    }
+
+    #[test]
+    fn an_unbounded_answer_is_expected_to_be_of_typical_length() {
+        assert_eq!(RequestProfile::of(&request(vec![], None)).expected_output, TYPICAL_OUTPUT);
+        assert_eq!(RequestProfile::of(&request(vec![], Some(100_000))).expected_output, TYPICAL_OUTPUT);
+    }
+}

@@ -5,6 +5,8 @@
 //! computed here, once per change.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::bandit::prior::{self, SizeClass};
@@ -166,9 +168,24 @@ impl Offer {
 
     /// Returns the ways that a request which was already forwarded `hop` times may take, best first.
     ///
-    /// Only the entry router may forward; others use what they reach themselves.
+    /// Only the entry router hands a request to another router; others use what they reach themselves.
     pub fn routes_at(&self, hop: u32) -> impl Iterator<Item = &Route> {
-        self.routes.iter().filter(move |route| hop == 0 || **route == Route::Direct)
+        let is_peer = matches!(self.upstream, UpstreamId::Peer(_));
+        self.routes.iter().filter(move |route| hop == 0 || (**route == Route::Direct && !is_peer))
+    }
+
+    /// Takes in another report of the same upstream and model: one device, whoever announced it.
+    fn merge(&mut self, other: Self) {
+        for route in other.routes {
+            if !self.routes.contains(&route) {
+                self.routes.push(route);
+            }
+        }
+        // Direct sorts first: a way without another router is the best one.
+        self.routes.sort();
+        self.in_flight_reported = self.in_flight_reported.max(other.in_flight_reported);
+        self.draining |= other.draining;
+        self.internal_ok &= other.internal_ok;
     }
 }
 
@@ -193,9 +210,19 @@ pub struct Registry {
 
 impl Registry {
     /// Indexes offers. Their order does not matter: equal sets give equal decisions.
+    ///
+    /// Two offers of one model by one upstream become one with the ways of both; capacity is never summed.
     pub fn new(offers: impl IntoIterator<Item = Offer>) -> Self {
-        let mut offers: Vec<Arc<Offer>> = offers.into_iter().map(Arc::new).collect();
-        offers.sort_by(|a, b| (&a.upstream, &a.model.id).cmp(&(&b.upstream, &b.model.id)));
+        let mut merged: BTreeMap<(UpstreamId, Arc<str>), Offer> = BTreeMap::new();
+        for offer in offers {
+            match merged.entry((offer.upstream.clone(), offer.model.id.clone())) {
+                Entry::Occupied(known) => known.into_mut().merge(offer),
+                Entry::Vacant(place) => {
+                    place.insert(offer);
+                }
+            }
+        }
+        let offers: Vec<Arc<Offer>> = merged.into_values().map(Arc::new).collect();
         let mut by_model: BTreeMap<Arc<str>, Vec<Arc<Offer>>> = BTreeMap::new();
         let mut by_arm: BTreeMap<ArmId, Vec<Arc<Offer>>> = BTreeMap::new();
         for offer in &offers {
@@ -221,8 +248,7 @@ impl Registry {
         if let Some(offers) = self.by_model.get(model) {
             return offers;
         }
-        let from_here =
-            self.by_model.range::<str, _>((std::ops::Bound::Excluded(model), std::ops::Bound::Unbounded));
+        let from_here = self.by_model.range::<str, _>((Bound::Excluded(model), Bound::Unbounded));
         from_here
             .take_while(|(name, _)| name.starts_with(model))
             .find(|(name, _)| &name[model.len()..] == DEFAULT_TAG)
@@ -265,7 +291,7 @@ impl Registry {
 }
 
 /// Counts insertions, deletions and replacements between two names (Levenshtein), one row at a time.
-fn edit_distance(a: &str, b: &str) -> usize {
+pub fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(MAX_COMPARED).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.chars().take(MAX_COMPARED).enumerate() {
@@ -330,6 +356,21 @@ mod tests {
         assert_eq!(offer.routes_at(1).collect::<Vec<_>>(), [&Route::Direct]);
         offer.routes.pop();
         assert_eq!(offer.zone(), Zone::Peer);
+    }
+
+    #[test]
+    fn a_device_that_two_routers_announce_is_one_offer_with_two_ways() {
+        let announced = |routes: Vec<Route>, in_flight| Offer {
+            routes,
+            slots: 2,
+            in_flight_reported: in_flight,
+            ..offer("a", "m")
+        };
+        let far = announced(vec![Route::Via("n2".into())], 1);
+        let registry = Registry::new([far, announced(vec![Route::Direct], 2)]);
+        let [merged] = registry.by_model("m") else { panic!("one offer") };
+        assert_eq!(merged.routes, [Route::Direct, Route::Via("n2".into())]);
+        assert_eq!((merged.slots, merged.in_flight_reported), (2, 2));
     }
 
     #[test]

@@ -77,11 +77,14 @@ impl Request<'_> {
         }
     }
 
-    /// Returns where the request may run: `auto:local` and `device:…` mean local, whatever the body says.
+    /// Returns where the request may run: `auto:local` means local, whatever the body says.
     pub fn effective_mode(&self) -> Mode {
         match self.choice {
-            ModelChoice::AutoLocal | ModelChoice::OnDevice { .. } => Mode::Local,
-            ModelChoice::Auto(_) | ModelChoice::Named(_) | ModelChoice::Provider { .. } => self.mode,
+            ModelChoice::AutoLocal => Mode::Local,
+            ModelChoice::Auto(_)
+            | ModelChoice::Named(_)
+            | ModelChoice::OnDevice { .. }
+            | ModelChoice::Provider { .. } => self.mode,
         }
     }
 }

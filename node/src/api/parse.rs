@@ -33,11 +33,9 @@ pub struct Parsed {
     pub path: ApiPath,
     /// Model as the client wrote it.
     pub model: String,
-    /// What that name means.
-    pub choice: ModelChoice,
     /// Features for the router.
     pub profile: RequestProfile,
-    /// The same request without its text, for the router's filters.
+    /// The same request without its text.
     pub shape: Shape,
     /// Body to send on, but for the model's name; our metadata and denied fields are gone.
     pub body: Bytes,
@@ -67,21 +65,6 @@ pub struct Shape {
 }
 
 impl Parsed {
-    /// Returns the request without its text, as the router's filters take it.
-    pub fn routing_request(&self, hop: u32) -> Request<'static> {
-        Request {
-            messages: Vec::new(),
-            max_output: self.shape.max_output,
-            needs: self.shape.needs,
-            stream: self.shape.stream,
-            choice: self.choice.clone(),
-            mode: self.shape.mode,
-            preference: self.shape.preference,
-            data_class: self.shape.data_class,
-            hop,
-        }
-    }
-
     /// Returns the body with the chosen model's name in it.
     pub fn body_for(&self, model: &str) -> Bytes {
         if self.model == model {
@@ -111,7 +94,14 @@ impl Default for Floor {
 }
 
 /// Parses and checks a body for an API path.
-pub fn parse(path: ApiPath, bytes: &Bytes, headers: &HeaderMap, floor: Floor) -> Result<Parsed, ApiError> {
+///
+/// The request borrows its text from `bytes`; the parsed form owns all that must live longer.
+pub fn parse<'a>(
+    path: ApiPath,
+    bytes: &'a Bytes,
+    headers: &HeaderMap,
+    floor: Floor,
+) -> Result<(Parsed, Request<'a>), ApiError> {
     let body = Body::parse(bytes).map_err(|e| {
         ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
     })?;
@@ -144,7 +134,7 @@ pub fn parse(path: ApiPath, bytes: &Bytes, headers: &HeaderMap, floor: Floor) ->
         max_output: shape.max_output,
         needs: shape.needs,
         stream,
-        choice: choice.clone(),
+        choice,
         mode: shape.mode,
         preference: shape.preference,
         data_class: shape.data_class,
@@ -152,7 +142,7 @@ pub fn parse(path: ApiPath, bytes: &Bytes, headers: &HeaderMap, floor: Floor) ->
     };
     let profile = RequestProfile::of(&request);
     let (body, warnings) = upstream_body(&body, &metadata, stream);
-    Ok(Parsed { path, model, choice, profile, shape, body, include_usage, warnings })
+    Ok((Parsed { path, model, profile, shape, body, include_usage, warnings }, request))
 }
 
 struct Input<'a> {
@@ -483,7 +473,8 @@ mod tests {
     use super::*;
 
     fn chat(text: &str) -> Result<Parsed, ApiError> {
-        parse(ApiPath::ChatCompletions, &Bytes::copy_from_slice(text.as_bytes()), &HeaderMap::new(), Floor::default())
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default()).map(|(parsed, _)| parsed)
     }
 
     #[test]
@@ -554,18 +545,12 @@ mod tests {
     fn a_client_can_only_raise_the_class_that_its_key_demands() {
         let floor = Floor { data_class: DataClass::Restricted, local_only: false };
         let text = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
-        let parsed =
-            parse(ApiPath::ChatCompletions, &Bytes::from_static(text.as_bytes()), &HeaderMap::new(), floor).unwrap();
+        let bytes = Bytes::from_static(text.as_bytes());
+        let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor).unwrap();
         assert_eq!(parsed.shape.data_class, DataClass::Restricted);
         let mut headers = HeaderMap::new();
         headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
-        let raised = parse(
-            ApiPath::ChatCompletions,
-            &Bytes::from_static(text.as_bytes()),
-            &headers,
-            Floor::default(),
-        )
-        .unwrap();
+        let (raised, _) = parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default()).unwrap();
         assert_eq!(raised.shape.data_class, DataClass::Restricted);
     }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::args::ClientArgs;
 use super::exit::{CliError, Exit};
 use crate::config;
+use crate::upstream::http_client;
 
 /// File name of the admin socket in the data directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -41,7 +42,8 @@ impl NodeClient {
             let message = format!("'{url}' is not a URL; give one such as http://127.0.0.1:8080");
             return Err(CliError::new(Exit::Usage, message));
         }
-        let http = crate::upstream::http_client::api_client().map_err(|e| CliError::new(Exit::Failure, e.to_string()))?;
+        let parsed: reqwest::Url = base.parse().map_err(|e| CliError::new(Exit::Usage, format!("'{url}' is not a URL: {e}")))?;
+        let http = http_client::build(http_client::Reach::of(&parsed)).map_err(CliError::failure)?;
         Ok(Self { http, place: base.clone(), base, key, admin: false })
     }
 
@@ -56,8 +58,7 @@ impl NodeClient {
         if !socket.exists() {
             return Err(not_running(dir));
         }
-        let http = crate::upstream::http_client::socket_client(&socket)
-            .map_err(|e| CliError::new(Exit::Failure, e.to_string()))?;
+        let http = http_client::on_socket(&socket).map_err(CliError::failure)?;
         Ok(Self { http, base: "http://shoal".into(), key: None, admin: true, place: socket.display().to_string() })
     }
 

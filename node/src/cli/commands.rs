@@ -10,7 +10,7 @@ use super::args::{ChatArgs, ClientArgs, ExplainArgs, KeysCommand, RoleArg, Token
 use super::client::NodeClient;
 use super::exit::{CliError, Exit};
 use super::show;
-use crate::upstream::sse::SseDecoder;
+use crate::upstream::sse::{Decoder, Item};
 
 /// `shoal status`
 pub async fn status(args: &ClientArgs) -> Result<(), CliError> {
@@ -334,11 +334,13 @@ async fn one_turn(node: &NodeClient, args: &ChatArgs, history: &mut Vec<Value>) 
     let started = std::time::Instant::now();
     let response = node.stream("/v1/chat/completions", &body).await?;
     let mut bytes = response.bytes_stream();
-    let mut decoder = SseDecoder::new();
+    let mut decoder = Decoder::new();
     let (mut answer, mut meta, mut usage) = (String::new(), Value::Null, Value::Null);
     while let Some(part) = bytes.next().await {
         let part = part.map_err(|e| CliError::failure(format!("the answer was cut: {e}")))?;
-        for payload in decoder.push(&part).map_err(CliError::failure)? {
+        decoder.push(part);
+        while let Some(item) = decoder.next_item().map_err(CliError::failure)? {
+            let Item::Data(payload) = item else { continue };
             let Ok(v) = serde_json::from_slice::<Value>(&payload) else { continue };
             if let Some(message) = v["error"]["message"].as_str() {
                 return Err(CliError::failure(message));

@@ -209,8 +209,10 @@ fn invalid(origin: &str, error: &toml::de::Error) -> Error {
     let mut message = text.trim().replace('\n', " ");
     if let Some(unknown) = between(&text, "unknown field `", "`") {
         let expected: Vec<&str> = text.split('`').skip(3).step_by(2).collect();
-        let nearest = shoal_routing::nearest(unknown, expected.iter().copied(), 1);
-        message = match nearest.first() {
+        // Half of the letters wrong is no typing mistake any more.
+        let near = |known: &&&str| shoal_routing::edit_distance(unknown, known) * 2 <= unknown.len();
+        let nearest = expected.iter().filter(near).min_by_key(|k| shoal_routing::edit_distance(unknown, k));
+        message = match nearest {
             Some(best) => format!("unknown key '{unknown}'; did you mean '{best}'?"),
             None => format!("unknown key '{unknown}'; see `shoal config schema`"),
         };

@@ -5,6 +5,7 @@
 //! of the mesh, [`agent`] ties all of it together. A router uses the same engines for its own host.
 
 pub mod agent;
+pub mod agent_process;
 pub mod detect;
 pub mod dispatch;
 #[cfg(feature = "embedded")]
@@ -13,6 +14,7 @@ pub mod engine;
 pub mod in_process;
 pub mod mesh;
 pub mod serve;
+pub mod set;
 pub mod slots;
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
-pub use history::{HistoryWriter, RequestRecord};
+pub use history::{AttemptRecord, Considered, HistoryWriter, RequestRecord};
 pub use keys::{KeyRecord, KeyRing, NewKey};
-pub use statistics::ArmRow;
+pub use tokens::StoreBook;
 
 /// A failed operation on the database.
 #[derive(Debug, thiserror::Error)]

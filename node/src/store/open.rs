@@ -15,9 +15,6 @@ CREATE TABLE IF NOT EXISTS tokens (
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, sha256 BLOB NOT NULL, name TEXT NOT NULL, local_only INTEGER NOT NULL,
     created_ms INTEGER NOT NULL, revoked_ms INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS statistics (
-    arm TEXT PRIMARY KEY, count INTEGER NOT NULL, reward_sum REAL NOT NULL, failures INTEGER NOT NULL,
-    version INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, started_ms INTEGER NOT NULL, model TEXT NOT NULL, upstream TEXT NOT NULL,
     outcome TEXT NOT NULL, record TEXT NOT NULL);
@@ -69,6 +66,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
         ));
     }
     connection.execute_batch(SCHEMA)?;
+    connection.execute_batch(&super::statistics::create_table())?;
     Ok(connection)
 }
 

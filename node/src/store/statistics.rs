@@ -3,73 +3,74 @@
 //! Only own observations are stored: others' come again by gossip. Rows that make no sense are set aside with
 //! their table, since a wrong number in here would be believed by the whole mesh.
 
+use shoal_routing::{ArmId, ArmStats};
+
 use super::{Error, Store, unix_ms};
 
-/// One arm's sums of this node.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ArmRow {
-    /// Model name, with digest when known.
-    pub arm: String,
-    /// Finished requests.
-    pub count: u64,
-    /// Sum of rewards, each 0..1.
-    pub reward_sum: f64,
-    /// Requests that failed after the model was chosen.
-    pub failures: u64,
-    /// Grows with each change.
-    pub version: u64,
-}
+const COLUMNS: &str = "arm TEXT PRIMARY KEY, count INTEGER NOT NULL, failures INTEGER NOT NULL, \
+    scored INTEGER NOT NULL, reward_sum REAL NOT NULL, ttft_count INTEGER NOT NULL, ttft_ms_sum REAL NOT NULL, \
+    version INTEGER NOT NULL";
 
-impl ArmRow {
-    fn plausible(&self) -> bool {
-        self.reward_sum.is_finite() && self.reward_sum >= 0.0 && self.reward_sum <= self.count as f64 + 1e-6
-    }
+/// Returns the statement that makes the table, used by the schema and after a damaged one was set aside.
+pub(super) fn create_table() -> String {
+    format!("CREATE TABLE IF NOT EXISTS statistics ({COLUMNS});")
 }
 
 impl Store {
     /// Reads all arms; a damaged table is renamed and an empty one takes its place.
-    pub fn read_statistics(&self) -> Result<Vec<ArmRow>, Error> {
+    pub fn read_statistics(&self) -> Result<Vec<(ArmId, ArmStats)>, Error> {
         match self.try_read_statistics() {
-            Ok(rows) if rows.iter().all(ArmRow::plausible) => return Ok(rows),
+            Ok(rows) if rows.iter().all(|(_, stats)| stats.is_plausible()) => return Ok(rows),
             Ok(_) => tracing::warn!("stored statistics are implausible; their table is set aside"),
             Err(error) => tracing::warn!(%error, "stored statistics cannot be read; their table is set aside"),
         }
         let connection = self.lock();
-        connection.execute_batch(&format!(
-            "ALTER TABLE statistics RENAME TO statistics_damaged_{};
-             CREATE TABLE statistics (
-                 arm TEXT PRIMARY KEY, count INTEGER NOT NULL, reward_sum REAL NOT NULL,
-                 failures INTEGER NOT NULL, version INTEGER NOT NULL);",
-            unix_ms()
-        ))?;
+        // Several damages within one millisecond must not meet under one name.
+        let aside = format!("statistics_damaged_{}_{}", unix_ms(), uuid::Uuid::now_v7().simple());
+        connection.execute_batch(&format!("ALTER TABLE statistics RENAME TO {aside}; {}", create_table()))?;
         Ok(Vec::new())
     }
 
-    fn try_read_statistics(&self) -> Result<Vec<ArmRow>, Error> {
+    fn try_read_statistics(&self) -> Result<Vec<(ArmId, ArmStats)>, Error> {
         let connection = self.lock();
-        let mut statement =
-            connection.prepare("SELECT arm, count, reward_sum, failures, version FROM statistics ORDER BY arm")?;
+        let mut statement = connection.prepare(
+            "SELECT arm, count, failures, scored, reward_sum, ttft_count, ttft_ms_sum, version
+             FROM statistics ORDER BY arm",
+        )?;
         let rows = statement.query_map([], |row| {
-            Ok(ArmRow {
-                arm: row.get(0)?,
+            let stats = ArmStats {
                 count: row.get::<_, i64>(1)? as u64,
-                reward_sum: row.get(2)?,
-                failures: row.get::<_, i64>(3)? as u64,
-                version: row.get::<_, i64>(4)? as u64,
-            })
+                failures: row.get::<_, i64>(2)? as u64,
+                scored: row.get::<_, i64>(3)? as u64,
+                reward_sum: row.get(4)?,
+                ttft_count: row.get::<_, i64>(5)? as u64,
+                ttft_ms_sum: row.get(6)?,
+                version: row.get::<_, i64>(7)? as u64,
+            };
+            Ok((ArmId(row.get::<_, String>(0)?.into()), stats))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Writes arms in one transaction.
-    pub fn write_statistics(&self, rows: &[ArmRow]) -> Result<(), Error> {
+    pub fn write_statistics(&self, rows: &[(ArmId, ArmStats)]) -> Result<(), Error> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
-        for r in rows {
+        for (arm, s) in rows {
             transaction.execute(
-                "INSERT OR REPLACE INTO statistics (arm, count, reward_sum, failures, version)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-                (&r.arm, r.count as i64, r.reward_sum, r.failures as i64, r.version as i64),
+                "INSERT OR REPLACE INTO statistics
+                 (arm, count, failures, scored, reward_sum, ttft_count, ttft_ms_sum, version)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                (
+                    arm.as_str(),
+                    s.count as i64,
+                    s.failures as i64,
+                    s.scored as i64,
+                    s.reward_sum,
+                    s.ttft_count as i64,
+                    s.ttft_ms_sum,
+                    s.version as i64,
+                ),
             )?;
         }
         transaction.commit()?;
@@ -81,8 +82,8 @@ impl Store {
 mod tests {
     use super::*;
 
-    fn row(arm: &str, count: u64, reward_sum: f64) -> ArmRow {
-        ArmRow { arm: arm.into(), count, reward_sum, failures: 0, version: 1 }
+    fn row(arm: &str, scored: u64, reward_sum: f64) -> (ArmId, ArmStats) {
+        (ArmId(arm.into()), ArmStats { count: 9, scored, reward_sum, ..ArmStats::default() })
     }
 
     #[test]

@@ -86,6 +86,17 @@ pub fn build(reach: Reach) -> Result<Client, Error> {
     Ok(builder.build()?)
 }
 
+/// Builds a client that reaches one server through a Unix socket, whatever host its URLs name.
+///
+/// # Errors
+/// The TLS or HTTP library refused the settings.
+#[cfg(unix)]
+#[allow(clippy::disallowed_methods)] // the one place that the lint points to
+pub fn on_socket(path: &std::path::Path) -> Result<Client, Error> {
+    let builder = Client::builder().tls_backend_preconfigured(tls_config()?).no_proxy();
+    Ok(builder.redirect(redirect::Policy::none()).unix_socket(path).build()?)
+}
+
 fn tls_config() -> Result<ClientConfig, rustls::Error> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let native = rustls_native_certs::load_native_certs();

@@ -61,6 +61,13 @@ impl Cell {
         self.ttft.observe(now, millis(now.saturating_duration_since(started)));
     }
 
+    pub(super) fn whole_answer(&mut self, started: Instant, now: Instant, per_token_ms: f64) {
+        self.stop_waiting(started);
+        self.per_token.observe(now, per_token_ms);
+        // Confirms what is known, so that it does not grow stale.
+        self.ttft.observe(now, self.ttft.estimate_ms().unwrap_or(per_token_ms));
+    }
+
     pub(super) fn stop_waiting(&mut self, started: Instant) {
         self.waiting = self.waiting.saturating_sub(1);
         self.waiting_since_s -= self.seconds(started);

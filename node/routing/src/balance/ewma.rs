@@ -55,3 +55,44 @@ impl PeakEwma {
         self.sampled.map(|(_, at)| now.saturating_duration_since(at))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::start;
+
+    #[test]
+    fn bad_news_counts_at_once_and_good_news_with_time() {
+        let now = start();
+        let mut ewma = PeakEwma::new(Duration::from_secs(10));
+        assert_eq!(ewma.estimate_ms(), None);
+        ewma.observe(now, 100.0);
+        ewma.observe(now, 900.0);
+        assert_eq!(ewma.estimate_ms(), Some(900.0));
+        ewma.observe(now + Duration::from_secs(10), 100.0);
+        let pulled = ewma.estimate_ms().unwrap();
+        assert!((pulled - (100.0 + 800.0 * (-1.0f64).exp())).abs() < 1e-6, "{pulled}");
+        assert_eq!(ewma.age(now + Duration::from_secs(12)), Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_burst_of_good_samples_at_one_moment_counts_too() {
+        let now = start();
+        let mut ewma = PeakEwma::new(Duration::from_secs(10));
+        ewma.observe(now, 1_000.0);
+        for _ in 0..100 {
+            ewma.observe(now, 10.0);
+        }
+        assert!(ewma.estimate_ms().unwrap() < 20.0);
+    }
+
+    #[test]
+    fn nonsense_is_passed_over() {
+        let now = start();
+        let mut ewma = PeakEwma::new(Duration::from_secs(1));
+        for sample in [f64::NAN, -1.0, f64::INFINITY] {
+            ewma.observe(now, sample);
+        }
+        assert_eq!(ewma.estimate_ms(), None);
+    }
+}

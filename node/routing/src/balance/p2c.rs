@@ -10,7 +10,7 @@ use rand::{Rng, RngExt};
 
 use crate::balance::load::{Load, LoadBook};
 use crate::ids::UpstreamId;
-use crate::registry::Offer;
+use crate::registry::{Offer, Zone};
 use crate::units::Tokens;
 
 /// Answer length for which completion is predicted when nothing is known of the request.
@@ -25,6 +25,9 @@ const HOPE: f64 = 0.9;
 
 /// Slots of a provider that named no bound: its queue is not ours to see.
 const UNBOUNDED_SLOTS: u32 = 64;
+
+/// What a host behind another router is taken to cost more: enough that equals are reached directly.
+const DETOUR: f64 = 1.05;
 
 /// Picks one of the hosts that serve a model.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +62,7 @@ impl Balancer {
 
     /// Returns the host to use, `None` when every one is excluded.
     ///
-    /// Compares two distinct hosts of the best [tier](Tier) by predicted time to completion × requests under
+    /// Compares two distinct hosts of the best kind that occurs (ready, full, failed just now, broken) by predicted time to completion × requests under
     /// way per slot. Ties go to the first of the two; which one is first is drawn from `rng`, so a seed makes
     /// the choice reproducible.
     pub fn pick(
@@ -150,7 +153,8 @@ impl Candidate<'_> {
             0 if self.offer.is_cloud() => UNBOUNDED_SLOTS,
             slots => slots.max(1),
         };
-        f64::from(self.load.in_flight.saturating_add(1)) / f64::from(slots)
+        let detour = if self.offer.zone() == Zone::Peer { DETOUR } else { 1.0 };
+        detour * f64::from(self.load.in_flight.saturating_add(1)) / f64::from(slots)
     }
 }
 
@@ -161,5 +165,113 @@ fn tier(offer: &Offer, load: &Load) -> Tier {
         (true, true, _) => Tier::Penalised,
         (true, false, true) => Tier::Full,
         (true, false, false) => Tier::Free,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::registry::{ModelSpec, Route};
+    use crate::testing::{seeded, start};
+
+    fn offer(device: &str, slots: u32) -> Arc<Offer> {
+        let spec = Arc::new(ModelSpec::new("m", "test"));
+        Arc::new(Offer { slots, ..Offer::new(UpstreamId::Device(device.into()), spec) })
+    }
+
+    /// Runs a request on a host that took `ttft_ms`.
+    fn serve(book: &LoadBook, offer: &Offer, now: Instant, ttft_ms: u64) {
+        let mut guard = book.started(&offer.upstream, &offer.model.id, now);
+        let end = now + Duration::from_millis(ttft_ms);
+        guard.first_token(end);
+        guard.finish(end, true);
+    }
+
+    /// Counts how often each device is picked in 1,000 picks that change nothing.
+    fn shares(offers: &[Arc<Offer>], book: &LoadBook, now: Instant, excluded: &[UpstreamId]) -> Vec<usize> {
+        let mut rng = seeded(1);
+        let mut counts = vec![0; offers.len()];
+        for _ in 0..1_000 {
+            let picked = Balancer::default().pick(offers, book, now, &mut rng, excluded).unwrap();
+            counts[offers.iter().position(|offer| offer.upstream == picked.upstream).unwrap()] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn unknown_hosts_share_evenly() {
+        let offers = [offer("a", 1), offer("b", 1), offer("c", 1)];
+        let counts = shares(&offers, &LoadBook::default(), start(), &[]);
+        assert!(counts.iter().all(|count| (280..390).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn the_faster_of_two_wins_until_it_is_busier_than_it_is_faster() {
+        let (offers, book, now) = ([offer("a", 8), offer("b", 8)], LoadBook::default(), start());
+        serve(&book, &offers[0], now, 100);
+        serve(&book, &offers[1], now, 350);
+        let soon = now + Duration::from_millis(400);
+        assert_eq!(shares(&offers, &book, soon, &[]), [1_000, 0]);
+        let _busy: Vec<_> = (0..4).map(|_| book.started(&offers[0].upstream, &"m".into(), soon)).collect();
+        assert_eq!(shares(&offers, &book, soon, &[]), [0, 1_000]);
+    }
+
+    #[test]
+    fn full_hosts_are_used_only_when_all_are_full() {
+        let (offers, book, now) = ([offer("a", 1), offer("b", 1)], LoadBook::default(), start());
+        let _first = book.started(&offers[0].upstream, &"m".into(), now);
+        assert_eq!(shares(&offers, &book, now, &[]), [0, 1_000]);
+        let _second = book.started(&offers[1].upstream, &"m".into(), now);
+        assert!(shares(&offers, &book, now, &[]).iter().all(|count| *count > 300));
+    }
+
+    #[test]
+    fn what_other_routers_run_on_a_device_fills_it_too() {
+        let mut busy = offer("a", 2);
+        Arc::make_mut(&mut busy).in_flight_reported = 2;
+        assert_eq!(shares(&[busy, offer("b", 2)], &LoadBook::default(), start(), &[]), [0, 1_000]);
+    }
+
+    #[test]
+    fn the_last_host_is_used_although_its_breaker_is_open() {
+        let (offers, book, now) = ([offer("a", 1), offer("b", 1)], LoadBook::default(), start());
+        for _ in 0..5 {
+            book.started(&offers[0].upstream, &"m".into(), now).finish(now, false);
+        }
+        assert_eq!(shares(&offers, &book, now, &[]), [0, 1_000]);
+        let excluded = [offers[1].upstream.clone()];
+        assert_eq!(shares(&offers, &book, now, &excluded), [1_000, 0]);
+    }
+
+    #[test]
+    fn of_equals_the_one_without_a_detour_is_used() {
+        let (mut far, near, book, now) = (offer("a", 4), offer("b", 4), LoadBook::default(), start());
+        Arc::make_mut(&mut far).routes = vec![Route::Via("n2".into())];
+        let offers = [far, near];
+        assert_eq!(shares(&offers, &book, now, &[]), [0, 1_000]);
+        let _busy = book.started(&offers[1].upstream, &"m".into(), now);
+        assert_eq!(shares(&offers, &book, now, &[]), [1_000, 0]);
+    }
+
+    #[test]
+    fn nothing_is_picked_when_all_are_excluded() {
+        let offers = [offer("a", 1)];
+        let excluded = [offers[0].upstream.clone()];
+        let picked =
+            Balancer::default().pick(&offers, &LoadBook::default(), start(), &mut seeded(1), &excluded);
+        assert!(picked.is_none());
+    }
+
+    #[test]
+    fn a_host_that_was_slow_long_ago_is_asked_again() {
+        let (offers, book, now) = ([offer("a", 4), offer("b", 4)], LoadBook::default(), start());
+        serve(&book, &offers[1], now, 1_000);
+        let later = now + Duration::from_secs(900);
+        serve(&book, &offers[0], later, 100);
+        let soon = later + Duration::from_millis(100);
+        assert_eq!(shares(&offers, &book, soon, &[])[1], 1_000);
+        assert_eq!(shares(&offers, &book, now + Duration::from_secs(2), &[])[1], 0);
     }
 }

@@ -209,3 +209,79 @@ impl Posterior {
         self.arms.iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Score;
+
+    fn arm(name: &str) -> ArmId {
+        ArmId::new(name, None)
+    }
+
+    fn seen(count: u64, failures: u64) -> ArmStats {
+        ArmStats { count, failures, version: count, ..ArmStats::default() }
+    }
+
+    #[test]
+    fn origins_add_up_and_repetition_changes_nothing() {
+        let (a, b) = (Arc::from("a"), Arc::from("b"));
+        let mut observations = Observations::default();
+        for _ in 0..3 {
+            observations.put(&a, 1, &arm("m"), seen(10, 1)).unwrap();
+            observations.put(&b, 7, &arm("m"), seen(5, 0)).unwrap();
+        }
+        assert_eq!(observations.posterior().arm(&arm("m")), seen(15, 1));
+        assert_eq!(observations.posterior().arm(&arm("unseen")), ArmStats::default());
+    }
+
+    #[test]
+    fn only_the_newest_life_of_an_origin_counts() {
+        let a = Arc::from("a");
+        let mut observations = Observations::default();
+        observations.put(&a, 1, &arm("m"), seen(10, 1)).unwrap();
+        observations.put(&a, 1, &arm("m"), seen(8, 1)).unwrap();
+        assert_eq!(observations.posterior().arm(&arm("m")), seen(10, 1));
+        observations.put(&a, 2, &arm("m"), seen(3, 0)).unwrap();
+        observations.put(&a, 1, &arm("m"), seen(99, 0)).unwrap();
+        assert_eq!(observations.posterior().arm(&arm("m")), seen(3, 0));
+    }
+
+    #[test]
+    fn impossible_sums_are_refused() {
+        let a = Arc::from("a");
+        let mut observations = Observations::default();
+        let cases = [
+            seen(1, 2),
+            ArmStats { scored: 1, reward_sum: 1.5, ..ArmStats::default() },
+            ArmStats { scored: 1, reward_sum: f64::NAN, ..ArmStats::default() },
+            ArmStats { reward_sum: -0.1, ..ArmStats::default() },
+            ArmStats { ttft_ms_sum: f64::INFINITY, ..ArmStats::default() },
+        ];
+        for stats in cases {
+            assert!(observations.put(&a, 1, &arm("m"), stats).is_err(), "{stats:?}");
+        }
+        assert_eq!(observations.posterior(), Posterior::default());
+    }
+
+    #[test]
+    fn own_observations_are_counted_by_what_they_say() {
+        let me = Arc::from("me");
+        let mut observations = Observations::default();
+        let half = Reward::Scored(Score::new(0.5).unwrap());
+        for (reward, ttft) in [
+            (Reward::Valid, Some(100)),
+            (Reward::Valid, Some(300)),
+            (Reward::Failed, None),
+            (Reward::Unknown, Some(9_999)),
+            (half, None),
+        ] {
+            observations.record(&me, 1, &arm("m"), reward, ttft);
+        }
+        let stats = observations.posterior().arm(&arm("m"));
+        assert_eq!((stats.count, stats.failures, stats.scored, stats.version), (3, 1, 1, 4));
+        assert_eq!((stats.reward_sum, stats.ttft_ms()), (0.5, Some(200.0)));
+        assert_eq!(observations.of("me").count(), 1);
+        assert_eq!(observations.of("other").count(), 0);
+    }
+}

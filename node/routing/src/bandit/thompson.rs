@@ -6,7 +6,7 @@
 //! preference needs no relearning.
 //!
 //! **Propensity.** With more than two arms the probability of being the best draw has no closed form. So
-//! [`DRAWS`] joint samples are drawn, each names its winner, and the choice is then drawn from the shares of
+//! 32 joint samples are drawn, each names its winner, and the choice is then drawn from the shares of
 //! wins, mixed with a small uniform floor. Over all randomness an arm is chosen exactly as often as by sampling
 //! once (apart from the floor), and *given the samples* the logged number is the exact probability of the choice,
 //! bounded below by the floor: what inverse-propensity estimates need.
@@ -70,6 +70,8 @@ impl Weights {
 struct Belief {
     mean: f64,
     deviation: f64,
+    /// Chance of a whole answer.
+    whole: f64,
 }
 
 impl Belief {
@@ -84,7 +86,7 @@ impl Belief {
         let whole_var = whole * (1.0 - whole) / (requests + 1.0);
         let quality_var = quality * (1.0 - quality) / (judgements + 1.0);
         let variance = whole * whole * quality_var + quality * quality * whole_var + whole_var * quality_var;
-        Self { mean: whole * quality, deviation: variance.sqrt() }
+        Self { mean: whole * quality, deviation: variance.sqrt(), whole }
     }
 }
 
@@ -98,7 +100,12 @@ impl Policy for Thompson {
         let weights = Weights::of(context.preference);
         let beliefs: Vec<(Belief, f64)> = arms
             .iter()
-            .map(|arm| (Belief::new(arm.size, &arm.stats), weights.penalty(arm.cost, arm.latency_ms)))
+            .map(|arm| {
+                let belief = Belief::new(arm.size, &arm.stats);
+                // A failed request is waited for again elsewhere: an arm must not look quick because it gives up.
+                let again = (1.0 - belief.whole) * weights.latency;
+                (belief, weights.penalty(arm.cost, arm.latency_ms) + again)
+            })
             .collect();
         let scores = beliefs.iter().map(|(belief, penalty)| belief.mean - penalty).collect();
         if arms.len() == 1 {
@@ -144,4 +151,153 @@ fn draw(shares: &[f64], point: f64) -> (usize, f64) {
 fn normal(rng: &mut dyn Rng) -> f64 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Domain;
+    use crate::ids::ArmId;
+    use crate::profile::RequestProfile;
+    use crate::request::Needs;
+    use crate::testing::seeded;
+    use crate::units::Tokens;
+
+    const PROFILE: RequestProfile = RequestProfile {
+        prompt_tokens: Tokens(100),
+        exact: true,
+        max_output: None,
+        expected_output: Tokens(256),
+        turns: 1,
+        last_user_chars: 100,
+        needs: Needs {
+            tools: false,
+            schema: false,
+            vision: false,
+            audio: false,
+            embeddings: false,
+            logprobs: false,
+        },
+        domain: Domain::General,
+        interactive: true,
+    };
+
+    /// Size, answers, failures, judged answers with their mean, price and time of an arm.
+    struct Arm(SizeClass, u64, u64, u64, f64, u64, f64);
+
+    fn run(arms: &[Arm], preference: Preference, rounds: u32) -> (Vec<f64>, Vec<f64>) {
+        let ids: Vec<ArmId> = (0..arms.len()).map(|index| ArmId::new(&index.to_string(), None)).collect();
+        let views: Vec<ArmView<'_>> = arms
+            .iter()
+            .zip(&ids)
+            .map(|(arm, id)| ArmView {
+                arm: id,
+                size: arm.0,
+                stats: ArmStats {
+                    count: arm.1,
+                    failures: arm.2,
+                    scored: arm.3,
+                    reward_sum: arm.3 as f64 * arm.4,
+                    ..ArmStats::default()
+                },
+                cost: MicroUsd(arm.5),
+                latency_ms: arm.6,
+            })
+            .collect();
+        let mut rng = seeded(3);
+        let (mut shares, mut weighted) = (vec![0.0; arms.len()], vec![0.0; arms.len()]);
+        let context = Context { profile: &PROFILE, preference };
+        for _ in 0..rounds {
+            let selection = Thompson.select(&context, &views, &mut rng);
+            shares[selection.index] += 1.0 / f64::from(rounds);
+            weighted[selection.index] += 1.0 / selection.propensity / f64::from(rounds);
+        }
+        (shares, weighted)
+    }
+
+    #[test]
+    fn the_larger_model_leads_while_nothing_is_known() {
+        let arms = [
+            Arm(SizeClass::Tiny, 0, 0, 0, 0.0, 0, 2_000.0),
+            Arm(SizeClass::Medium, 0, 0, 0, 0.0, 0, 2_000.0),
+        ];
+        let (shares, _) = run(&arms, Preference::Balanced, 1_000);
+        assert!(shares[1] > 0.9 && shares[0] > 0.0, "{shares:?}");
+    }
+
+    #[test]
+    fn judgements_overrule_the_prior() {
+        let arms = [
+            Arm(SizeClass::Small, 100, 0, 60, 0.95, 0, 2_000.0),
+            Arm(SizeClass::Large, 100, 0, 60, 0.30, 0, 2_000.0),
+        ];
+        let (shares, _) = run(&arms, Preference::Balanced, 1_000);
+        assert!(shares[0] > 0.95, "{shares:?}");
+    }
+
+    #[test]
+    fn answering_often_does_not_make_a_small_model_good() {
+        let arms = [
+            Arm(SizeClass::Tiny, 100_000, 0, 0, 0.0, 0, 2_000.0),
+            Arm(SizeClass::Medium, 10, 0, 0, 0.0, 0, 2_000.0),
+        ];
+        let (shares, _) = run(&arms, Preference::Balanced, 1_000);
+        assert!(shares[1] > 0.9, "{shares:?}");
+    }
+
+    #[test]
+    fn failing_fast_earns_nothing() {
+        let arms = [
+            Arm(SizeClass::Large, 100, 95, 0, 0.0, 0, 1.0),
+            Arm(SizeClass::Compact, 100, 0, 0, 0.0, 0, 5_000.0),
+        ];
+        let (shares, _) = run(&arms, Preference::Fast, 1_000);
+        assert!(shares[1] > 0.9, "{shares:?}");
+    }
+
+    #[test]
+    fn the_preference_decides_between_quality_price_and_speed() {
+        let arms = [
+            Arm(SizeClass::Small, 0, 0, 0, 0.0, 0, 1_000.0),
+            Arm(SizeClass::Large, 0, 0, 0, 0.0, 0, 40_000.0),
+            Arm(SizeClass::Frontier, 0, 0, 0, 0.0, 20_000, 4_000.0),
+        ];
+        let favourite = |preference| {
+            let (shares, _) = run(&arms, preference, 1_000);
+            (0..3).max_by(|a, b| shares[*a].total_cmp(&shares[*b])).unwrap()
+        };
+        assert_eq!(favourite(Preference::Best), 2);
+        assert_eq!(favourite(Preference::Cheap), 1);
+        assert_eq!(favourite(Preference::Fast), 2);
+    }
+
+    #[test]
+    fn propensities_are_true_probabilities() {
+        // Weighing each choice by 1/propensity must give each arm the weight 1, however rarely it is chosen.
+        let arms = [
+            Arm(SizeClass::Small, 0, 0, 0, 0.0, 0, 2_000.0),
+            Arm(SizeClass::Compact, 0, 0, 0, 0.0, 0, 2_000.0),
+            Arm(SizeClass::Medium, 0, 0, 0, 0.0, 0, 2_000.0),
+        ];
+        let (shares, weighted) = run(&arms, Preference::Balanced, 15_000);
+        assert!(shares[0] < 0.25 && shares[2] > 0.4, "{shares:?}");
+        for weight in weighted {
+            assert!((weight - 1.0).abs() < 0.15, "{weight}");
+        }
+    }
+
+    #[test]
+    fn a_single_arm_is_certain() {
+        let (shares, weighted) = run(&[Arm(SizeClass::Tiny, 0, 0, 0, 0.0, 0, 1.0)], Preference::Balanced, 10);
+        assert!((shares[0] - 1.0).abs() < 1e-9 && (weighted[0] - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn normal_draws_have_mean_zero_and_deviation_one() {
+        let mut rng = seeded(5);
+        let draws: Vec<f64> = (0..20_000).map(|_| normal(&mut rng)).collect();
+        let mean = draws.iter().sum::<f64>() / 20_000.0;
+        let variance = draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / 20_000.0;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+    }
 }

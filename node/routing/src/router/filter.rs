@@ -21,8 +21,6 @@ pub(super) struct Filter<'a> {
     mode: Mode,
     seen: bool,
     refused_class: bool,
-    refused_mode: bool,
-    refused_hop: bool,
     refused_dead: bool,
     refused_need: Option<&'static str>,
     longest_context: Option<Tokens>,
@@ -37,8 +35,6 @@ impl<'a> Filter<'a> {
             mode: request.effective_mode(),
             seen: false,
             refused_class: false,
-            refused_mode: false,
-            refused_hop: false,
             refused_dead: false,
             refused_need: None,
             longest_context: None,
@@ -61,20 +57,12 @@ impl<'a> Filter<'a> {
             Mode::Local => !offer.is_cloud(),
             Mode::Cloud => offer.is_cloud(),
         };
-        if !wanted {
-            self.refused_mode = true;
-            return false;
-        }
-        let hop = self.request.hop;
-        if hop >= MAX_HOPS || (!offer.routes.is_empty() && offer.routes_at(hop).next().is_none()) {
-            self.refused_hop = true;
-            return false;
-        }
-        true
+        wanted && self.request.hop < MAX_HOPS
     }
 
     fn is_possible(&mut self, offer: &Offer) -> bool {
-        if !offer.is_alive() {
+        // A router that was forwarded to uses only what it reaches itself; a device that left it is gone for it.
+        if !offer.is_alive() || offer.routes_at(self.request.hop).next().is_none() {
             self.refused_dead = true;
             return false;
         }
@@ -124,6 +112,11 @@ impl<'a> Filter<'a> {
         self.context <= limit
     }
 
+    /// True when the filter was shown an offer, whatever it said to it.
+    pub(super) fn has_seen(&self) -> bool {
+        self.seen
+    }
+
     /// Returns the reason to give when nothing passed: what came closest to serving, since that is what to change.
     pub(super) fn refusal(&self) -> NoRoute {
         if let Some(limit) = self.longest_context {
@@ -132,26 +125,24 @@ impl<'a> Filter<'a> {
         if let Some(what) = self.refused_need {
             return NoRoute::Unsupported { what };
         }
-        if self.refused_dead {
-            return NoRoute::NoDevice { model: None };
+        if self.request.hop >= MAX_HOPS {
+            return NoRoute::PolicyBlocked { why: "it was forwarded too often" };
         }
-        let local_only = self.mode == Mode::Local;
-        match (self.refused_class, self.refused_mode, self.refused_hop) {
-            (_, _, true) => NoRoute::PolicyBlocked { why: "a forwarded request is not forwarded again" },
-            (_, true, _) | (true, _, _) if local_only => NoRoute::NoLocalCapacity,
-            (true, _, _) => NoRoute::PolicyBlocked {
+        match self.mode {
+            Mode::Local if !self.refused_dead || self.request.choice.is_auto() => NoRoute::NoLocalCapacity,
+            Mode::Local => NoRoute::NoDevice { model: None },
+            Mode::Auto | Mode::Cloud if self.refused_dead => NoRoute::NoDevice { model: None },
+            Mode::Auto | Mode::Cloud if self.refused_class => NoRoute::PolicyBlocked {
                 why: match self.request.data_class {
                     DataClass::Restricted => "restricted data stays on the devices of the mesh",
-                    DataClass::Internal => "no provider is marked as fit for internal data",
+                    DataClass::Internal => "no provider of it is marked as fit for internal data",
                     DataClass::Public => "its data class forbids it",
                 },
             },
-            (_, true, _) => {
+            Mode::Cloud => {
                 NoRoute::PolicyBlocked { why: "mode 'cloud' asks for a provider, and none serves it" }
             }
-            (false, false, false) if self.seen => NoRoute::NoDevice { model: None },
-            (false, false, false) if local_only => NoRoute::NoLocalCapacity,
-            (false, false, false) => NoRoute::NoDevice { model: None },
+            Mode::Auto => NoRoute::NoDevice { model: None },
         }
     }
 }

@@ -5,6 +5,8 @@
 
 mod filter;
 mod no_route;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use crate::balance::{Balancer, LoadBook};
-use crate::bandit::{ArmView, Context, Policy, Posterior, SizeClass, Thompson};
+use crate::bandit::{ArmStats, ArmView, Context, Policy, Posterior, SizeClass, Thompson};
 use crate::choice::ModelChoice;
 use crate::ids::{ArmId, UpstreamId};
 use crate::profile::RequestProfile;
@@ -147,29 +149,38 @@ impl<P: Policy> Router<P> {
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
         let mut filter = Filter::new(request, profile);
+        let registry = snapshot.registry;
         match &request.choice {
             ModelChoice::Auto(_) | ModelChoice::AutoLocal => {
                 self.choose(request, profile, snapshot, &mut filter, now, rng)
             }
             ModelChoice::Named(model) => {
-                let offers = snapshot.registry.by_model(model);
-                named(offers, &mut filter, RouteReason::Named)
-                    .map_err(|no| no.about(model, snapshot.registry))
+                let offers = registry.by_model(model).iter();
+                named(offers, &mut filter, RouteReason::Named).map_err(|no| {
+                    if filter.has_seen() { no.about(model) } else { NoRoute::unknown(model, registry) }
+                })
             }
             ModelChoice::OnDevice { device, model } => {
+                let offers = registry.by_model(model);
                 let on_device = |offer: &&Arc<Offer>| matches!(&offer.upstream, UpstreamId::Device(id) if id == device || offer.name == *device);
-                let offers = snapshot.registry.by_model(model).iter().filter(on_device);
-                named(offers, &mut filter, RouteReason::PinnedDevice)
-                    .map_err(|no| no.about(model, snapshot.registry))
+                named(offers.iter().filter(on_device), &mut filter, RouteReason::PinnedDevice).map_err(|no| {
+                    match (filter.has_seen(), offers) {
+                        (true, _) => no.about(model),
+                        (false, []) => NoRoute::unknown(model, registry),
+                        (false, _) => NoRoute::NoDevice { model: Some(format!("{model} on {device}")) },
+                    }
+                })
             }
             ModelChoice::Provider { provider, model } => {
                 let from_provider = |offer: &&Arc<Offer>| {
                     matches!(&offer.upstream, UpstreamId::Provider(id) if id == provider)
                         && is_providers_model(&offer.model.id, provider, model)
                 };
-                let offers = snapshot.registry.offers().iter().filter(from_provider);
-                named(offers, &mut filter, RouteReason::PinnedProvider)
-                    .map_err(|no| no.about(model, snapshot.registry))
+                let offers = registry.offers().iter().filter(from_provider);
+                named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| {
+                    let name = || format!("{provider}/{model}");
+                    if filter.has_seen() { no.about(&name()) } else { NoRoute::unknown(&name(), registry) }
+                })
             }
         }
     }
@@ -186,7 +197,9 @@ impl<P: Policy> Router<P> {
     ) -> Result<Decision, NoRoute> {
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for entry in snapshot.registry.arms() {
-            if entry.embedder != request.needs.embeddings {
+            let makes_vectors =
+                entry.embedder || entry.offers.iter().any(|o| o.model.embeddings == Some(true));
+            if (request.needs.embeddings && !makes_vectors) || (!request.needs.embeddings && entry.embedder) {
                 continue;
             }
             let offers: Vec<Arc<Offer>> =
@@ -196,8 +209,16 @@ impl<P: Policy> Router<P> {
             }
         }
         prefer_known(&mut candidates, filter);
+        if candidates.is_empty() && !filter.has_seen() && !snapshot.registry.offers().is_empty() {
+            let what = if request.needs.embeddings { "embeddings" } else { "chat" };
+            return Err(NoRoute::Unsupported { what });
+        }
         if candidates.is_empty() {
             return Err(filter.refusal());
+        }
+        if request.needs.embeddings {
+            // Vectors of two models cannot be compared: the same model each time, while it is served.
+            candidates.truncate(1);
         }
         if candidates.len() > MAX_ARMS {
             candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.entry.size));
@@ -246,6 +267,7 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     fn view(&self, profile: &RequestProfile, snapshot: &Snapshot<'_>, now: Instant) -> ArmView<'a> {
         let balancer = Balancer::for_output(profile.expected_output);
+        let stats = snapshot.posterior.arm(&self.entry.id);
         let latency = |offer: &Arc<Offer>| {
             let load = snapshot.loads.of(offer, now);
             let waiting = match offer.slots {
@@ -253,7 +275,8 @@ impl<'a> Candidate<'a> {
                 slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
             };
             let predicted = balancer.predicted_ms(&load);
-            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile)) * waiting.max(1.0)
+            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile, &stats))
+                * waiting.max(1.0)
         };
         let cost = |offer: &Arc<Offer>| match offer.price {
             Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
@@ -262,17 +285,18 @@ impl<'a> Candidate<'a> {
         ArmView {
             arm: &self.entry.id,
             size: self.entry.size,
-            stats: snapshot.posterior.arm(&self.entry.id),
+            stats,
             cost: self.offers.iter().map(cost).min().unwrap_or_default(),
             latency_ms: self.offers.iter().map(latency).fold(f64::INFINITY, f64::min),
         }
     }
 }
 
-/// Predicts the time to a whole answer of an upstream that was never measured, milliseconds.
-fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile) -> f64 {
+/// Predicts the time to a whole answer of an upstream that this node never measured, milliseconds: from what
+/// the mesh saw of the model elsewhere, else from its size.
+fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile, stats: &ArmStats) -> f64 {
     let per_token = if offer.is_cloud() { PROVIDER_MS_PER_TOKEN } else { size.expected_ms_per_token() };
-    EXPECTED_TTFT_MS + per_token * f64::from(profile.expected_output.0)
+    stats.ttft_ms().unwrap_or(EXPECTED_TTFT_MS) + per_token * f64::from(profile.expected_output.0)
 }
 
 /// Leaves out arms that may lack what the request needs, if some are known to have it.

@@ -1,0 +1,115 @@
+//! From chat messages to the prompt text that a model was trained on, by the template inside its file.
+//!
+//! Templates are Jinja programs written for Hugging Face's renderer, so the environment offers what that one does:
+//! trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`. They come from the internet, so fuel
+//! bounds their loops.
+
+use minijinja::{Environment, ErrorKind, context};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Error;
+
+/// Steps that a template may take; a conversation of 1,000 messages needs some 100,000.
+const FUEL: u64 = 5_000_000;
+
+/// Template of models that bring none: ChatML.
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// One message of a conversation.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant` or `tool`; `developer` is read as `system`.
+    pub role: String,
+    /// The text; empty for an assistant's message that only calls tools.
+    #[serde(default)]
+    pub content: String,
+    /// Name of the author or of the tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Calls that the assistant made, as in the OpenAI API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Value>,
+    /// The call that a tool's message answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl ChatMessage {
+    /// Makes a message with a role and a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), ..Self::default() }
+    }
+}
+
+/// A model's chat template, parsed.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    begin: String,
+    end: String,
+    takes_tools: bool,
+}
+
+impl ChatTemplate {
+    /// Parses `source`, or takes ChatML if there is none; `begin` and `end` are the texts of those tokens.
+    pub(crate) fn new(source: Option<&str>, begin: &str, end: &str) -> Result<Self, Error> {
+        let source = source.unwrap_or(CHATML);
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |_format: String| String::new());
+        environment.add_template_owned("chat", source.to_owned()).map_err(template_error)?;
+        let takes_tools = source.contains("tools");
+        Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned(), takes_tools })
+    }
+
+    /// Says whether the template presents tools to the model.
+    pub(crate) fn takes_tools(&self) -> bool {
+        self.takes_tools
+    }
+
+    /// Renders the conversation and the opening of the assistant's answer.
+    pub(crate) fn render(&self, messages: &[ChatMessage], tools: Option<&Value>) -> Result<String, Error> {
+        let messages: Vec<Value> = messages.iter().map(plain).collect::<Result<_, _>>()?;
+        let template = self.environment.get_template("chat").map_err(template_error)?;
+        let tools = tools.filter(|tools| tools.as_array().is_some_and(|list| !list.is_empty()));
+        template
+            .render(context! {
+                messages,
+                tools,
+                add_generation_prompt => true,
+                bos_token => self.begin,
+                eos_token => self.end,
+            })
+            .map_err(template_error)
+    }
+}
+
+/// Turns a message into what templates expect: a known role, and the arguments of tool calls as objects, not as text.
+fn plain(message: &ChatMessage) -> Result<Value, Error> {
+    let mut value = serde_json::to_value(message).map_err(|error| Error::Template(error.to_string()))?;
+    if message.role == "developer" {
+        value["role"] = Value::from("system");
+    }
+    let calls = value.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        if let Some(arguments) = call.pointer_mut("/function/arguments")
+            && let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str(text).ok())
+        {
+            *arguments = parsed;
+        }
+    }
+    Ok(value)
+}
+
+fn template_error(error: minijinja::Error) -> Error {
+    match error.detail() {
+        Some(detail) => Error::Template(detail.to_owned()),
+        None => Error::Template(error.to_string()),
+    }
+}

@@ -1,0 +1,73 @@
+//! A model file that is not loaded: what its header says.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::gguf::Gguf;
+
+/// A GGUF file on disk.
+#[derive(Debug, Clone)]
+pub struct ModelFile {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl ModelFile {
+    /// Names a file; nothing is read.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Reads the header, some megabytes at most, without loading the model.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Invalid`].
+    pub fn inspect(&self) -> Result<ModelInfo, Error> {
+        Ok(ModelInfo::read(&Gguf::open(&self.path)?))
+    }
+}
+
+/// What is known about a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Name for people and for requests: the file's name without `.gguf`.
+    pub name: String,
+    /// Title that the file gives itself.
+    pub title: Option<String>,
+    /// Such as `llama` or `qwen3`.
+    pub architecture: String,
+    /// Largest context in tokens, prompt and answer together.
+    pub context_length: usize,
+    /// The file's most common weight type, such as `Q4_1`.
+    pub quantization: String,
+    /// Size of the file in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of the file in hex, if it was given at loading.
+    pub sha256: Option<String>,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Whether the chat template presents tools.
+    pub takes_tools: bool,
+}
+
+impl ModelInfo {
+    pub(crate) fn read(gguf: &Gguf) -> Self {
+        let architecture = gguf.text("general.architecture").unwrap_or("unknown").to_owned();
+        let context = gguf.number(&format!("{architecture}.context_length")).unwrap_or(0);
+        Self {
+            name: name_of(gguf.path()),
+            title: gguf.text("general.name").map(str::to_owned),
+            context_length: usize::try_from(context).unwrap_or(usize::MAX),
+            architecture,
+            quantization: gguf.quantization(),
+            size_bytes: gguf.size_bytes(),
+            sha256: None,
+            parameters: gguf.parameters(),
+            takes_tools: gguf.text("tokenizer.chat_template").is_some_and(|source| source.contains("tools")),
+        }
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
