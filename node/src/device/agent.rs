@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use prost::Message;
-use shoal_proto::{DeviceAnnounce, DeviceInfo, InferRequest, ModelInfo};
+use shoal_proto::{DeviceAnnounce, DeviceInfo, InferRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::WatchStream;
@@ -18,6 +18,7 @@ use tracing::Instrument;
 use super::dispatch::Dispatch;
 use super::engine::Engine;
 use super::serve::{self, Respond};
+use super::set::models;
 use super::slots::Slots;
 use crate::upstream::BoxUpstream;
 
@@ -171,7 +172,7 @@ impl<M: Mesh> Agent<M> {
             seq: self.seq,
             slots: self.limit(),
             in_flight: self.slots.taken(),
-            models: self.models(),
+            models: models(&self.engines),
             ..DeviceInfo::default()
         };
         let offered = device.models.len();
@@ -186,19 +187,5 @@ impl<M: Mesh> Agent<M> {
             );
         }
         self.mesh.announce(DeviceAnnounce { device: Some(device), leaving });
-    }
-
-    /// The models of all engines, by name; of a name that several serve, the larger context stands.
-    fn models(&self) -> Vec<ModelInfo> {
-        let all = self.engines.iter().flat_map(|engine| engine.status.borrow().models.clone());
-        let mut models: Vec<ModelInfo> = all.collect();
-        models.sort_by(|a, b| a.id.cmp(&b.id).then(b.context_length.cmp(&a.context_length)));
-        // If any engine sends the model elsewhere, the name is not safe for restricted content.
-        models.dedup_by(|dropped, kept| {
-            let same = dropped.id == kept.id;
-            kept.remote |= same && dropped.remote;
-            same
-        });
-        models
     }
 }

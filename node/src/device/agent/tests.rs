@@ -8,7 +8,7 @@ use axum::routing::any;
 use bytes::Bytes;
 use shoal_cluster::ids::{NodeId, Peer, Role};
 use shoal_proto::infer_frame::Kind;
-use shoal_proto::{InferEnd, InferFrame, InferHead};
+use shoal_proto::{InferEnd, InferFrame, InferHead, ModelInfo};
 use shoal_routing::DataClass;
 use tokio::sync::oneshot;
 use tower::ServiceExt;
