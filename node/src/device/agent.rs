@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use prost::Message;
-use shoal_proto::{DeviceAnnounce, DeviceInfo, InferRequest, ModelInfo};
+use shoal_proto::{DeviceAnnounce, DeviceInfo, InferRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::WatchStream;
@@ -18,8 +18,12 @@ use tracing::Instrument;
 use super::dispatch::Dispatch;
 use super::engine::Engine;
 use super::serve::{self, Respond};
+use super::set::models;
 use super::slots::Slots;
 use crate::upstream::BoxUpstream;
+
+#[cfg(test)]
+mod tests;
 
 /// Longest time for running answers after the device said that it leaves.
 pub const DRAIN: Duration = Duration::from_secs(30);
@@ -91,7 +95,8 @@ impl<M: Mesh> Agent<M> {
         mut remember: impl FnMut(&[M::Router]) + Send,
         shutdown: CancellationToken,
     ) {
-        let upstream = BoxUpstream::new(Dispatch::new(&self.engines, &*self.settings.name, &*self.settings.id));
+        let upstream =
+            BoxUpstream::new(Dispatch::new(&self.engines, &*self.settings.name, &*self.settings.id));
         let statuses = self.engines.iter().map(|engine| WatchStream::from_changes(engine.status.clone()));
         let mut statuses = stream::select_all(statuses);
         let mut in_flight = self.slots.changes();
@@ -167,7 +172,7 @@ impl<M: Mesh> Agent<M> {
             seq: self.seq,
             slots: self.limit(),
             in_flight: self.slots.taken(),
-            models: self.models(),
+            models: models(&self.engines),
             ..DeviceInfo::default()
         };
         let offered = device.models.len();
@@ -175,22 +180,12 @@ impl<M: Mesh> Agent<M> {
         let cut = offered > device.models.len();
         if cut && !std::mem::replace(&mut self.cut_announced, cut) {
             let shown = device.models.len();
-            tracing::warn!(offered, shown, "too many models for one announcement: the last by name are not offered");
+            tracing::warn!(
+                offered,
+                shown,
+                "too many models for one announcement: the last by name are not offered"
+            );
         }
         self.mesh.announce(DeviceAnnounce { device: Some(device), leaving });
-    }
-
-    /// The models of all engines, by name; of a name that several serve, the larger context stands.
-    fn models(&self) -> Vec<ModelInfo> {
-        let all = self.engines.iter().flat_map(|engine| engine.status.borrow().models.clone());
-        let mut models: Vec<ModelInfo> = all.collect();
-        models.sort_by(|a, b| a.id.cmp(&b.id).then(b.context_length.cmp(&a.context_length)));
-        // If any engine sends the model elsewhere, the name is not safe for restricted content.
-        models.dedup_by(|dropped, kept| {
-            let same = dropped.id == kept.id;
-            kept.remote |= same && dropped.remote;
-            same
-        });
-        models
     }
 }

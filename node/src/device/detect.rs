@@ -166,7 +166,10 @@ impl Asker<'_> {
             (EngineKind::KoboldCpp, describe::koboldcpp(listed, &context), 1)
         } else if props["default_generation_settings"].is_object() {
             (EngineKind::LlamaCpp, describe::llama_cpp(listed, &props), describe::llama_cpp_slots(&props))
-        } else if studio["data"].as_array().is_some_and(|list| list.iter().all(|model| model["state"].is_string())) {
+        } else if studio["data"]
+            .as_array()
+            .is_some_and(|list| list.iter().all(|model| model["state"].is_string()))
+        {
             (EngineKind::LmStudio, describe::lm_studio(&studio), 1)
         } else if owner("vllm") {
             (EngineKind::Vllm, describe::served(listed, "vllm"), describe::BATCHING_SLOTS)

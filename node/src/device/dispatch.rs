@@ -39,10 +39,13 @@ impl Dispatch {
         let mut serving = Vec::new();
         for (engine, slots) in &self.engines {
             let status = engine.status.borrow();
-            let Some(model) = status.models.iter().find(|model| *model.id == *request.model) else { continue };
+            let Some(model) = status.models.iter().find(|model| *model.id == *request.model) else {
+                continue;
+            };
             // A router filters this already; a device checks again, because it is the last to be able to.
             if model.remote && request.data_class == DataClass::Restricted {
-                let message = format!("'{}' runs outside of the mesh, where this request may not go", request.model);
+                let message =
+                    format!("'{}' runs outside of the mesh, where this request may not go", request.model);
                 refusal = UpstreamError::retryable(403, "policy_blocked", message);
                 continue;
             }
@@ -54,7 +57,8 @@ impl Dispatch {
             refusal.retry_after = Some(RETRY_AFTER);
         }
         serving.sort_by_key(|(load, ..)| *load);
-        let picked = serving.into_iter().find_map(|(_, limit, engine, slots)| Some((engine, slots.try_take(limit)?)));
+        let picked =
+            serving.into_iter().find_map(|(_, limit, engine, slots)| Some((engine, slots.try_take(limit)?)));
         picked.ok_or(refusal)
     }
 }

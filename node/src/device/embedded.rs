@@ -93,7 +93,9 @@ fn map(error: Error) -> GenerateError {
         Error::ContextTooLong { .. } => GenerateError::ContextTooLong(text),
         Error::EmptyPrompt | Error::InvalidRequest(_) => GenerateError::Invalid(text),
         // A template's own words may quote the conversation.
-        Error::Template(_) => GenerateError::Invalid("the model's chat template refuses these messages".to_owned()),
+        Error::Template(_) => {
+            GenerateError::Invalid("the model's chat template refuses these messages".to_owned())
+        }
         Error::Io { .. } | Error::Invalid { .. } | Error::Unsupported { .. } | Error::Compute(_) => {
             GenerateError::Failed("the embedded engine failed".to_owned())
         }

@@ -141,11 +141,15 @@ impl HttpEngine {
                     let detect::Found { kind, models, slots } = found;
                     EngineStatus { kind: Some(kind), models, slots, problem: None }
                 }
-                Err(ProbeError::Timeout) if timeouts + 1 < TOLERATED_TIMEOUTS && report.borrow().slots > 0 => {
+                Err(ProbeError::Timeout)
+                    if timeouts + 1 < TOLERATED_TIMEOUTS && report.borrow().slots > 0 =>
+                {
                     timeouts += 1;
                     continue;
                 }
-                Err(error) => EngineStatus { problem: Some(self.sentence(&error)), ..EngineStatus::default() },
+                Err(error) => {
+                    EngineStatus { problem: Some(self.sentence(&error)), ..EngineStatus::default() }
+                }
             };
             self.publish(report, status);
         }
@@ -160,9 +164,17 @@ impl HttpEngine {
         match &status.problem {
             None => {
                 let kind = status.kind.map_or("unknown", EngineKind::as_str);
-                tracing::info!(url, kind, models = status.models.len(), slots = status.slots, "engine serves");
+                tracing::info!(
+                    url,
+                    kind,
+                    models = status.models.len(),
+                    slots = status.slots,
+                    "engine serves"
+                );
             }
-            Some(problem) if self.expected == Expected::Yes => tracing::warn!(url, problem, "engine serves nothing"),
+            Some(problem) if self.expected == Expected::Yes => {
+                tracing::warn!(url, problem, "engine serves nothing")
+            }
             Some(problem) if before.slots > 0 => tracing::info!(url, problem, "engine is gone"),
             Some(problem) => tracing::trace!(url, problem, "no engine"),
         }
@@ -170,5 +182,72 @@ impl HttpEngine {
 
     fn sentence(&self, error: &ProbeError) -> String {
         format!("{} {error}", self.base.as_str().trim_end_matches('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use axum::routing::any;
+
+    use super::*;
+    use crate::device::testing::{self, PATIENCE};
+
+    fn hurried(base: Url) -> HttpEngine {
+        HttpEngine { refresh: Duration::from_millis(10), ..HttpEngine::named(base, None) }
+    }
+
+    async fn wait_for(engine: &mut Engine, what: &str, wanted: impl FnMut(&EngineStatus) -> bool) {
+        let waiting = engine.status.wait_for(wanted);
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never {what}")).unwrap();
+    }
+
+    #[tokio::test]
+    async fn models_come_and_go_with_the_engine() {
+        let up = Arc::new(AtomicBool::new(false));
+        let switch = up.clone();
+        let models = r#"{"data":[{"id":"m","owned_by":"vllm","max_model_len":4096}]}"#;
+        let answer = move || {
+            let up = switch.load(Ordering::SeqCst);
+            async move { if up { models.into_response() } else { StatusCode::BAD_GATEWAY.into_response() } }
+        };
+        let base = testing::serve(Router::new().fallback(any(answer))).await;
+        let shutdown = CancellationToken::new();
+        let mut engine = hurried(base).start(shutdown.clone()).unwrap();
+        wait_for(&mut engine, "down", |status| status.problem.is_some() && status.models.is_empty()).await;
+        up.store(true, Ordering::SeqCst);
+        wait_for(&mut engine, "up", |status| status.slots > 0 && status.models.len() == 1).await;
+        assert_eq!(engine.status.borrow().kind, Some(EngineKind::Vllm));
+        up.store(false, Ordering::SeqCst);
+        wait_for(&mut engine, "down again", |status| status.slots == 0 && status.models.is_empty()).await;
+        shutdown.cancel();
+        let ended = async { while engine.status.changed().await.is_ok() {} };
+        tokio::time::timeout(PATIENCE, ended).await.expect("the probing task ends at shutdown");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_is_not_there_says_so() {
+        let base = testing::nowhere().await;
+        let mut engine = hurried(base.clone()).start(CancellationToken::new()).unwrap();
+        wait_for(&mut engine, "down", |status| status.problem.is_some()).await;
+        let problem = engine.status.borrow().problem.clone().unwrap();
+        assert!(problem.starts_with(base.as_str().trim_end_matches('/')), "{problem}");
+        assert!(problem.contains("is the engine running?"), "{problem}");
+    }
+
+    #[test]
+    fn places_that_were_named_are_not_looked_at_twice() {
+        let all = HttpEngine::loopback(&[]).len();
+        let named = ["http://localhost:11434/v1".parse().unwrap(), "http://10.0.0.1:8080".parse().unwrap()];
+        let rest = HttpEngine::loopback(&named);
+        assert_eq!(rest.len(), all - 1);
+        assert!(
+            rest.iter().all(|engine| engine.base.port() != Some(11434) && engine.expected == Expected::No)
+        );
     }
 }

@@ -230,10 +230,15 @@ impl<G: Generator> InProcess<G> {
     }
 
     /// Takes a slot and starts to generate on a blocking thread.
-    async fn start(self, parsed: Parsed, deadline: Option<Instant>) -> Result<mpsc::Receiver<Step>, UpstreamError> {
+    async fn start(
+        self,
+        parsed: Parsed,
+        deadline: Option<Instant>,
+    ) -> Result<mpsc::Receiver<Step>, UpstreamError> {
         let waiting = tokio::time::timeout(SLOT_WAIT, self.slots.clone().acquire_owned());
         let Ok(Ok(slot)) = waiting.await else {
-            let busy = UpstreamError::retryable(503, "overloaded", "all slots of the embedded engine are taken");
+            let busy =
+                UpstreamError::retryable(503, "overloaded", "all slots of the embedded engine are taken");
             return Err(UpstreamError { retry_after: Some(SLOT_WAIT), ..busy });
         };
         let (send, steps) = mpsc::channel(TOKENS_AHEAD);
@@ -249,9 +254,11 @@ impl<G: Generator> InProcess<G> {
                 self.generator.generate(&generation, &|| send.is_closed() || late(), &mut on_token)
             });
             let end = match ended {
-                Ok(summary) if summary.finish == Finish::Cancelled => {
-                    Err(UpstreamError::new(504, "upstream_timeout", "the answer did not finish in the time allowed"))
-                }
+                Ok(summary) if summary.finish == Finish::Cancelled => Err(UpstreamError::new(
+                    504,
+                    "upstream_timeout",
+                    "the answer did not finish in the time allowed",
+                )),
                 Ok(summary) => Ok(summary),
                 Err(error) => Err(map(error)),
             };
@@ -304,9 +311,12 @@ fn streamed(
     });
     let events = steps.flat_map(move |step| {
         let events = match step {
-            Step::Token(token) => writer.chunk(token).map(|chunk| Ok(Event::Chunk(chunk))).into_iter().collect(),
+            Step::Token(token) => {
+                writer.chunk(token).map(|chunk| Ok(Event::Chunk(chunk))).into_iter().collect()
+            }
             Step::End(Ok(summary)) => {
-                let mut events: Vec<_> = writer.closing(summary).into_iter().map(|c| Ok(Event::Chunk(c))).collect();
+                let mut events: Vec<_> =
+                    writer.closing(summary).into_iter().map(|c| Ok(Event::Chunk(c))).collect();
                 events.push(Ok(Event::End { complete: true }));
                 events
             }

@@ -10,6 +10,9 @@ use super::serve::{Gone, Respond};
 use crate::upstream::UpstreamError;
 use crate::upstream::tunnel::{Frames, Interrupted, Opener};
 
+#[cfg(test)]
+mod tests;
+
 /// Work that may wait between the link and the agent: it refuses at once what it has no slot for, so hardly any.
 const WORK: usize = 16;
 

@@ -83,7 +83,8 @@ pub async fn answer<R: Respond>(
 }
 
 fn overloaded(leaving: bool) -> UpstreamError {
-    let message = if leaving { "this device is about to leave" } else { "all slots of this device are taken" };
+    let message =
+        if leaving { "this device is about to leave" } else { "all slots of this device are taken" };
     UpstreamError { retry_after: Some(RETRY_AFTER), ..UpstreamError::retryable(503, "overloaded", message) }
 }
 
@@ -98,8 +99,11 @@ async fn run<R: Respond>(request: UpstreamRequest, mut responder: R, upstream: B
         Ok(answer) => answer,
         Err(error) => return fail(responder, &error, Ending::Failed).await,
     };
-    let head =
-        InferHead { upstream: served_by.upstream, upstream_id: served_by.upstream_id, model: served_by.model };
+    let head = InferHead {
+        upstream: served_by.upstream,
+        upstream_id: served_by.upstream_id,
+        model: served_by.model,
+    };
     if send(&mut responder, Kind::Head(head)).await.is_err() {
         return Ending::Cancelled;
     }
@@ -111,7 +115,8 @@ async fn run<R: Respond>(request: UpstreamRequest, mut responder: R, upstream: B
         };
         let sent = match event {
             Some(Ok(Event::Chunk(bytes))) if stream && bytes.len() > MAX_CHUNK => {
-                let error = UpstreamError::retryable(502, "upstream_error", "a part of the answer is too large");
+                let error =
+                    UpstreamError::retryable(502, "upstream_error", "a part of the answer is too large");
                 return fail(responder, &error, Ending::Failed).await;
             }
             Some(Ok(Event::Chunk(bytes))) => send_chunks(&mut responder, bytes).await,

@@ -91,7 +91,11 @@ impl<O: Opener> tower::Service<UpstreamRequest> for Tunnel<O> {
 }
 
 /// Waits for `future`, but not longer than the far end may be silent, nor past the request's deadline.
-async fn bounded<F: Future>(deadline: Option<Instant>, name: &str, future: F) -> Result<F::Output, UpstreamError> {
+async fn bounded<F: Future>(
+    deadline: Option<Instant>,
+    name: &str,
+    future: F,
+) -> Result<F::Output, UpstreamError> {
     let silence = Instant::now() + FAR_END_SILENCE;
     let until = deadline.map_or(silence, |deadline| deadline.min(silence));
     tokio::time::timeout_at(until, future).await.map_err(|_| {
@@ -114,7 +118,9 @@ struct Answer<F> {
 impl<F: Frames> Answer<F> {
     async fn begin(mut self) -> Result<UpstreamResponse, UpstreamError> {
         let served_by = match self.frame().await? {
-            Kind::Head(InferHead { upstream, upstream_id, model }) => ServedBy { upstream, upstream_id, model },
+            Kind::Head(InferHead { upstream, upstream_id, model }) => {
+                ServedBy { upstream, upstream_id, model }
+            }
             Kind::Error(error) => return Err(from_wire(error)),
             Kind::Chunk(_) | Kind::End(_) => return Err(self.disorder()),
         };
@@ -157,7 +163,11 @@ impl<F: Frames> Answer<F> {
     }
 
     fn disorder(&self) -> UpstreamError {
-        UpstreamError::retryable(502, "upstream_error", format!("{} does not keep to the protocol", self.name))
+        UpstreamError::retryable(
+            502,
+            "upstream_error",
+            format!("{} does not keep to the protocol", self.name),
+        )
     }
 }
 
@@ -170,7 +180,9 @@ pub fn to_wire(request: &UpstreamRequest) -> InferRequest {
         model: request.model.to_string(),
         body: request.body.clone(),
         // Zero would mean that there is no limit.
-        deadline_ms: request.deadline.map_or(0, |deadline| u64::try_from(left(deadline)).unwrap_or(u64::MAX).max(1)),
+        deadline_ms: request
+            .deadline
+            .map_or(0, |deadline| u64::try_from(left(deadline)).unwrap_or(u64::MAX).max(1)),
         hop: request.hop,
         data_class: match request.data_class {
             DataClass::Public => shoal_proto::DataClass::Public,
@@ -188,7 +200,9 @@ pub fn to_wire(request: &UpstreamRequest) -> InferRequest {
 pub fn from_wire(error: InferError) -> UpstreamError {
     let status = u16::try_from(error.status).ok().filter(|status| (400..600).contains(status)).unwrap_or(502);
     let is_word = |code: &str| {
-        !code.is_empty() && code.len() <= MAX_CODE && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        !code.is_empty()
+            && code.len() <= MAX_CODE
+            && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };
     let retry_after = Duration::from_millis(error.retry_after_ms).min(MAX_RETRY_AFTER);
     UpstreamError {
@@ -207,6 +221,8 @@ pub fn error_to_wire(error: &UpstreamError) -> InferError {
         code: error.code.to_string(),
         message: error.message.clone(),
         retryable: error.retryable,
-        retry_after_ms: error.retry_after.map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+        retry_after_ms: error
+            .retry_after
+            .map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
     }
 }

@@ -117,7 +117,8 @@ pub(super) fn ollama_essence(shown: &Value) -> Value {
         info.iter().find(|(key, _)| key.ends_with(".context_length")).map(|(_, length)| length.clone())
     });
     let parameters = text(shown, "parameters").lines().map(str::split_whitespace);
-    let chosen = parameters.rev().find_map(|mut words| (words.next()? == "num_ctx").then(|| words.next()).flatten());
+    let chosen =
+        parameters.rev().find_map(|mut words| (words.next()? == "num_ctx").then(|| words.next()).flatten());
     serde_json::json!({
         "native": native,
         "chosen": chosen.and_then(|text| text.parse::<u32>().ok()),
@@ -144,7 +145,10 @@ pub(super) fn ollama(
         let remote = [model, details].iter().any(|m| filled(&m["remote_host"]) || filled(&m["remote_model"]))
             || name.ends_with("-cloud")
             || name.ends_with(":cloud");
-        let in_use = loaded.iter().find(|entry| ollama_name(entry) == Some(name)).map(|m| number(&m["context_length"]));
+        let in_use = loaded
+            .iter()
+            .find(|entry| ollama_name(entry) == Some(name))
+            .map(|m| number(&m["context_length"]));
         let native = number(&details["native"]);
         let chosen = [in_use.unwrap_or(0), number(&details["chosen"])].into_iter().find(|length| *length > 0);
         let context_length = match (chosen, native) {
@@ -183,7 +187,8 @@ fn quantization(path: &str) -> Option<String> {
     let stem = file.strip_suffix(".gguf").unwrap_or(file);
     let is_name = |part: &&str| {
         let upper = part.to_ascii_uppercase();
-        let digits = upper.strip_prefix("IQ").or_else(|| upper.strip_prefix('Q')).or_else(|| upper.strip_prefix("TQ"));
+        let digits =
+            upper.strip_prefix("IQ").or_else(|| upper.strip_prefix('Q')).or_else(|| upper.strip_prefix("TQ"));
         matches!(upper.as_str(), "F16" | "BF16" | "F32" | "MXFP4")
             || digits.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()) && rest.len() <= 8)
     };
@@ -196,7 +201,8 @@ mod tests {
 
     #[test]
     fn quantisation_is_read_off_the_file_name() {
-        let check = |path: &str, name: Option<&str>| assert_eq!(quantization(path).as_deref(), name, "{path}");
+        let check =
+            |path: &str, name: Option<&str>| assert_eq!(quantization(path).as_deref(), name, "{path}");
         check("/models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", Some("Q4_K_M"));
         check("smollm2-135m-instruct-q4_1.gguf", Some("Q4_1"));
         check("C:\\models\\x.IQ3_XS.gguf", Some("IQ3_XS"));
@@ -207,9 +213,14 @@ mod tests {
 
     #[test]
     fn versions_compare_by_number() {
-        for (version, expected) in
-            [("0.12.11", true), ("0.13.0", true), ("1.0", true), ("0.12.9", false), ("0.9.9-rc1", false), ("", false)]
-        {
+        for (version, expected) in [
+            ("0.12.11", true),
+            ("0.13.0", true),
+            ("1.0", true),
+            ("0.12.9", false),
+            ("0.9.9-rc1", false),
+            ("", false),
+        ] {
             assert_eq!(at_least(version, OLLAMA_LOGPROBS), expected, "{version}");
         }
     }

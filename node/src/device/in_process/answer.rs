@@ -53,7 +53,11 @@ impl Writer {
         }
         let logprobs = self.logprobs.then(|| self.logprobs_of(std::slice::from_ref(&token)));
         self.offset += token.text.chars().count();
-        let text = if self.chat { json!({ "delta": { "content": token.text } }) } else { json!({ "text": token.text }) };
+        let text = if self.chat {
+            json!({ "delta": { "content": token.text } })
+        } else {
+            json!({ "text": token.text })
+        };
         Some(self.choice_chunk(text, Value::Null, logprobs))
     }
 
@@ -156,7 +160,11 @@ fn chat_logprob(token: &Token) -> Value {
 
 /// What a token stands for by itself; its text may already belong to a character that began earlier.
 fn spelling(token: &Token) -> String {
-    if token.bytes.is_empty() { token.text.clone() } else { String::from_utf8_lossy(&token.bytes).into_owned() }
+    if token.bytes.is_empty() {
+        token.text.clone()
+    } else {
+        String::from_utf8_lossy(&token.bytes).into_owned()
+    }
 }
 
 fn finish_reason(finish: Finish) -> Value {

@@ -117,15 +117,21 @@ fn invalid(message: impl Into<String>) -> UpstreamError {
 
 /// Something the engine cannot do, but another may.
 fn unsupported(what: &str) -> UpstreamError {
-    UpstreamError::retryable(400, "invalid_request_error", format!("the embedded engine does not support {what}"))
+    UpstreamError::retryable(
+        400,
+        "invalid_request_error",
+        format!("the embedded engine does not support {what}"),
+    )
 }
 
 /// Reads the body of a chat completion.
 pub(super) fn chat(body: &[u8]) -> Result<Parsed, UpstreamError> {
     let mut body = read(body)?;
-    let messages = body.messages.take().filter(|list| !list.is_empty()).ok_or_else(|| {
-        invalid("'messages' must be a list with at least one message")
-    })?;
+    let messages = body
+        .messages
+        .take()
+        .filter(|list| !list.is_empty())
+        .ok_or_else(|| invalid("'messages' must be a list with at least one message"))?;
     let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
     let tools = body.tools.take().filter(|tools| tools.as_array().is_some_and(|list| !list.is_empty()));
     let top_logprobs = match (&body.logprobs, body.top_logprobs) {
@@ -174,7 +180,8 @@ fn message(message: WireMessage) -> Result<Message, UpstreamError> {
         None => String::new(),
         Some(Content::Text(text)) => text,
         Some(Content::Parts(parts)) => {
-            let texts = parts.into_iter().map(|part| part.text.ok_or_else(|| unsupported("parts other than text")));
+            let texts =
+                parts.into_iter().map(|part| part.text.ok_or_else(|| unsupported("parts other than text")));
             texts.collect::<Result<Vec<_>, _>>()?.join("\n")
         }
     };

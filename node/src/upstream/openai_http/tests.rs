@@ -218,7 +218,7 @@ async fn the_request_is_built_anew_with_our_key() {
 
 #[tokio::test]
 async fn silence_is_judged_by_phase() {
-    let (short, long) = (Duration::from_millis(50), Duration::from_secs(3600));
+    let (short, long) = (Duration::from_millis(400), Duration::from_secs(3600));
     let timeouts = |first_byte, between_chunks| IdleTimeouts { first_byte, between_chunks };
     let silent = |parts: &'static [&'static str], timeouts| async move {
         let router = Router::new().fallback(any(move || async move { event_stream(parts, Ending::Silence) }));
@@ -245,9 +245,10 @@ async fn silence_is_judged_by_phase() {
 #[tokio::test]
 async fn the_deadline_of_the_request_bounds_everything() {
     let router = Router::new().fallback(any(|| async { event_stream(&[ROLE, WORD], Ending::Silence) }));
-    let deadline = Some(Instant::now() + Duration::from_millis(100));
+    let upstream = upstream(testing::serve(router).await);
+    let deadline = Some(Instant::now() + Duration::from_millis(500));
     let request = UpstreamRequest { deadline, ..chat(true) };
-    let (events, error) = collect(ask(upstream(testing::serve(router).await), request).await.unwrap()).await;
+    let (events, error) = collect(ask(upstream, request).await.unwrap()).await;
     assert_eq!(events.len(), 2);
     assert_eq!(cause(&error.unwrap()), (504, "upstream_timeout", false));
 }
