@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use quinn::AsyncUdpSocket;
 use shoal_proto::control_client::ControlClient;
 use shoal_proto::{InferRequest, NodeInfo};
 use tokio::sync::{mpsc, watch};
@@ -149,7 +148,7 @@ impl Service {
         identity: Arc<Identity>,
         book: Arc<dyn TokenBook>,
         control: Routes,
-        socket: Arc<dyn AsyncUdpSocket>,
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
     ) -> Result<(Self, Handle, mpsc::Receiver<Inbound>), Error> {
         if identity.role() != Role::Router {
             return Err(Error::NotARouter);

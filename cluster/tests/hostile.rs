@@ -3,6 +3,8 @@
 //! Whatever it sends: the victim's chitchat task goes on, no interpreted value of another owner changes, and
 //! what is held stays bounded.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too, may panic
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -32,6 +32,7 @@ mod testing;
 mod tests;
 mod transport;
 
+use frame::{Frame, KeyValue, NodeDelta, RawId, Status};
 use guard::{Counters, Guard};
 use ledger::{Authority, DEAD_KEPT, LEASE_RENEWAL, WITHDRAWN_FOR};
 use outbox::Outbox;
@@ -244,19 +245,37 @@ impl Gossip {
         self.shared.wire.changed.notify_one();
     }
 
-    /// Takes the lease back and gives the others one round to hear of it.
+    /// Takes the lease back and tells everybody known, without waiting for a round of chitchat's handshake.
     async fn leave(&self, chitchat: ChitchatHandle) {
         self.write(&chitchat, vec![(Key::Lease, None)]).await;
-        let members: Vec<_> = self.shared.view.borrow().alive().map(|member| member.id.clone()).collect();
-        for id in members {
-            if let Some(addr) = self.shared.wire.guard().addresses_of(&id).first() {
-                let _ = chitchat.gossip(*addr);
+        if let Some(goodbye) = self.goodbye(&chitchat).await {
+            let members: Vec<_> = self.shared.view.borrow().members.keys().cloned().collect();
+            let others = members.iter().filter(|id| **id != self.settings.origin.id);
+            let known = others.filter_map(|id| self.shared.wire.guard().addresses_of(id).first().copied());
+            let known: HashSet<_> = known.chain(self.settings.seeds.iter().map(|seed| seed.addr)).collect();
+            for addr in known {
+                self.shared.wire.enqueue(addr, goodbye.clone());
             }
         }
+        // One round, so that what was queued gets out; a peer that is slower sees the lease run out.
         tokio::time::sleep(self.settings.interval).await;
         if let Err(error) = chitchat.shutdown().await {
             tracing::debug!(%error, "chitchat did not end in order");
         }
+    }
+
+    /// Makes the frame that carries nothing but the withdrawn lease.
+    async fn goodbye(&self, chitchat: &ChitchatHandle) -> Option<Vec<u8>> {
+        let lease = Key::Lease.to_string();
+        let chitchat = chitchat.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        let written = chitchat.self_node_state().get_versioned(&lease)?;
+        let (value, version) = (written.value.clone(), written.version);
+        let Origin { id, generation, addr } = &self.settings.origin;
+        let id = RawId { node_id: id.to_string(), generation: *generation, addr: *addr };
+        let values = vec![KeyValue { key: lease, value, version, status: Status::DeleteAfterTtl }];
+        let delta = NodeDelta { id, last_gc_version: 0, from_version_excluded: 0, values };
+        Some(Frame::Ack { delta: vec![delta] }.encode())
     }
 
     /// Speaks to a silent member: after a long partition nobody else might.

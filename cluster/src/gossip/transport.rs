@@ -169,7 +169,7 @@ impl Wire {
     }
 
     /// Queues a frame for a peer; drops it when the queue is full. Never waits.
-    fn enqueue(self: &Arc<Self>, to: SocketAddr, frame: Vec<u8>) {
+    pub(super) fn enqueue(self: &Arc<Self>, to: SocketAddr, frame: Vec<u8>) {
         let to = canonical(to);
         let mut queues = lock(&self.queues);
         queues.retain(|_, queue| !queue.is_closed());
