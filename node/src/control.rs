@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use shoal_proto::control_server::{Control, ControlServer};
 use shoal_proto::{
-    Empty, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords, PullStatisticsReply, PullStatisticsRequest,
+    Empty, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords, PullStatisticsReply,
+    PullStatisticsRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -25,7 +26,12 @@ pub struct ControlService {
 
 impl ControlService {
     /// Makes the gRPC routes of this node.
-    pub fn routes(store: Store, keys: Arc<KeyRing>, feedback: FeedbackHandle, me: &str) -> tonic::service::Routes {
+    pub fn routes(
+        store: Store,
+        keys: Arc<KeyRing>,
+        feedback: FeedbackHandle,
+        me: &str,
+    ) -> tonic::service::Routes {
         tonic::service::Routes::new(ControlServer::new(Self { store, keys, feedback, me: me.into() }))
     }
 }
@@ -48,7 +54,10 @@ impl Control for ControlService {
         Ok(Response::new(KeyRecords { keys }))
     }
 
-    async fn get_request(&self, request: Request<GetRequestRequest>) -> Result<Response<GetRequestReply>, Status> {
+    async fn get_request(
+        &self,
+        request: Request<GetRequestRequest>,
+    ) -> Result<Response<GetRequestReply>, Status> {
         let id = request.into_inner().id;
         let store = self.store.clone();
         let record = blocking(move || store.request(&id)).await?;
@@ -61,7 +70,11 @@ impl Control for ControlService {
         request: Request<PullStatisticsRequest>,
     ) -> Result<Response<PullStatisticsReply>, Status> {
         let learnt = self.feedback.learnt();
-        let own = learnt.origins.iter().filter(|(origin, _, _)| *origin == self.me).map(|(_, arm, stats)| (arm, stats));
+        let own = learnt
+            .origins
+            .iter()
+            .filter(|(origin, _, _)| *origin == self.me)
+            .map(|(_, arm, stats)| (arm, stats));
         let summaries = replication::summaries(own);
         let version = summaries.arms.iter().map(|a| a.version).sum();
         let blob = if version > request.into_inner().known_version {

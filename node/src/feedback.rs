@@ -66,7 +66,11 @@ pub struct Service {
 
 impl Service {
     /// Makes the service; own sums of earlier runs continue from the store.
-    pub fn new(me: &str, generation: u64, store: Store) -> Result<(Self, FeedbackHandle), crate::store::Error> {
+    pub fn new(
+        me: &str,
+        generation: u64,
+        store: Store,
+    ) -> Result<(Self, FeedbackHandle), crate::store::Error> {
         let me: Arc<str> = me.into();
         let mut observations = Observations::default();
         for (arm, stats) in store.read_statistics()? {
@@ -133,7 +137,8 @@ impl Service {
     }
 
     async fn save(&self) {
-        let rows: Vec<(ArmId, ArmStats)> = self.observations.of(&self.me).map(|(a, s)| (a.clone(), *s)).collect();
+        let rows: Vec<(ArmId, ArmStats)> =
+            self.observations.of(&self.me).map(|(a, s)| (a.clone(), *s)).collect();
         let store = self.store.clone();
         let written = tokio::task::spawn_blocking(move || store.write_statistics(&rows)).await;
         if let Ok(Err(error)) = written {

@@ -194,11 +194,20 @@ mod tests {
         let log = Log::default();
         let lines = log.0.clone();
         let mut forged = device(&NodeId::from_spki(b"other"), "phone", 2);
-        events.send(LinkEvent::Announced { device: phone.clone(), info: forged.clone(), leaving: false }).await.unwrap();
+        events
+            .send(LinkEvent::Announced { device: phone.clone(), info: forged.clone(), leaving: false })
+            .await
+            .unwrap();
         forged.name = "older".into();
         forged.seq = 1;
-        events.send(LinkEvent::Announced { device: phone.clone(), info: forged, leaving: false }).await.unwrap();
-        let task = crate::tasks::spawn(crate::tasks::TaskKind::Inventory, service.run(log, CancellationToken::new()));
+        events
+            .send(LinkEvent::Announced { device: phone.clone(), info: forged, leaving: false })
+            .await
+            .unwrap();
+        let task = crate::tasks::spawn(
+            crate::tasks::TaskKind::Inventory,
+            service.run(log, CancellationToken::new()),
+        );
         events.send(LinkEvent::Closed { device: phone.clone() }).await.unwrap();
         drop(events);
         task.await.unwrap();

@@ -7,6 +7,10 @@ use shoal_node::cli::{self, args::Cli};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(all(unix, feature = "embedded"))]
+    if let Some(error) = cli::with_engine_threads(&cli) {
+        return error.report();
+    }
     // Fails only if a provider was installed before, and then there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli::run(cli) {

@@ -123,16 +123,21 @@ impl Node {
         };
         let short = id.strip_prefix("req_").and_then(|rest| rest.split('_').next()).unwrap_or_default();
         if short.len() != 8 || id.len() > 96 {
-            return Err(ApiError::invalid("id", "a request id looks like req_ab12cd34_…; the header x-request-id shows it"));
+            return Err(ApiError::invalid(
+                "id",
+                "a request id looks like req_ab12cd34_…; the header x-request-id shows it",
+            ));
         }
         if let Some(live) = self.pipeline.sinks.live.find(id) {
-            return serde_json::to_value(live).map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+            return serde_json::to_value(live)
+                .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
         }
         if short == self.mesh.node_id().short() {
             let (store, wanted) = (self.store.clone(), id.to_owned());
             let record = tokio::task::spawn_blocking(move || store.request(&wanted)).await;
             let record = record.ok().and_then(Result::ok).flatten().ok_or_else(not_found)?;
-            return serde_json::to_value(record).map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+            return serde_json::to_value(record)
+                .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
         }
         let owner = self.mesh.view().borrow().alive().find(|m| m.id.short() == short).map(|m| m.id.clone());
         let owner = owner.ok_or_else(not_found)?;
@@ -156,7 +161,8 @@ impl Started {
         let keys = KeyRing::load(store.clone())?;
         keys.merge(handed_keys.keys.into_iter().filter_map(crate::replication::key_from_proto).collect())?;
         let (listener, api_url) = bind_api(&mut config).await?;
-        let new_key = if keys.is_empty() && !config.no_auth { Some(keys.create("first", false)?) } else { None };
+        let new_key =
+            if keys.is_empty() && !config.no_auth { Some(keys.create("first", false)?) } else { None };
         let identity = Arc::new(identity);
         let me = identity.node_id().clone();
         let generation = store.next_generation()?;
@@ -173,7 +179,8 @@ impl Started {
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
         let engines = engines.named(me.as_str(), &config.name);
         let own = engines.describe(generation);
-        let (inventory_service, snapshot) = inventory::Service::new(me.clone(), own, link_events, mesh.view());
+        let (inventory_service, snapshot) =
+            inventory::Service::new(me.clone(), own, link_events, mesh.view());
         let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone()));
         let loads = Arc::new(LoadBook::new(generation));
@@ -195,6 +202,8 @@ impl Started {
             config,
         });
 
+        // The token table takes 0.2 s to build; the first request should not wait for it.
+        tokio::task::spawn_blocking(shoal_routing::tokens::warm_up);
         let background = stop_background.clone();
         let publisher = GossipPublisher(mesh.clone());
         let publish = move |value| inventory::Publish::publish(&publisher, value);
@@ -208,14 +217,19 @@ impl Started {
                     }
                 }
             }),
-            tasks::spawn(TaskKind::Inventory, inventory_service.run(GossipPublisher(mesh.clone()), background.clone())),
+            tasks::spawn(
+                TaskKind::Inventory,
+                inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
+            ),
             tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
             tasks::spawn(TaskKind::Inbound, mesh::receive(inbound, links, pipeline, background.clone())),
             tasks::spawn(TaskKind::Keys, mesh::keep_keys_equal(mesh.clone(), keys, background.clone())),
             tasks::spawn(TaskKind::Store, remember_routers(mesh, store, background)),
         ];
-        let mut servers =
-            vec![tasks::spawn(TaskKind::Api, crate::api::serve::tcp(listener, crate::api::public(node.clone()), stop_serving.clone()))];
+        let mut servers = vec![tasks::spawn(
+            TaskKind::Api,
+            crate::api::serve::tcp(listener, crate::api::public(node.clone()), stop_serving.clone()),
+        )];
         #[cfg(unix)]
         servers.push(admin_socket(&node, stop_serving.clone())?);
         Ok(Self { node, new_key, tasks, servers, stop_background, stop_serving, _lock: lock })
@@ -262,7 +276,12 @@ fn bind_mesh(
         generation,
     };
     let bind = |listen| {
-        shoal_cluster::Service::bind(settings(listen), identity.clone(), book.clone() as Arc<dyn TokenBook>, control.clone())
+        shoal_cluster::Service::bind(
+            settings(listen),
+            identity.clone(),
+            book.clone() as Arc<dyn TokenBook>,
+            control.clone(),
+        )
     };
     let mut listen = config.mesh_listen;
     let first = bind(listen);
@@ -290,17 +309,26 @@ async fn bind_api(config: &mut Config) -> anyhow::Result<(TcpListener, String)> 
             Ok(listener) => {
                 let bound = listener.local_addr().context("the API socket has no address")?;
                 if extra > 0 {
-                    tracing::info!("port {} is taken; the API is on port {}", config.listen.port(), bound.port());
+                    tracing::info!(
+                        "port {} is taken; the API is on port {}",
+                        config.listen.port(),
+                        bound.port()
+                    );
                 }
                 config.listen = bound;
-                let host = if bound.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_text(bound.ip()) };
+                let host =
+                    if bound.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_text(bound.ip()) };
                 return Ok((listener, format!("http://{host}:{}", bound.port())));
             }
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && extra < tries => {}
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                anyhow::bail!("the address {address} is in use by another program; stop it, or choose another with --listen")
+                anyhow::bail!(
+                    "the address {address} is in use by another program; stop it, or choose another with --listen"
+                )
             }
-            Err(error) => anyhow::bail!("cannot listen on {address}: {error}; choose another address with --listen"),
+            Err(error) => {
+                anyhow::bail!("cannot listen on {address}: {error}; choose another address with --listen")
+            }
         }
     }
     unreachable!("the loop returns at its last round")
@@ -319,8 +347,9 @@ fn admin_socket(node: &Arc<Node>, stop: CancellationToken) -> anyhow::Result<Joi
     let path = node.config.data_dir.join(crate::cli::client::ADMIN_SOCKET);
     // The data directory's lock is held: a socket that is left over belongs to nobody.
     let _ = std::fs::remove_file(&path);
-    let listener = tokio::net::UnixListener::bind(&path)
-        .with_context(|| format!("cannot make the admin socket {}; choose a shorter --data-dir", path.display()))?;
+    let listener = tokio::net::UnixListener::bind(&path).with_context(|| {
+        format!("cannot make the admin socket {}; choose a shorter --data-dir", path.display())
+    })?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect the admin socket {}", path.display()))?;
     let app = crate::api::admin(node.clone());
@@ -355,8 +384,9 @@ async fn remember_routers(mesh: Handle, store: Store, shutdown: CancellationToke
 /// Makes the data directory and takes its lock; a second process on it is refused.
 pub fn lock_data_dir(dir: &Path) -> anyhow::Result<File> {
     let shown = dir.display();
-    std::fs::create_dir_all(dir)
-        .map_err(|e| anyhow::anyhow!("cannot use the data directory {shown}: {e}; choose another with --data-dir"))?;
+    std::fs::create_dir_all(dir).map_err(|e| {
+        anyhow::anyhow!("cannot use the data directory {shown}: {e}; choose another with --data-dir")
+    })?;
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -366,7 +396,9 @@ pub fn lock_data_dir(dir: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            anyhow::bail!("another shoal already runs with the data directory {shown}; stop it with `shoal down`, or choose another with --data-dir")
+            anyhow::bail!(
+                "another shoal already runs with the data directory {shown}; stop it with `shoal down`, or choose another with --data-dir"
+            )
         }
         Err(std::fs::TryLockError::Error(e)) => anyhow::bail!("cannot lock the data directory {shown}: {e}"),
     }

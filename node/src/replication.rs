@@ -118,7 +118,8 @@ fn other_routers<'a>(view: &'a ClusterView, device: &'a str) -> impl Iterator<It
 
 fn push_offers(offers: &mut Vec<Offer>, device: &proto::DeviceInfo, routes: &[Route]) {
     for model in device.models.iter().take(MAX_MODELS) {
-        let mut offer = Offer::new(UpstreamId::Device(device.id.as_str().into()), Arc::new(model_spec(model)));
+        let mut offer =
+            Offer::new(UpstreamId::Device(device.id.as_str().into()), Arc::new(model_spec(model)));
         offer.name = clean(&device.name, NAME_LEN).into();
         offer.routes = routes.to_vec();
         offer.slots = device.slots.clamp(1, MAX_SLOTS);
@@ -185,7 +186,10 @@ mod tests {
     }
 
     fn view(members: Vec<Member>) -> ClusterView {
-        ClusterView { me: id(1), members: members.into_iter().map(|m| (m.id.clone(), m)).collect::<BTreeMap<_, _>>() }
+        ClusterView {
+            me: id(1),
+            members: members.into_iter().map(|m| (m.id.clone(), m)).collect::<BTreeMap<_, _>>(),
+        }
     }
 
     #[test]
@@ -214,10 +218,18 @@ mod tests {
     #[test]
     fn statistics_of_others_are_taken_once_and_lies_are_not() {
         let mut honest = member(2, vec![], true);
-        let summary = proto::ArmSummary { arm: "m".into(), count: 4, scored: 4, reward_sum: 3.0, version: 1, ..Default::default() };
+        let summary = proto::ArmSummary {
+            arm: "m".into(),
+            count: 4,
+            scored: 4,
+            reward_sum: 3.0,
+            version: 1,
+            ..Default::default()
+        };
         honest.stats = Some(proto::ArmSummaries { arms: vec![summary.clone()] });
         let mut liar = member(3, vec![], true);
-        liar.stats = Some(proto::ArmSummaries { arms: vec![proto::ArmSummary { reward_sum: 1e9, ..summary }] });
+        liar.stats =
+            Some(proto::ArmSummaries { arms: vec![proto::ArmSummary { reward_sum: 1e9, ..summary }] });
         let view = view(vec![honest, liar]);
         let mut observations = Observations::default();
         observe_view(&mut observations, &view);

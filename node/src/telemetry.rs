@@ -16,11 +16,13 @@ pub fn start_logs(verbose: u8, quiet: bool, env: &[(String, String)]) {
         (false, _) => "trace",
     };
     // Other people's crates speak at `warn` unless asked for by name: quinn alone fills a disk at `debug`.
-    let default = format!("warn,shoal={level},shoal_node={level},shoal_cluster={level},shoal_embedded={level}");
+    let default =
+        format!("warn,shoal={level},shoal_node={level},shoal_cluster={level},shoal_embedded={level}");
     let filter = crate::config::lookup(env, "SHOAL_LOG").map_or(default, str::to_owned);
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
     // Fails only if logging was started before, by a test.
     let _ = if crate::config::lookup(env, "SHOAL_LOG_JSON").is_some() {
         subscriber.json().try_init()

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{Path, State};
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_cluster::TokenBook;
@@ -30,7 +30,8 @@ pub(super) async fn create_token(
     body: Result<Json<NewToken>, JsonRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Json(body) = body.map_err(|e| ApiError::new(400, "invalid_request_error", e.body_text()))?;
-    let role: Role = body.role.parse().map_err(|_| ApiError::invalid("role", "'role' must be device or router"))?;
+    let role: Role =
+        body.role.parse().map_err(|_| ApiError::invalid("role", "'role' must be device or router"))?;
     let ttl = Duration::from_secs(body.ttl_s);
     if ttl.is_zero() || ttl > MAX_TTL {
         return Err(ApiError::invalid("ttl_s", "a token lives between a second and 90 days"));
@@ -38,7 +39,10 @@ pub(super) async fn create_token(
     if !(1..=1000).contains(&body.uses) {
         return Err(ApiError::invalid("uses", "a token has 1 to 1000 uses"));
     }
-    let token = node.mesh.create_token(role, ttl, body.uses).map_err(|e| ApiError::new(503, "cannot_issue", e.to_string()))?;
+    let token = node
+        .mesh
+        .create_token(role, ttl, body.uses)
+        .map_err(|e| ApiError::new(503, "cannot_issue", e.to_string()))?;
     Ok(Json(json!({
         "token": token.to_string(),
         "id": data_encoding::HEXLOWER.encode(&token.token_id),
@@ -146,7 +150,11 @@ fn store_failed(error: impl std::fmt::Display) -> ApiError {
 }
 
 fn no_such(what: &str) -> ApiError {
-    ApiError::new(404, "not_found", format!("there is no such {what}; `shoal {what}s ls` or `shoal {what} ls` lists them"))
+    ApiError::new(
+        404,
+        "not_found",
+        format!("there is no such {what}; `shoal {what}s ls` or `shoal {what} ls` lists them"),
+    )
 }
 
 fn date(unix_s: u64) -> String {

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn unchanged_values_keep_their_bytes() {
-        let text = br#"{"model":"a", "seed": 1e400, "x":{"deep" : [1, 2.50, "\u00e9"]},"n":9007199254740993}"#;
+        let text =
+            br#"{"model":"a", "seed": 1e400, "x":{"deep" : [1, 2.50, "\u00e9"]},"n":9007199254740993}"#;
         let body = Body::parse(text).unwrap();
         let out = body.rebuild(&[("model", Edit::Set("\"b\"".into())), ("stream", Edit::Set("true".into()))]);
         assert_eq!(

@@ -66,9 +66,10 @@ pub(super) async fn dry_run(
 ) -> Result<Json<Value>, ApiError> {
     let bytes = readable(body)?;
     let (parsed, request) = parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor)?;
-    let decision = node.pipeline.decide(&parsed, &request).map_err(|no| {
-        crate::pipeline::no_route(&no, &node.pipeline.inventory.load().registry)
-    })?;
+    let decision = node
+        .pipeline
+        .decide(&parsed, &request)
+        .map_err(|no| crate::pipeline::no_route(&no, &node.pipeline.inventory.load().registry))?;
     Ok(Json(json!({
         "model": &*decision.model,
         "routing_reason": decision.reason.as_str(),
@@ -80,7 +81,13 @@ pub(super) async fn dry_run(
     })))
 }
 
-async fn serve(node: Arc<Node>, caller: Caller, path: ApiPath, headers: HeaderMap, body: BodyBytes) -> Response {
+async fn serve(
+    node: Arc<Node>,
+    caller: Caller,
+    path: ApiPath,
+    headers: HeaderMap,
+    body: BodyBytes,
+) -> Response {
     let started = Instant::now();
     let id = node.new_request_id();
     let mut response = match begin(&node, &caller, path, &headers, body, id.clone()).await {

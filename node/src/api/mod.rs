@@ -95,7 +95,11 @@ async fn name_node(State(node): State<Arc<Node>>, request: Request, next: Next) 
 
 async fn not_found(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().filter(|c| !c.is_control()).take(128).collect();
-    ApiError::new(404, "not_found", format!("nothing is served at {path}; the API begins at /v1, for example /v1/chat/completions"))
+    ApiError::new(
+        404,
+        "not_found",
+        format!("nothing is served at {path}; the API begins at /v1, for example /v1/chat/completions"),
+    )
 }
 
 async fn wrong_method(request: Request) -> ApiError {
@@ -103,7 +107,8 @@ async fn wrong_method(request: Request) -> ApiError {
 }
 
 fn panicked(cause: Box<dyn Any + Send + 'static>) -> Response {
-    let text = cause.downcast_ref::<&str>().copied().or_else(|| cause.downcast_ref::<String>().map(String::as_str));
+    let text =
+        cause.downcast_ref::<&str>().copied().or_else(|| cause.downcast_ref::<String>().map(String::as_str));
     tracing::error!(cause = text.unwrap_or("unknown"), "a request handler panicked");
     metrics::counter!("shoal_panics_total").increment(1);
     ApiError::new(500, "internal_error", "the node failed on this request; its log says more").into_response()

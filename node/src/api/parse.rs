@@ -21,8 +21,17 @@ const MAX_STOPS: usize = 16;
 /// Most answers to one prompt.
 const MAX_N: u64 = 128;
 /// Fields that could redirect or corrupt an upstream; a client may never set them.
-const DENIED: &[&str] =
-    &["api_base", "base_url", "api_key", "api_version", "prompt_embeds", "custom_llm_provider", "extra_headers", "extra_body", "kv_transfer_params"];
+const DENIED: &[&str] = &[
+    "api_base",
+    "base_url",
+    "api_key",
+    "api_version",
+    "prompt_embeds",
+    "custom_llm_provider",
+    "extra_headers",
+    "extra_body",
+    "kv_transfer_params",
+];
 /// Our own keys in `metadata`; they are instructions to us and go no further.
 const OUR_METADATA: &[&str] = &["mode", "confidence_threshold", "preference", "data_class"];
 
@@ -172,23 +181,33 @@ struct Part<'a> {
 }
 
 fn chat_messages<'a>(body: &Body<'a>) -> Result<Vec<Input<'a>>, ApiError> {
-    let raw = body.raw("messages").ok_or_else(|| ApiError::invalid("messages", "'messages' is missing; send a list such as [{\"role\":\"user\",\"content\":\"Hello\"}]"))?;
+    let raw = body.raw("messages").ok_or_else(|| {
+        ApiError::invalid(
+            "messages",
+            "'messages' is missing; send a list such as [{\"role\":\"user\",\"content\":\"Hello\"}]",
+        )
+    })?;
     let list: Vec<&RawValue> = serde_json::from_str(raw.get())
         .map_err(|_| ApiError::invalid("messages", "'messages' must be a list of objects"))?;
     if list.is_empty() {
         return Err(ApiError::invalid("messages", "'messages' is empty; send at least one message"));
     }
     if list.len() > MAX_MESSAGES {
-        return Err(ApiError::invalid("messages", format!("'messages' has more than {MAX_MESSAGES} entries")));
+        return Err(ApiError::invalid(
+            "messages",
+            format!("'messages' has more than {MAX_MESSAGES} entries"),
+        ));
     }
     list.into_iter().enumerate().map(|(index, raw)| chat_message(index, raw)).collect()
 }
 
 fn chat_message<'a>(index: usize, raw: &'a RawValue) -> Result<Input<'a>, ApiError> {
     let at = |field: &str| format!("messages[{index}]{field}");
-    let message: RawMessage<'a> = serde_json::from_str(raw.get())
-        .map_err(|_| ApiError::invalid(at(""), format!("{} must be an object with 'role' and 'content'", at(""))))?;
-    let role = message.role.ok_or_else(|| ApiError::invalid(at(".role"), format!("{} is missing", at(".role"))))?;
+    let message: RawMessage<'a> = serde_json::from_str(raw.get()).map_err(|_| {
+        ApiError::invalid(at(""), format!("{} must be an object with 'role' and 'content'", at("")))
+    })?;
+    let role =
+        message.role.ok_or_else(|| ApiError::invalid(at(".role"), format!("{} is missing", at(".role"))))?;
     let role = match role.0.as_ref() {
         "system" | "developer" => MessageRole::System,
         "user" => MessageRole::User,
@@ -198,14 +217,21 @@ fn chat_message<'a>(index: usize, raw: &'a RawValue) -> Result<Input<'a>, ApiErr
             let shown: String = other.chars().take(32).collect();
             return Err(ApiError::invalid(
                 at(".role"),
-                format!("{} is '{shown}'; it must be system, developer, user, assistant or tool", at(".role")),
+                format!(
+                    "{} is '{shown}'; it must be system, developer, user, assistant or tool",
+                    at(".role")
+                ),
             ));
         }
     };
     let Some(content) = message.content.filter(|c| c.get() != "null") else {
         // An assistant's message may consist of tool calls alone.
         if role == MessageRole::Assistant || message.tool_calls.is_some() {
-            return Ok(Input { message: Message { role, text: Cow::Borrowed("") }, vision: false, audio: false });
+            return Ok(Input {
+                message: Message { role, text: Cow::Borrowed("") },
+                vision: false,
+                audio: false,
+            });
         }
         return Err(ApiError::invalid(at(".content"), format!("{} is missing", at(".content"))));
     };
@@ -249,7 +275,10 @@ fn content_text<'a>(content: &'a RawValue, at: &str) -> Result<(Cow<'a, str>, bo
             Some("file") => vision = true,
             Some(other) => {
                 let shown: String = other.chars().take(32).collect();
-                return Err(ApiError::invalid(at, format!("{at} has a part of type '{shown}', which is not known")));
+                return Err(ApiError::invalid(
+                    at,
+                    format!("{at} has a part of type '{shown}', which is not known"),
+                ));
             }
             None => return Err(ApiError::invalid(at, format!("{at} has a part without 'type'"))),
         }
@@ -260,7 +289,8 @@ fn content_text<'a>(content: &'a RawValue, at: &str) -> Result<(Cow<'a, str>, bo
 fn plain_inputs<'a>(body: &Body<'a>, name: &'static str) -> Result<Vec<Input<'a>>, ApiError> {
     let wrong = || ApiError::invalid(name, format!("'{name}' must be text or a list of texts"));
     let raw = body.raw(name).ok_or_else(|| ApiError::invalid(name, format!("'{name}' is missing")))?;
-    let user = |text| Input { message: Message { role: MessageRole::User, text }, vision: false, audio: false };
+    let user =
+        |text| Input { message: Message { role: MessageRole::User, text }, vision: false, audio: false };
     if raw.get().starts_with('"') {
         let text: Text<'a> = serde_json::from_str(raw.get()).map_err(|_| wrong())?;
         return Ok(vec![user(text.0)]);
@@ -274,7 +304,9 @@ fn plain_inputs<'a>(body: &Body<'a>, name: &'static str) -> Result<Vec<Input<'a>
     }
     list.into_iter()
         .map(|item| match item.get().as_bytes().first() {
-            Some(b'"') => serde_json::from_str::<Text<'a>>(item.get()).map(|t| user(t.0)).map_err(|_| wrong()),
+            Some(b'"') => {
+                serde_json::from_str::<Text<'a>>(item.get()).map(|t| user(t.0)).map_err(|_| wrong())
+            }
             // Token ids: they count as themselves and carry no text.
             Some(b'0'..=b'9' | b'[') => Ok(user(Cow::Borrowed(item.get()))),
             _ => Err(wrong()),
@@ -301,10 +333,17 @@ fn stream_options(body: &Body<'_>, stream: bool) -> Result<bool, ApiError> {
         include_usage: Option<bool>,
     }
     let Some(raw) = body.raw("stream_options") else { return Ok(false) };
-    let options: Options = serde_json::from_str(raw.get())
-        .map_err(|_| ApiError::invalid("stream_options", "'stream_options' must be an object such as {\"include_usage\": true}"))?;
+    let options: Options = serde_json::from_str(raw.get()).map_err(|_| {
+        ApiError::invalid(
+            "stream_options",
+            "'stream_options' must be an object such as {\"include_usage\": true}",
+        )
+    })?;
     if !stream {
-        return Err(ApiError::invalid("stream_options", "'stream_options' is allowed only with \"stream\": true"));
+        return Err(ApiError::invalid(
+            "stream_options",
+            "'stream_options' is allowed only with \"stream\": true",
+        ));
     }
     Ok(options.include_usage.unwrap_or(false))
 }
@@ -319,7 +358,10 @@ fn check_numbers(body: &Body<'_>) -> Result<(), ApiError> {
         if let Some(value) = optional::<f64>(body, name, "a number")?
             && !(low..=high).contains(&value)
         {
-            return Err(ApiError::invalid(name, format!("'{name}' is {value}; it must lie between {low} and {high}")));
+            return Err(ApiError::invalid(
+                name,
+                format!("'{name}' is {value}; it must lie between {low} and {high}"),
+            ));
         }
     }
     if let Some(n) = optional::<u64>(body, "n", "a whole number of at least 1")?
@@ -389,12 +431,18 @@ impl Metadata {
             .map_err(|_| ApiError::invalid("metadata", "'metadata' must be an object"))?;
         let word = |name: &'static str, allowed: &str| -> Result<Option<String>, ApiError> {
             let Some(raw) = inner.raw(name) else { return Ok(None) };
-            serde_json::from_str::<String>(raw.get())
-                .map(Some)
-                .map_err(|_| ApiError::invalid(format!("metadata.{name}"), format!("'metadata.{name}' must be one of {allowed}")))
+            serde_json::from_str::<String>(raw.get()).map(Some).map_err(|_| {
+                ApiError::invalid(
+                    format!("metadata.{name}"),
+                    format!("'metadata.{name}' must be one of {allowed}"),
+                )
+            })
         };
         let refuse = |name: &'static str, allowed: &str| {
-            ApiError::invalid(format!("metadata.{name}"), format!("'metadata.{name}' must be one of {allowed}"))
+            ApiError::invalid(
+                format!("metadata.{name}"),
+                format!("'metadata.{name}' must be one of {allowed}"),
+            )
         };
         if let Some(text) = word("mode", "auto, local, cloud")? {
             out.mode = text.parse().map_err(|_| refuse("mode", "auto, local, cloud"))?;
@@ -403,13 +451,17 @@ impl Metadata {
             out.preference = text.parse().map_err(|_| refuse("preference", "balanced, cheap, fast, best"))?;
         }
         if let Some(text) = word("data_class", "public, internal, restricted")? {
-            out.data_class = Some(text.parse().map_err(|_| refuse("data_class", "public, internal, restricted"))?);
+            out.data_class =
+                Some(text.parse().map_err(|_| refuse("data_class", "public, internal, restricted"))?);
         }
         if let Some(raw) = inner.raw("confidence_threshold") {
             // OpenAI's metadata holds text only, so clients send numbers as text too.
             let text = raw.get().trim_matches('"');
             let value: f64 = text.parse().ok().filter(|v| (0.0..=1.0).contains(v)).ok_or_else(|| {
-                ApiError::invalid("metadata.confidence_threshold", "'metadata.confidence_threshold' must lie between 0 and 1")
+                ApiError::invalid(
+                    "metadata.confidence_threshold",
+                    "'metadata.confidence_threshold' must lie between 0 and 1",
+                )
             })?;
             out.threshold = Some(value);
         }
@@ -424,9 +476,14 @@ impl Metadata {
 fn data_class(metadata: &Metadata, headers: &HeaderMap, floor: Floor) -> Result<DataClass, ApiError> {
     let header = match headers.get("x-shoal-data-class") {
         None => None,
-        Some(value) => Some(value.to_str().ok().and_then(|v| v.parse::<DataClass>().ok()).ok_or_else(|| {
-            ApiError::invalid("x-shoal-data-class", "the header 'x-shoal-data-class' must be public, internal or restricted")
-        })?),
+        Some(value) => {
+            Some(value.to_str().ok().and_then(|v| v.parse::<DataClass>().ok()).ok_or_else(|| {
+                ApiError::invalid(
+                    "x-shoal-data-class",
+                    "the header 'x-shoal-data-class' must be public, internal or restricted",
+                )
+            })?)
+        }
     };
     // Header, metadata, key and earlier hops can each only raise it.
     Ok(header.max(metadata.data_class).map_or(floor.data_class, |asked| asked.max(floor.data_class)))
@@ -494,20 +551,39 @@ mod tests {
             (r#"{"model":"m","messages":[{"role":"user"}]}"#, "messages[0].content is missing"),
             (r#"{"model":"m","messages":[{"role":"user","content":7}]}"#, "messages[0].content must be text"),
             (r#"{"model":"m","messages":[{"role":"user","content":[{"type":"hologram"}]}]}"#, "'hologram'"),
-            (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":-1}"#, "'max_tokens' is -1"),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":-1}"#,
+                "'max_tokens' is -1",
+            ),
             (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":0}"#, "at least 1"),
-            (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":9}"#, "between 0 and 2"),
-            (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":"yes"}"#, "'stream' is \"yes\""),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":9}"#,
+                "between 0 and 2",
+            ),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":"yes"}"#,
+                "'stream' is \"yes\"",
+            ),
             (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"n":0}"#, "'n' is 0"),
             (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream_options":{}}"#, "only with"),
-            (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"mode":"moon"}}"#, "auto, local, cloud"),
-            (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"confidence_threshold":3}}"#, "between 0 and 1"),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"mode":"moon"}}"#,
+                "auto, local, cloud",
+            ),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"confidence_threshold":3}}"#,
+                "between 0 and 1",
+            ),
             (r#"{"model":"m","model":"n","messages":[{"role":"user","content":"x"}]}"#, "occurs twice"),
         ];
         for (text, expected) in cases {
             let error = chat(text).map(|_| ()).unwrap_err();
             assert_eq!(error.status, 400, "{text}");
-            assert!(error.message.contains(expected), "{text} gave {:?}, expected {expected:?}", error.message);
+            assert!(
+                error.message.contains(expected),
+                "{text} gave {:?}, expected {expected:?}",
+                error.message
+            );
         }
     }
 
@@ -529,13 +605,15 @@ mod tests {
     #[test]
     fn an_empty_metadata_is_not_sent() {
         let parsed =
-            chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"mode":"auto"}}"#).unwrap();
+            chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"mode":"auto"}}"#)
+                .unwrap();
         assert!(!std::str::from_utf8(&parsed.body).unwrap().contains("metadata"));
     }
 
     #[test]
     fn a_stream_always_asks_the_upstream_for_usage() {
-        let parsed = chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}"#).unwrap();
+        let parsed =
+            chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}"#).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&parsed.body).unwrap();
         assert_eq!(body["stream_options"]["include_usage"], true);
         assert!(!parsed.include_usage);
@@ -544,7 +622,8 @@ mod tests {
     #[test]
     fn a_client_can_only_raise_the_class_that_its_key_demands() {
         let floor = Floor { data_class: DataClass::Restricted, local_only: false };
-        let text = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
+        let text =
+            r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
         let bytes = Bytes::from_static(text.as_bytes());
         let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor).unwrap();
         assert_eq!(parsed.shape.data_class, DataClass::Restricted);
@@ -556,7 +635,8 @@ mod tests {
 
     #[test]
     fn the_model_name_is_replaced_without_touching_the_rest() {
-        let parsed = chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"seed": 1.50}"#).unwrap();
+        let parsed =
+            chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"seed": 1.50}"#).unwrap();
         let body = parsed.body_for("qwen \"x\"");
         assert!(std::str::from_utf8(&body).unwrap().contains(r#""model":"qwen \"x\"","#));
         assert!(std::str::from_utf8(&body).unwrap().contains(r#""seed":1.50"#));

@@ -91,7 +91,9 @@ impl Relay {
             };
             match event {
                 Some(Ok(Event::Chunk(payload))) => self.payload(payload),
-                Some(Ok(Event::End { complete: true })) if self.tap.finish_reason.is_some() => self.end_well(),
+                Some(Ok(Event::End { complete: true })) if self.tap.finish_reason.is_some() => {
+                    self.end_well()
+                }
                 Some(Ok(Event::End { .. })) | None if self.tap.finish_reason.is_none() => {
                     self.end_badly(&UpstreamError::new(
                         502,
@@ -137,7 +139,11 @@ impl Relay {
                 }
             }
             Payload::Error => {
-                let error = UpstreamError::new(502, "upstream_error", "the upstream reported an error in the middle of its answer");
+                let error = UpstreamError::new(
+                    502,
+                    "upstream_error",
+                    "the upstream reported an error in the middle of its answer",
+                );
                 self.end_badly(&error);
             }
             Payload::Content | Payload::Lifecycle => {

@@ -68,8 +68,12 @@ pub async fn unix(listener: tokio::net::UnixListener, app: Router, shutdown: Can
     drain(graceful).await;
 }
 
-fn serve<I>(io: TokioIo<I>, app: Router, graceful: &GracefulShutdown, permit: tokio::sync::OwnedSemaphorePermit)
-where
+fn serve<I>(
+    io: TokioIo<I>,
+    app: Router,
+    graceful: &GracefulShutdown,
+    permit: tokio::sync::OwnedSemaphorePermit,
+) where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());

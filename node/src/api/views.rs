@@ -39,7 +39,11 @@ pub(super) async fn readyz(State(node): State<Arc<Node>>) -> Response {
     });
     if draining {
         let error = ApiError::new(503, "draining", "this node is stopping");
-        return (status, Json(json!({"ready": false, "error": {"message": error.message, "code": "draining"}}))).into_response();
+        return (
+            status,
+            Json(json!({"ready": false, "error": {"message": error.message, "code": "draining"}})),
+        )
+            .into_response();
     }
     (status, Json(body)).into_response()
 }
@@ -73,15 +77,23 @@ pub(super) async fn models(State(node): State<Arc<Node>>) -> Json<Value> {
 }
 
 /// `GET /v1/models/{id}`
-pub(super) async fn model(State(node): State<Arc<Node>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn model(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     let Json(list) = models(State(node.clone())).await;
     let found = list["data"].as_array().into_iter().flatten().find(|m| m["id"] == id.as_str()).cloned();
     found.map(Json).ok_or_else(|| {
         let near = node.pipeline.inventory.load().registry.nearest(&id, 3);
         let near: Vec<&str> = near.iter().map(AsRef::as_ref).collect();
-        let hint = if near.is_empty() { String::new() } else { format!("; served are, for example: {}", near.join(", ")) };
+        let hint = if near.is_empty() {
+            String::new()
+        } else {
+            format!("; served are, for example: {}", near.join(", "))
+        };
         let shown: String = id.chars().filter(|c| !c.is_control()).take(128).collect();
-        let error = ApiError::new(404, "model_not_found", format!("no device serves a model named '{shown}'{hint}"));
+        let error =
+            ApiError::new(404, "model_not_found", format!("no device serves a model named '{shown}'{hint}"));
         ApiError { param: Some("model".into()), ..error }
     })
 }
@@ -230,16 +242,21 @@ pub(super) async fn devices(State(node): State<Arc<Node>>) -> Json<Value> {
     let view = node.mesh.view().borrow().clone();
     let inventory = node.pipeline.inventory.load();
     let name_of = |id: &str| {
-        view.members.values().find(|m| m.id.as_str() == id).map_or_else(|| id.to_owned(), |m| m.info.name.clone())
+        view.members
+            .values()
+            .find(|m| m.id.as_str() == id)
+            .map_or_else(|| id.to_owned(), |m| m.info.name.clone())
     };
-    let mut all: BTreeMap<String, &DeviceInfo> = inventory.direct.iter().map(|(k, v)| (k.to_string(), v)).collect();
+    let mut all: BTreeMap<String, &DeviceInfo> =
+        inventory.direct.iter().map(|(k, v)| (k.to_string(), v)).collect();
     for (id, device) in view.devices() {
         all.entry(id.to_string()).or_insert(device.info);
     }
     let devices: Vec<Value> = all
         .iter()
         .map(|(id, d)| {
-            let offer = inventory.registry.offers().iter().find(|o| o.upstream.name().as_ref() == id.as_str());
+            let offer =
+                inventory.registry.offers().iter().find(|o| o.upstream.name().as_ref() == id.as_str());
             let routes = offer.map(|o| o.routes.clone()).unwrap_or_default();
             let nodes: Vec<String> = routes
                 .iter()

@@ -42,7 +42,8 @@ impl NodeClient {
             let message = format!("'{url}' is not a URL; give one such as http://127.0.0.1:8080");
             return Err(CliError::new(Exit::Usage, message));
         }
-        let parsed: reqwest::Url = base.parse().map_err(|e| CliError::new(Exit::Usage, format!("'{url}' is not a URL: {e}")))?;
+        let parsed: reqwest::Url =
+            base.parse().map_err(|e| CliError::new(Exit::Usage, format!("'{url}' is not a URL: {e}")))?;
         let http = http_client::build(http_client::Reach::of(&parsed)).map_err(CliError::failure)?;
         Ok(Self { http, place: base.clone(), base, key, admin: false })
     }
@@ -59,7 +60,13 @@ impl NodeClient {
             return Err(not_running(dir));
         }
         let http = http_client::on_socket(&socket).map_err(CliError::failure)?;
-        Ok(Self { http, base: "http://shoal".into(), key: None, admin: true, place: socket.display().to_string() })
+        Ok(Self {
+            http,
+            base: "http://shoal".into(),
+            key: None,
+            admin: true,
+            place: socket.display().to_string(),
+        })
     }
 
     #[cfg(not(unix))]
@@ -81,8 +88,9 @@ impl NodeClient {
         if !status.is_success() {
             return Err(refused(status, &bytes));
         }
-        serde_json::from_slice(&bytes)
-            .map_err(|e| CliError::new(Exit::Failure, format!("{} answered something that is not JSON: {e}", self.place)))
+        serde_json::from_slice(&bytes).map_err(|e| {
+            CliError::new(Exit::Failure, format!("{} answered something that is not JSON: {e}", self.place))
+        })
     }
 
     /// Shorthand for a GET.

@@ -13,7 +13,7 @@ use super::show;
 use crate::upstream::sse::{Decoder, Item};
 
 /// `shoal status`
-pub async fn status(args: &ClientArgs) -> Result<(), CliError> {
+pub(super) async fn status(args: &ClientArgs) -> Result<(), CliError> {
     let v = NodeClient::find(args)?.get("/shoal/v1/status").await?;
     if args.json {
         show::json(&v);
@@ -25,12 +25,24 @@ pub async fn status(args: &ClientArgs) -> Result<(), CliError> {
         (_, Some(true)) => "ready",
         _ => "not ready",
     };
-    show::line(format!("node     {} ({}), {state}, up {}", show::text(node, "name"), show::text(node, "version"), seconds(&node["uptime_s"])));
+    show::line(format!(
+        "node     {} ({}), {state}, up {}",
+        show::text(node, "name"),
+        show::text(node, "version"),
+        seconds(&node["uptime_s"])
+    ));
     show::line(format!("api      {}", show::text(node, "api_url")));
-    show::line(format!("mesh     {} of {} nodes alive, {} devices, {} models", mesh["alive"], mesh["nodes"], mesh["devices"], mesh["models"]));
+    show::line(format!(
+        "mesh     {} of {} nodes alive, {} devices, {} models",
+        mesh["alive"], mesh["nodes"], mesh["devices"], mesh["models"]
+    ));
     show::line(format!(
         "requests {} accepted, {} completed, {} failed, {} cancelled, {} in progress",
-        requests["accepted"], requests["completed"], requests["failed"], requests["cancelled"], requests["in_flight"]
+        requests["accepted"],
+        requests["completed"],
+        requests["failed"],
+        requests["cancelled"],
+        requests["in_flight"]
     ));
     let rows: Vec<Vec<String>> = v["statistics"]
         .as_array()
@@ -54,60 +66,78 @@ pub async fn status(args: &ClientArgs) -> Result<(), CliError> {
 }
 
 /// `shoal nodes`
-pub async fn nodes(args: &ClientArgs) -> Result<(), CliError> {
-    list(args, "/shoal/v1/nodes", "nodes", &["NAME", "ID", "STATE", "VERSION", "API", "MESH", "DEVICES"], |n| {
-        let state = match (n["alive"].as_bool(), n["draining"].as_bool()) {
-            (Some(true), Some(true)) => "draining",
-            (Some(true), _) => "alive",
-            _ => "dead",
-        };
-        vec![
-            show::text(n, "name"),
-            n["id"].as_str().unwrap_or("-").chars().take(8).collect(),
-            state.into(),
-            show::text(n, "version"),
-            show::text(n, "api_url"),
-            show::text(n, "mesh_addrs"),
-            n["devices"].as_array().map_or(0, Vec::len).to_string(),
-        ]
-    })
+pub(super) async fn nodes(args: &ClientArgs) -> Result<(), CliError> {
+    list(
+        args,
+        "/shoal/v1/nodes",
+        "nodes",
+        &["NAME", "ID", "STATE", "VERSION", "API", "MESH", "DEVICES"],
+        |n| {
+            let state = match (n["alive"].as_bool(), n["draining"].as_bool()) {
+                (Some(true), Some(true)) => "draining",
+                (Some(true), _) => "alive",
+                _ => "dead",
+            };
+            vec![
+                show::text(n, "name"),
+                n["id"].as_str().unwrap_or("-").chars().take(8).collect(),
+                state.into(),
+                show::text(n, "version"),
+                show::text(n, "api_url"),
+                show::text(n, "mesh_addrs"),
+                n["devices"].as_array().map_or(0, Vec::len).to_string(),
+            ]
+        },
+    )
     .await
 }
 
 /// `shoal devices`
-pub async fn devices(args: &ClientArgs) -> Result<(), CliError> {
-    list(args, "/shoal/v1/devices", "devices", &["NAME", "ID", "NODES", "PLATFORM", "BUSY", "FIRST TOKEN", "MODELS"], |d| {
-        let models: Vec<&str> =
-            d["models"].as_array().into_iter().flatten().filter_map(|m| m["id"].as_str()).collect();
-        vec![
-            show::text(d, "name"),
-            d["id"].as_str().unwrap_or("-").chars().take(8).collect(),
-            show::text(d, "nodes"),
-            show::text(d, "platform"),
-            format!("{}/{}", d["in_flight"], d["slots"]),
-            show::millis(&d["ttft_ms"]),
-            models.join(", "),
-        ]
-    })
+pub(super) async fn devices(args: &ClientArgs) -> Result<(), CliError> {
+    list(
+        args,
+        "/shoal/v1/devices",
+        "devices",
+        &["NAME", "ID", "NODES", "PLATFORM", "BUSY", "FIRST TOKEN", "MODELS"],
+        |d| {
+            let models: Vec<&str> =
+                d["models"].as_array().into_iter().flatten().filter_map(|m| m["id"].as_str()).collect();
+            vec![
+                show::text(d, "name"),
+                d["id"].as_str().unwrap_or("-").chars().take(8).collect(),
+                show::text(d, "nodes"),
+                show::text(d, "platform"),
+                format!("{}/{}", d["in_flight"], d["slots"]),
+                show::millis(&d["ttft_ms"]),
+                models.join(", "),
+            ]
+        },
+    )
     .await
 }
 
 /// `shoal models`
-pub async fn models(args: &ClientArgs) -> Result<(), CliError> {
-    list(args, "/shoal/v1/models", "models", &["MODEL", "DEVICES", "ENGINE", "CONTEXT", "QUANTIZATION"], |m| {
-        vec![
-            show::text(m, "id"),
-            show::text(m, "devices"),
-            show::text(m, "engine"),
-            show::text(m, "context_length"),
-            show::text(m, "quantization"),
-        ]
-    })
+pub(super) async fn models(args: &ClientArgs) -> Result<(), CliError> {
+    list(
+        args,
+        "/shoal/v1/models",
+        "models",
+        &["MODEL", "DEVICES", "ENGINE", "CONTEXT", "QUANTIZATION"],
+        |m| {
+            vec![
+                show::text(m, "id"),
+                show::text(m, "devices"),
+                show::text(m, "engine"),
+                show::text(m, "context_length"),
+                show::text(m, "quantization"),
+            ]
+        },
+    )
     .await
 }
 
 /// `shoal ps`
-pub async fn ps(args: &ClientArgs) -> Result<(), CliError> {
+pub(super) async fn ps(args: &ClientArgs) -> Result<(), CliError> {
     let v = NodeClient::find(args)?.get("/shoal/v1/requests?limit=20").await?;
     if args.json {
         show::json(&v);
@@ -139,10 +169,14 @@ pub async fn ps(args: &ClientArgs) -> Result<(), CliError> {
 }
 
 /// `shoal explain`
-pub async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
-    let valid = args.id.starts_with("req_") && args.id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
+    let valid = args.id.starts_with("req_")
+        && args.id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if !valid {
-        return Err(CliError::new(Exit::Usage, "a request id looks like req_ab12cd34_…; the header x-request-id and `shoal ps` show it"));
+        return Err(CliError::new(
+            Exit::Usage,
+            "a request id looks like req_ab12cd34_…; the header x-request-id and `shoal ps` show it",
+        ));
     }
     let v = NodeClient::find(&args.client)?.get(&format!("/shoal/v1/requests/{}", args.id)).await?;
     if args.client.json {
@@ -173,16 +207,26 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     show::line(format!("{:<14} {}", "first token", show::millis(&v["ttft_ms"])));
     show::line(format!("{:<14} {}", "total", show::millis(&v["duration_ms"])));
     for attempt in v["attempt_log"].as_array().into_iter().flatten() {
-        show::line(format!("{:<14} {}: {}", "attempt", show::clean(&show::text(attempt, "upstream")), show::text(attempt, "ended")));
+        show::line(format!(
+            "{:<14} {}: {}",
+            "attempt",
+            show::clean(&show::text(attempt, "upstream")),
+            show::text(attempt, "ended")
+        ));
     }
     for other in v["considered"].as_array().into_iter().flatten() {
-        show::line(format!("{:<14} {} (score {})", "considered", show::clean(&show::text(other, "model")), show::text(other, "score")));
+        show::line(format!(
+            "{:<14} {} (score {})",
+            "considered",
+            show::clean(&show::text(other, "model")),
+            show::text(other, "score")
+        ));
     }
     Ok(())
 }
 
 /// `shoal token …`
-pub async fn token(command: &TokenCommand) -> Result<(), CliError> {
+pub(super) async fn token(command: &TokenCommand) -> Result<(), CliError> {
     match command {
         TokenCommand::Create { role, ttl, uses, client } => {
             let seconds = super::parse_duration(ttl)?.as_secs();
@@ -204,7 +248,9 @@ pub async fn token(command: &TokenCommand) -> Result<(), CliError> {
                 show::line(format!("For {uses} {role}(s), within {ttl}; shown once. On the other host:"));
                 show::line(format!("  shoal join {}", show::text(&v, "token")));
                 if role == "router" {
-                    show::line("A router sees prompts and may issue certificates: give this token to nobody you would not give the mesh to.");
+                    show::line(
+                        "A router sees prompts and may issue certificates: give this token to nobody you would not give the mesh to.",
+                    );
                 }
             }
             Ok(())
@@ -214,7 +260,13 @@ pub async fn token(command: &TokenCommand) -> Result<(), CliError> {
             node.require_admin()?;
             let v = node.get("/admin/v1/tokens").await?;
             print_list(client, &v, "tokens", &["ID", "ROLE", "USES LEFT", "EXPIRES", "STATE"], |t| {
-                vec![show::text(t, "id"), show::text(t, "role"), show::text(t, "uses_left"), show::text(t, "expires"), show::text(t, "state")]
+                vec![
+                    show::text(t, "id"),
+                    show::text(t, "role"),
+                    show::text(t, "uses_left"),
+                    show::text(t, "expires"),
+                    show::text(t, "state"),
+                ]
             });
             Ok(())
         }
@@ -223,7 +275,7 @@ pub async fn token(command: &TokenCommand) -> Result<(), CliError> {
 }
 
 /// `shoal keys …`
-pub async fn keys(command: &KeysCommand) -> Result<(), CliError> {
+pub(super) async fn keys(command: &KeysCommand) -> Result<(), CliError> {
     match command {
         KeysCommand::Create { name, local_only, client } => {
             let node = NodeClient::find(client)?;
@@ -242,7 +294,13 @@ pub async fn keys(command: &KeysCommand) -> Result<(), CliError> {
             node.require_admin()?;
             let v = node.get("/admin/v1/keys").await?;
             print_list(client, &v, "keys", &["ID", "NAME", "LOCAL ONLY", "CREATED", "STATE"], |k| {
-                vec![show::text(k, "id"), show::text(k, "name"), show::text(k, "local_only"), show::text(k, "created"), show::text(k, "state")]
+                vec![
+                    show::text(k, "id"),
+                    show::text(k, "name"),
+                    show::text(k, "local_only"),
+                    show::text(k, "created"),
+                    show::text(k, "state"),
+                ]
             });
             Ok(())
         }
@@ -266,7 +324,7 @@ async fn remove(client: &ClientArgs, what: &str, id: &str) -> Result<(), CliErro
 }
 
 /// `shoal down`
-pub async fn down(args: &ClientArgs) -> Result<(), CliError> {
+pub(super) async fn down(args: &ClientArgs) -> Result<(), CliError> {
     let node = NodeClient::find(args)?;
     node.require_admin()?;
     let v = node.json(Method::POST, "/admin/v1/shutdown", None).await?;
@@ -279,7 +337,7 @@ pub async fn down(args: &ClientArgs) -> Result<(), CliError> {
 }
 
 /// `shoal health`
-pub async fn health(args: &ClientArgs) -> Result<(), CliError> {
+pub(super) async fn health(args: &ClientArgs) -> Result<(), CliError> {
     let v = NodeClient::find(args)?.get("/readyz").await?;
     if args.json {
         show::json(&v);
@@ -290,7 +348,7 @@ pub async fn health(args: &ClientArgs) -> Result<(), CliError> {
 }
 
 /// `shoal env`
-pub async fn env(args: &ClientArgs) -> Result<(), CliError> {
+pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
     let v = NodeClient::find(args)?.get("/shoal/v1/status").await?;
     let base = format!("{}/v1", v["node"]["api_url"].as_str().unwrap_or_default());
     if args.json {
@@ -300,13 +358,15 @@ pub async fn env(args: &ClientArgs) -> Result<(), CliError> {
     show::line(format!("export OPENAI_BASE_URL={base}"));
     match &args.api_key {
         Some(key) => show::line(format!("export OPENAI_API_KEY={key}")),
-        None => show::line("# export OPENAI_API_KEY=…   the key printed at first start, or a new one: shoal keys create"),
+        None => show::line(
+            "# export OPENAI_API_KEY=…   the key printed at first start, or a new one: shoal keys create",
+        ),
     }
     Ok(())
 }
 
 /// `shoal chat`
-pub async fn chat(args: &ChatArgs) -> Result<(), CliError> {
+pub(super) async fn chat(args: &ChatArgs) -> Result<(), CliError> {
     let node = NodeClient::find(&args.client)?;
     if let Some(text) = &args.text {
         let mut history = vec![json!({"role": "user", "content": text})];
@@ -346,7 +406,9 @@ async fn one_turn(node: &NodeClient, args: &ChatArgs, history: &mut Vec<Value>) 
                 return Err(CliError::failure(message));
             }
             if let Some(text) = v["choices"][0]["delta"]["content"].as_str() {
-                prompt(&text.chars().filter(|c| !c.is_control() || *c == '\n' || *c == '\t').collect::<String>());
+                prompt(
+                    &text.chars().filter(|c| !c.is_control() || *c == '\n' || *c == '\t').collect::<String>(),
+                );
                 answer.push_str(text);
             }
             for (key, into) in [("shoal_metadata", &mut meta), ("usage", &mut usage)] {
@@ -357,7 +419,8 @@ async fn one_turn(node: &NodeClient, args: &ChatArgs, history: &mut Vec<Value>) 
         }
     }
     show::line("");
-    let (tokens, elapsed) = (usage["completion_tokens"].as_f64().unwrap_or(0.0), started.elapsed().as_secs_f64());
+    let (tokens, elapsed) =
+        (usage["completion_tokens"].as_f64().unwrap_or(0.0), started.elapsed().as_secs_f64());
     show::line(format!(
         "[{} on {}, {}, {tokens:.0} tokens, {:.1} tokens/s]",
         show::clean(&show::text(&meta, "model")),
@@ -386,7 +449,13 @@ async fn list(
     Ok(())
 }
 
-fn print_list(args: &ClientArgs, v: &Value, key: &str, headings: &[&str], row: impl Fn(&Value) -> Vec<String>) {
+fn print_list(
+    args: &ClientArgs,
+    v: &Value,
+    key: &str,
+    headings: &[&str],
+    row: impl Fn(&Value) -> Vec<String>,
+) {
     if args.json {
         show::json(v);
         return;

@@ -37,7 +37,7 @@ struct Part {
 }
 
 /// Runs `shoal dev` until it is stopped.
-pub async fn run(args: DevArgs, env: &[(String, String)]) -> Result<(), CliError> {
+pub(super) async fn run(args: DevArgs, env: &[(String, String)]) -> Result<(), CliError> {
     let shutdown = CancellationToken::new();
     signals::cancel_on_signal(shutdown.clone());
     let default_dir = default_data_dir(env);
@@ -104,14 +104,17 @@ async fn start(args: &DevArgs, dir: &Path, parts: &mut Vec<Part>) -> anyhow::Res
         .collect();
     let info = json!({"api_key": api_key(dir, &first).await?, "nodes": nodes, "devices": devices});
     let path = dir.join("dev.json");
-    write_private(&path, &serde_json::to_string_pretty(&info)?).with_context(|| format!("cannot write {}", path.display()))?;
+    write_private(&path, &serde_json::to_string_pretty(&info)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Some(info))
 }
 
 /// Fetches the model once, so that the devices do not each do it.
 async fn fetch_model(args: &DevArgs, dir: &Path) -> anyhow::Result<PathBuf> {
     if cfg!(not(feature = "embedded")) {
-        bail!("this program was built without the embedded engine, so its devices could not answer; build it with default features, or use --devices 0");
+        bail!(
+            "this program was built without the embedded engine, so its devices could not answer; build it with default features, or use --devices 0"
+        );
     }
     let options = crate::model::Locate {
         data_dir: dir.to_owned(),
@@ -121,7 +124,10 @@ async fn fetch_model(args: &DevArgs, dir: &Path) -> anyhow::Result<PathBuf> {
     };
     let located = crate::model::locate(&options).await?;
     if located.fallback {
-        show::line(format!("note: using the small model {}, since the default one could not be fetched; it answers, but badly", located.name));
+        show::line(format!(
+            "note: using the small model {}, since the default one could not be fetched; it answers, but badly",
+            located.name
+        ));
     }
     Ok(located.path)
 }
@@ -130,7 +136,7 @@ fn router(args: &DevArgs, dir: &Path, n: u16, token: Option<&str>) -> anyhow::Re
     let name = format!("node{n}");
     let data_dir = dir.join(&name);
     let listen = SocketAddr::from(([127, 0, 0, 1], args.port + n - 1));
-    let mut command = child(&data_dir)?;
+    let mut command = child(&data_dir, args.devices)?;
     match token {
         None => command.arg("up"),
         Some(_) => command.arg("join"),
@@ -149,8 +155,17 @@ fn device(
 ) -> anyhow::Result<Part> {
     let name = format!("device{n}");
     let data_dir = dir.join(&name);
-    let mut command = child(&data_dir)?;
-    command.args(["join", "--engine", "embedded", "--follow-stdin", "--mesh", "127.0.0.1:0", "--name", &name]);
+    let mut command = child(&data_dir, args.devices)?;
+    command.args([
+        "join",
+        "--engine",
+        "embedded",
+        "--follow-stdin",
+        "--mesh",
+        "127.0.0.1:0",
+        "--name",
+        &name,
+    ]);
     command.arg("--data-dir").arg(&data_dir);
     if let Some(model) = &args.model {
         command.args(["--model", model]);
@@ -161,20 +176,30 @@ fn device(
     spawn(command, name, data_dir, token)
 }
 
-fn child(data_dir: &Path) -> anyhow::Result<Command> {
+fn child(data_dir: &Path, devices: u16) -> anyhow::Result<Command> {
     std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
+    #[cfg(not(feature = "embedded"))]
+    let _ = devices;
     let mut command = Command::new(program);
     command.arg("--quiet").stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+    #[cfg(feature = "embedded")]
+    command.env(
+        shoal_embedded::THREADS_VARIABLE,
+        shoal_embedded::recommended_threads(usize::from(devices)).to_string(),
+    );
     // The children's settings are on their command lines; the caller's would reach all of them alike.
-    for name in ["SHOAL_LISTEN", "SHOAL_MESH_ADDR", "SHOAL_DATA_DIR", "SHOAL_NAME", "SHOAL_CONFIG", "SHOAL_ADVERTISE"] {
+    for name in
+        ["SHOAL_LISTEN", "SHOAL_MESH_ADDR", "SHOAL_DATA_DIR", "SHOAL_NAME", "SHOAL_CONFIG", "SHOAL_ADVERTISE"]
+    {
         command.env_remove(name);
     }
     Ok(command)
 }
 
 fn spawn(mut command: Command, name: String, dir: PathBuf, token: Option<&str>) -> anyhow::Result<Part> {
-    let log = std::fs::File::create(dir.join("log")).with_context(|| format!("cannot write {}", dir.join("log").display()))?;
+    let log = std::fs::File::create(dir.join("log"))
+        .with_context(|| format!("cannot write {}", dir.join("log").display()))?;
     command.stderr(log);
     if let Some(token) = token {
         // By the environment, not the command line: other users of the machine can list those.
@@ -188,7 +213,8 @@ async fn wait_ready(parts: &mut [Part], index: usize) -> anyhow::Result<NodeClie
     let give_up = Instant::now() + START_WAIT;
     loop {
         check_children(parts)?;
-        let args = ClientArgs { data_dir: Some(parts[index].dir.clone()), url: None, api_key: None, json: true };
+        let args =
+            ClientArgs { data_dir: Some(parts[index].dir.clone()), url: None, api_key: None, json: true };
         if let Ok(client) = NodeClient::find(&args)
             && client.get("/readyz").await.is_ok()
         {
@@ -219,7 +245,11 @@ async fn wait_complete(parts: &mut [Part], client: &NodeClient, args: &DevArgs) 
             return Ok(());
         }
         if Instant::now() >= give_up {
-            bail!("only {alive} of {} nodes and {serving} of {} devices answer; their logs are beside their data", args.nodes, args.devices);
+            bail!(
+                "only {alive} of {} nodes and {serving} of {} devices answer; their logs are beside their data",
+                args.nodes,
+                args.devices
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -284,7 +314,9 @@ fn greet(info: &Value, dir: &Path) {
     show::line(format!("dashboard  {url}/dashboard"));
     show::line("");
     show::line("try it:");
-    show::line(format!("  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{{\"model\":\"auto\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}]}}'"));
+    show::line(format!(
+        "  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{{\"model\":\"auto\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}]}}'"
+    ));
     show::line("");
     show::line(format!("data and logs are in {}; Ctrl-C ends all of it", dir.display()));
 }

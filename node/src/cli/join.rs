@@ -4,8 +4,8 @@ use std::io::Read;
 use std::path::Path;
 
 use reqwest::Url;
-use shoal_cluster::ids::Role;
 use shoal_cluster::identity::Identity;
+use shoal_cluster::ids::Role;
 use shoal_cluster::{DeviceSettings, JoinToken, RouterAddr, join};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,7 @@ use crate::store::Store;
 const MAX_TOKEN: u64 = 4096;
 
 /// Runs `shoal join` until it is stopped.
-pub async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), CliError> {
+pub(super) async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), CliError> {
     let config = load_config(
         Flags {
             data_dir: args.data_dir.clone(),
@@ -42,7 +42,9 @@ pub async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), CliErro
         // An identity wins over a token, so that a container restarts with the command it was made with.
         Some(identity) => {
             if args.token.is_some() {
-                tracing::info!("this data directory belongs to a mesh already; resuming, the token is not needed");
+                tracing::info!(
+                    "this data directory belongs to a mesh already; resuming, the token is not needed"
+                );
             }
             (identity, Vec::new(), shoal_proto::KeyRecords::default())
         }
@@ -55,11 +57,19 @@ pub async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), CliErro
     match identity.role() {
         Role::Router => {
             if !args.engines.is_empty() || args.model.is_some() || args.model_file.is_some() {
-                let message = "a router takes engines by `shoal up --device URL` or --embedded, not by --engine";
+                let message =
+                    "a router takes engines by `shoal up --device URL` or --embedded, not by --engine";
                 return Err(CliError::new(Exit::Usage, message));
             }
-            let start =
-                RouterStart { config, identity, lock, seeds, keys, writes: Vec::new(), follow_stdin: args.follow_stdin };
+            let start = RouterStart {
+                config,
+                identity,
+                lock,
+                seeds,
+                keys,
+                writes: Vec::new(),
+                follow_stdin: args.follow_stdin,
+            };
             start.run().await
         }
         Role::Device => device(args, config, identity, seeds, lock).await,
@@ -90,7 +100,12 @@ async fn device(
     let engines = engines(&args, &config.data_dir, shutdown.clone())?;
     let listen = if config.mesh_chosen { config.mesh_listen } else { agent_process::ANY_PORT };
     let settings = DeviceSettings { listen, routers, links: agent_process::LINKS };
-    show::line(format!("shoal {} joined as '{}' (device {})", env!("CARGO_PKG_VERSION"), config.name, identity.node_id().short()));
+    show::line(format!(
+        "shoal {} joined as '{}' (device {})",
+        env!("CARGO_PKG_VERSION"),
+        config.name,
+        identity.node_id().short()
+    ));
     agent_process::run(&config.name, identity, settings, engines, store, shutdown).await?;
     drop(lock);
     Ok(())
@@ -115,7 +130,8 @@ fn engines(args: &JoinArgs, data_dir: &Path, shutdown: CancellationToken) -> Res
     // Nothing named: what runs on this host serves, and the embedded engine so that something always does.
     let detect = named.is_empty() && !embedded && !args.no_detect;
     let embedded = embedded || named.is_empty() && cfg!(feature = "embedded");
-    let choice = embedded.then(|| EmbeddedChoice { model: args.model.clone(), model_file: args.model_file.clone() });
+    let choice =
+        embedded.then(|| EmbeddedChoice { model: args.model.clone(), model_file: args.model_file.clone() });
     EngineSet::start(named, detect, choice, data_dir, shutdown).map_err(CliError::from)
 }
 
@@ -125,7 +141,9 @@ fn token(argument: Option<&str>, env: &[(String, String)]) -> Result<JoinToken, 
         Some(text) if text.starts_with('@') => {
             let path = &text[1..];
             let mut file = std::fs::File::open(path).map_err(|e| {
-                CliError::failure(format!("cannot read the token file {path}: {e}; is the router that writes it up?"))
+                CliError::failure(format!(
+                    "cannot read the token file {path}: {e}; is the router that writes it up?"
+                ))
             })?;
             read_token(&mut file, path)?
         }

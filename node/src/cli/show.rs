@@ -4,18 +4,18 @@ use serde_json::Value;
 
 /// Prints a line; a reader that went away (`| head`) ends nothing.
 #[allow(clippy::print_stdout)] // output of commands goes to standard output
-pub fn line(text: impl AsRef<str>) {
+pub(super) fn line(text: impl AsRef<str>) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{}", text.as_ref());
 }
 
 /// Prints pretty JSON.
-pub fn json(value: &Value) {
+pub(super) fn json(value: &Value) {
     line(serde_json::to_string_pretty(value).expect("a JSON value serialises"));
 }
 
 /// Prints rows under a heading, columns as wide as their widest cell.
-pub fn table(headings: &[&str], rows: &[Vec<String>]) {
+pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect()).collect();
@@ -36,12 +36,12 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) {
 }
 
 /// Replaces control characters, so that a device's name cannot steer a terminal.
-pub fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Returns a member as text: strings as they are, absent ones as `-`.
-pub fn text(value: &Value, key: &str) -> String {
+pub(super) fn text(value: &Value, key: &str) -> String {
     match &value[key] {
         Value::String(s) if s.is_empty() => "-".into(),
         Value::String(s) => s.clone(),
@@ -58,7 +58,7 @@ pub fn text(value: &Value, key: &str) -> String {
 }
 
 /// Returns a number of milliseconds as `12 ms` or `3.4 s`.
-pub fn millis(value: &Value) -> String {
+pub(super) fn millis(value: &Value) -> String {
     match value.as_f64() {
         None => "-".into(),
         Some(ms) if ms < 1000.0 => format!("{ms:.0} ms"),

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use crate::tasks::{self, TaskKind};
 
 /// Cancels the token at the first interrupt or terminate signal; at the second the process ends at once.
-pub fn cancel_on_signal(shutdown: CancellationToken) {
+pub(super) fn cancel_on_signal(shutdown: CancellationToken) {
     tasks::spawn(TaskKind::Signals, async move {
         next_signal().await;
         shutdown.cancel();
@@ -16,7 +16,7 @@ pub fn cancel_on_signal(shutdown: CancellationToken) {
 }
 
 /// Cancels the token when standard input closes, so that no child outlives its parent.
-pub fn cancel_on_stdin_end(shutdown: CancellationToken) {
+pub(super) fn cancel_on_stdin_end(shutdown: CancellationToken) {
     // A thread of its own: a blocking read in the runtime's pool would hold up its end.
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use shoal_cluster::ids::Role;
 use shoal_cluster::identity::Identity;
+use shoal_cluster::ids::Role;
 use shoal_cluster::{Handle, RouterAddr};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::telemetry;
 const WRITTEN_TOKEN_TTL: std::time::Duration = std::time::Duration::from_secs(90 * 86_400);
 
 /// Runs `shoal up` until it is stopped.
-pub async fn run(args: UpArgs, env: &[(String, String)]) -> Result<(), CliError> {
+pub(super) async fn run(args: UpArgs, env: &[(String, String)]) -> Result<(), CliError> {
     let writes = args.write_tokens.iter().map(|t| TokenFile::parse(t)).collect::<Result<Vec<_>, _>>()?;
     let follow_stdin = args.follow_stdin;
     let config = load_config(
@@ -45,13 +45,24 @@ pub async fn run(args: UpArgs, env: &[(String, String)]) -> Result<(), CliError>
         Some(identity) if identity.role() == Role::Device => {
             return Err(CliError::new(
                 Exit::Usage,
-                format!("{} belongs to a device; resume it with `shoal join`, or choose another --data-dir for a router", config.data_dir.display()),
+                format!(
+                    "{} belongs to a device; resume it with `shoal join`, or choose another --data-dir for a router",
+                    config.data_dir.display()
+                ),
             ));
         }
         Some(identity) => identity,
         None => Identity::create_mesh(&dir, &config.name).map_err(CliError::failure)?,
     };
-    let start = RouterStart { config, identity, lock, seeds: Vec::new(), keys: Default::default(), writes, follow_stdin };
+    let start = RouterStart {
+        config,
+        identity,
+        lock,
+        seeds: Vec::new(),
+        keys: Default::default(),
+        writes,
+        follow_stdin,
+    };
     start.run().await
 }
 
@@ -119,7 +130,9 @@ fn greet(started: &Started) {
             ));
         }
         None if node.config.no_auth => show::line("  API key    none needed (--no-auth)"),
-        None => show::line("  API key    as before; `shoal keys ls` lists them, `shoal keys create` makes one"),
+        None => {
+            show::line("  API key    as before; `shoal keys ls` lists them, `shoal keys create` makes one")
+        }
     }
     show::line("  add a device: `shoal token create` here, then `shoal join <token>` there");
 }
@@ -135,7 +148,10 @@ pub(super) struct TokenFile {
 impl TokenFile {
     pub(super) fn parse(text: &str) -> Result<Self, CliError> {
         let wrong = || {
-            CliError::new(Exit::Usage, format!("'{text}' is not ROLE:FILE[:USES]; write for example device:/join/device.token:16"))
+            CliError::new(
+                Exit::Usage,
+                format!("'{text}' is not ROLE:FILE[:USES]; write for example device:/join/device.token:16"),
+            )
         };
         let (role, rest) = text.split_once(':').ok_or_else(wrong)?;
         let role: Role = role.parse().map_err(|_| wrong())?;
@@ -151,17 +167,13 @@ impl TokenFile {
         Ok(Self { role, file: file.into(), uses })
     }
 
-    /// Writes the token so that a reader sees all of it or nothing; an existing good file is kept.
+    /// Writes a fresh token, so that a reader sees all of it or nothing; one read before stays good.
     fn write(&self, mesh: &Handle) -> anyhow::Result<()> {
-        if self.file.exists() {
-            // Tokens outlive a restart of this node; others may be about to read the file.
-            tracing::info!(file = %self.file.display(), "the token file is there already and is kept");
-            return Ok(());
-        }
         let token = mesh.create_token(self.role, WRITTEN_TOKEN_TTL, self.uses)?;
         let part = self.file.with_extension("part");
         let shown = self.file.display();
-        write_private(&part, &format!("{token}\n")).with_context(|| format!("cannot write the token file {shown}"))?;
+        write_private(&part, &format!("{token}\n"))
+            .with_context(|| format!("cannot write the token file {shown}"))?;
         std::fs::rename(&part, &self.file).with_context(|| format!("cannot write the token file {shown}"))?;
         tracing::info!(file = %shown, role = %self.role, uses = self.uses, "join token written");
         Ok(())
@@ -180,7 +192,7 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// `shoal pull`
-pub async fn pull(args: PullArgs, env: &[(String, String)]) -> Result<(), CliError> {
+pub(super) async fn pull(args: PullArgs, env: &[(String, String)]) -> Result<(), CliError> {
     let dir = args.data_dir.unwrap_or_else(|| default_data_dir(env));
     let model = crate::model::pull(&args.model, &dir).await.map_err(CliError::failure)?;
     if args.json {

@@ -104,9 +104,15 @@ impl FileLimits {
         };
         Ok(Limits {
             body_bytes: in_range("body_bytes", self.body_bytes, 1024, 1 << 30)? as usize,
-            concurrent_requests: in_range("concurrent_requests", self.concurrent_requests, 1, 100_000)? as usize,
+            concurrent_requests: in_range("concurrent_requests", self.concurrent_requests, 1, 100_000)?
+                as usize,
             first_byte: Duration::from_secs(in_range("first_byte_s", self.first_byte_s, 1, 3600)?),
-            between_chunks: Duration::from_secs(in_range("between_chunks_s", self.between_chunks_s, 1, 3600)?),
+            between_chunks: Duration::from_secs(in_range(
+                "between_chunks_s",
+                self.between_chunks_s,
+                1,
+                3600,
+            )?),
             history_days: in_range("history_days", u64::from(self.history_days), 1, 3650)? as u32,
         })
     }
@@ -183,7 +189,12 @@ impl FileConfig {
 fn scalar(text: &str) -> toml::Value {
     let parsed = format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
     match parsed {
-        Some(value @ (toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_) | toml::Value::Array(_))) => value,
+        Some(
+            value @ (toml::Value::Integer(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Float(_)
+            | toml::Value::Array(_)),
+        ) => value,
         _ => toml::Value::String(text.to_owned()),
     }
 }

@@ -175,9 +175,7 @@ pub fn lookup<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 /// Returns the process's variables; the only place that reads them.
 pub fn process_env() -> Vec<(String, String)> {
-    std::env::vars_os()
-        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
-        .collect()
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
 }
 
 /// Returns the host's name without its domain, or `node` where there is none.
@@ -188,7 +186,8 @@ pub fn host_name() -> String {
         .or_else(|| lookup(&process_env(), "COMPUTERNAME").map(str::to_owned))
         .unwrap_or_default();
     let first = name.trim().split('.').next().unwrap_or_default();
-    let clean: String = first.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').take(40).collect();
+    let clean: String =
+        first.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').take(40).collect();
     if clean.is_empty() { "node".into() } else { clean }
 }
 
@@ -214,7 +213,9 @@ fn check_device_url(url: &str) -> Result<(), Error> {
     }
     Err(Error::Invalid {
         origin: "device".into(),
-        message: format!("'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434"),
+        message: format!(
+            "'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434"
+        ),
     })
 }
 

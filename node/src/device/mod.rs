@@ -12,6 +12,8 @@ pub mod dispatch;
 pub mod embedded;
 pub mod engine;
 pub mod in_process;
+#[cfg(feature = "embedded")]
+mod loading;
 pub mod mesh;
 pub mod serve;
 pub mod set;

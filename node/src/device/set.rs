@@ -3,8 +3,6 @@
 //! A router's own engines and a device's are the same thing; the embedded model loads in the background, so that
 //! neither the API nor the link waits for it.
 
-use std::sync::{Arc, OnceLock};
-
 use anyhow::Context as _;
 use futures_util::StreamExt;
 use reqwest::Url;
@@ -13,13 +11,12 @@ use shoal_proto::{DeviceInfo, ModelInfo};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 use super::dispatch::Dispatch;
-use super::engine::{Engine, EngineStatus, HttpEngine};
+use super::engine::{Engine, HttpEngine};
 use crate::config::Config;
 use crate::tasks::{self, TaskKind};
-use crate::upstream::{BoxUpstream, UpstreamError, UpstreamFuture, UpstreamRequest};
+use crate::upstream::BoxUpstream;
 
 /// Which embedded model to run.
 #[derive(Debug, Clone, Default)]
@@ -128,7 +125,8 @@ fn filled(mut info: DeviceInfo, engines: &[Engine]) -> DeviceInfo {
 
 /// Returns the models of all engines, by name; of a name that several serve, the larger context stands.
 pub fn models(engines: &[Engine]) -> Vec<ModelInfo> {
-    let mut models: Vec<ModelInfo> = engines.iter().flat_map(|engine| engine.status.borrow().models.clone()).collect();
+    let mut models: Vec<ModelInfo> =
+        engines.iter().flat_map(|engine| engine.status.borrow().models.clone()).collect();
     models.sort_by(|a, b| a.id.cmp(&b.id).then(b.context_length.cmp(&a.context_length)));
     models.dedup_by(|dropped, kept| {
         let same = dropped.id == kept.id;
@@ -141,18 +139,22 @@ pub fn models(engines: &[Engine]) -> Vec<ModelInfo> {
 
 #[cfg(not(feature = "embedded"))]
 fn embedded_engine(_: EmbeddedChoice, _: std::path::PathBuf) -> anyhow::Result<Engine> {
-    anyhow::bail!("this program was built without the embedded engine; build it with `--features embedded`, or name a server with --engine or --device")
+    anyhow::bail!(
+        "this program was built without the embedded engine; build it with `--features embedded`, or name a server with --engine or --device"
+    )
 }
 
 #[cfg(feature = "embedded")]
 fn embedded_engine(choice: EmbeddedChoice, data_dir: std::path::PathBuf) -> anyhow::Result<Engine> {
     let options =
         crate::model::Locate { data_dir, model_file: choice.model_file, model: choice.model, offline: false };
-    Ok(loading("embedded", async move {
+    Ok(super::loading::engine("embedded", async move {
         let located = crate::model::locate(&options).await?;
         tracing::info!(model = %located.name, file = %located.path.display(), "loading the embedded model");
         if located.fallback {
-            tracing::warn!("the default model could not be fetched; a very small one answers instead. Choose one with --model or --model-file");
+            tracing::warn!(
+                "the default model could not be fetched; a very small one answers instead. Choose one with --model or --model-file"
+            );
         }
         let path = located.path.clone();
         let model = tokio::task::spawn_blocking(move || {
@@ -161,57 +163,4 @@ fn embedded_engine(choice: EmbeddedChoice, data_dir: std::path::PathBuf) -> anyh
         .await??;
         Ok(super::embedded::engine(model, located.name, None))
     }))
-}
-
-/// An engine that is still being made: it serves no model until `make` is done, and then is what was made.
-fn loading(name: &str, make: impl Future<Output = anyhow::Result<Engine>> + Send + 'static) -> Engine {
-    let (report, status) = watch::channel(EngineStatus::default());
-    let made: Arc<OnceLock<BoxUpstream>> = Arc::default();
-    let slot = made.clone();
-    tasks::spawn(TaskKind::EngineProbe, async move {
-        match make.await {
-            Ok(engine) => {
-                // Set once, here.
-                let _ = slot.set(engine.upstream.clone());
-                let mut inner = engine.status.clone();
-                loop {
-                    report.send_replace(inner.borrow_and_update().clone());
-                    if inner.changed().await.is_err() {
-                        break;
-                    }
-                }
-                report.closed().await;
-            }
-            Err(error) => {
-                tracing::error!("the embedded engine serves nothing: {error:#}");
-                report.send_modify(|s| s.problem = Some(format!("{error:#}")));
-                report.closed().await;
-            }
-        }
-    });
-    Engine { name: name.to_owned(), status, upstream: BoxUpstream::new(Loading(made)) }
-}
-
-#[derive(Clone)]
-struct Loading(Arc<OnceLock<BoxUpstream>>);
-
-impl tower::Service<UpstreamRequest> for Loading {
-    type Response = crate::upstream::UpstreamResponse;
-    type Error = UpstreamError;
-    type Future = UpstreamFuture;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), UpstreamError>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
-        match self.0.get() {
-            Some(upstream) => Box::pin(upstream.clone().oneshot(request)),
-            None => Box::pin(std::future::ready(Err(UpstreamError::retryable(
-                503,
-                "overloaded",
-                "the model is still loading",
-            )))),
-        }
-    }
 }

@@ -100,7 +100,8 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
         hop: request.hop + 1,
         attempts_left: request.attempts_left,
         key_id: "peer".into(),
-        deadline: (request.deadline_ms > 0).then(|| Instant::now() + Duration::from_millis(request.deadline_ms)),
+        deadline: (request.deadline_ms > 0)
+            .then(|| Instant::now() + Duration::from_millis(request.deadline_ms)),
     };
     pipeline.accept(parsed, &routing, origin)
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use shoal_cluster::ids::{NodeId, Peer, Role};
 use shoal_cluster::{Error, Handle, InferStream};
 use shoal_proto::InferRequest;
-use shoal_cluster::ids::{NodeId, Peer, Role};
 use shoal_routing::{Offer, Route, UpstreamId};
 
-use crate::pipeline::Resolve;
 use crate::device::mesh::unopened;
+use crate::pipeline::Resolve;
 use crate::upstream::tunnel::{Opener, Tunnel};
 use crate::upstream::{BoxUpstream, UpstreamError};
 
@@ -48,7 +48,11 @@ impl Opener for Streams {
     async fn open(&self, to: Peer, request: InferRequest) -> Result<InferStream, UpstreamError> {
         self.0.open_infer(&to, request).await.map_err(|error| match error {
             Error::Net(error) => unopened(&error),
-            other => UpstreamError::retryable(502, "upstream_error", format!("the mesh does not get through: {other}")),
+            other => UpstreamError::retryable(
+                502,
+                "upstream_error",
+                format!("the mesh does not get through: {other}"),
+            ),
         })
     }
 }

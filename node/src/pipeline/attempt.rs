@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use shoal_routing::InFlight;
+use shoal_routing::{InFlight, Tokens};
 use tower::ServiceExt;
 
 use super::tap::{Payload, Tap};
@@ -128,7 +128,11 @@ async fn until_content(
                     return Ok(Answer::Stream { held, events });
                 }
                 if held.len() > MAX_HELD {
-                    return Err(UpstreamError::retryable(502, "upstream_error", "the upstream streams without content"));
+                    return Err(UpstreamError::retryable(
+                        502,
+                        "upstream_error",
+                        "the upstream streams without content",
+                    ));
                 }
             }
             Some(Ok(Event::End { .. })) | None => return Err(ended_early()),
@@ -147,10 +151,13 @@ async fn whole(
     loop {
         match events.next().await {
             Some(Ok(Event::Chunk(part))) => {
-                guard.first_token(Instant::now());
                 size += part.len();
                 if size > MAX_WHOLE {
-                    return Err(UpstreamError::retryable(502, "upstream_error", "the upstream's answer is larger than 64 MiB"));
+                    return Err(UpstreamError::retryable(
+                        502,
+                        "upstream_error",
+                        "the upstream's answer is larger than 64 MiB",
+                    ));
                 }
                 parts.push(part);
             }
@@ -168,8 +175,14 @@ async fn whole(
         }
     };
     if !tap.inspect_body(&body) {
-        return Err(UpstreamError::retryable(502, "upstream_error", "the upstream answered something that is not JSON"));
+        return Err(UpstreamError::retryable(
+            502,
+            "upstream_error",
+            "the upstream answered something that is not JSON",
+        ));
     }
+    let tokens = tap.usage.map_or(0, |u| u.completion_tokens);
+    guard.whole_answer(Instant::now(), Tokens(u32::try_from(tokens).unwrap_or(u32::MAX)));
     Ok(Answer::Whole(body))
 }
 
@@ -216,7 +229,11 @@ fn in_band(payload: &[u8]) -> UpstreamError {
         error: serde_json::Value,
     }
     let error = serde_json::from_slice::<Outer>(payload).map(|o| o.error).unwrap_or_default();
-    let status = error["code"].as_u64().or(error["status"].as_u64()).filter(|s| (400..=599).contains(s)).unwrap_or(502);
+    let status = error["code"]
+        .as_u64()
+        .or(error["status"].as_u64())
+        .filter(|s| (400..=599).contains(s))
+        .unwrap_or(502);
     let message = error["message"].as_str().unwrap_or("the upstream reported an error");
     let message: String = message.chars().filter(|c| !c.is_control()).take(500).collect();
     let retryable = status == 429 || status >= 500;

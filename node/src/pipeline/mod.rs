@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use shoal_routing::{
-    ArmId, Balancer, Decision, LoadBook, MAX_ATTEMPTS, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind,
-    Route, RouteReason, Router, Snapshot as RouterSnapshot, UpstreamId,
+    ArmId, Balancer, Decision, LoadBook, MAX_ATTEMPTS, NoRoute, Offer, Registry, Request, RetryBudget,
+    RetryKind, Route, RouteReason, Router, Snapshot as RouterSnapshot, UpstreamId,
 };
 use tokio::sync::Semaphore;
 
@@ -113,8 +113,11 @@ impl Pipeline {
     pub fn decide(&self, parsed: &Parsed, request: &Request<'_>) -> Result<Decision, NoRoute> {
         let inventory = self.inventory.load();
         let learnt = self.sinks.feedback.learnt();
-        let snapshot =
-            RouterSnapshot { registry: &inventory.registry, posterior: &learnt.posterior, loads: &self.loads };
+        let snapshot = RouterSnapshot {
+            registry: &inventory.registry,
+            posterior: &learnt.posterior,
+            loads: &self.loads,
+        };
         self.router.decide(request, &parsed.profile, &snapshot, Instant::now(), &mut rand::rng())
     }
 
@@ -180,7 +183,10 @@ impl Pipeline {
         let mut last: Option<Failure> = None;
         let mut permit = None;
         for attempt in 0..allowed {
-            let Some(choice) = candidates.next(&self.loads, origin.hop, parsed.profile.expected_output) else { break };
+            let Some(choice) = candidates.next(&self.loads, origin.hop, parsed.profile.expected_output)
+            else {
+                break;
+            };
             if let Some(failure) = &last {
                 permit = self.retry_permit(failure).await;
                 if permit.is_none() {
@@ -204,7 +210,10 @@ impl Pipeline {
             let guard = self.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
             match attempt::run(upstream, request, guard, self.first_byte(), self.between_chunks()).await {
                 Ok(begun) => {
-                    ticket.record.attempt_log.push(AttemptRecord { upstream: choice.offer.name.to_string(), ended: "ok".into() });
+                    ticket
+                        .record
+                        .attempt_log
+                        .push(AttemptRecord { upstream: choice.offer.name.to_string(), ended: "ok".into() });
                     if attempt == 0 {
                         self.retries.deposit();
                     }
@@ -212,12 +221,21 @@ impl Pipeline {
                     return Ok(begun.into_running(ticket));
                 }
                 Err(failure) => {
-                    metrics::counter!("shoal_failovers_total", "code" => failure.error.code.to_string()).increment(1);
+                    metrics::counter!("shoal_failovers_total", "code" => failure.error.code.to_string())
+                        .increment(1);
                     tracing::debug!(upstream = %choice.offer.name, code = %failure.error.code, "attempt failed");
                     let ended = failure.error.code.to_string();
-                    ticket.record.attempt_log.push(AttemptRecord { upstream: choice.offer.name.to_string(), ended });
+                    ticket
+                        .record
+                        .attempt_log
+                        .push(AttemptRecord { upstream: choice.offer.name.to_string(), ended });
                     if let Some(pause) = failure.pause() {
-                        self.loads.penalise(&choice.offer.upstream, &choice.offer.model.id, Instant::now(), pause);
+                        self.loads.penalise(
+                            &choice.offer.upstream,
+                            &choice.offer.model.id,
+                            Instant::now(),
+                            pause,
+                        );
                     }
                     let goes_on = failure.error.retryable;
                     last = Some(failure);
@@ -229,8 +247,12 @@ impl Pipeline {
         }
         let error = match last {
             Some(failure) => ApiError::from(failure.error),
-            None => ApiError::new(503, "no_device", "the devices that serve this model went away just now; try again")
-                .after(Duration::from_secs(1)),
+            None => ApiError::new(
+                503,
+                "no_device",
+                "the devices that serve this model went away just now; try again",
+            )
+            .after(Duration::from_secs(1)),
         };
         ticket.fail(error.status, &error.code);
         Err(error)
@@ -308,7 +330,8 @@ impl Candidates {
                 .map(|o| o.upstream.clone())
                 .collect();
             // A host that failed by one way comes after hosts that did not fail at all.
-            let failed: Vec<UpstreamId> = self.tried.iter().map(|(u, _)| u.clone()).chain(exhausted.iter().cloned()).collect();
+            let failed: Vec<UpstreamId> =
+                self.tried.iter().map(|(u, _)| u.clone()).chain(exhausted.iter().cloned()).collect();
             let balancer = Balancer::for_output(expected_output);
             let now = Instant::now();
             let offers = &self.decision.offers;
@@ -353,6 +376,9 @@ pub fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
     }
     let status = if registry.models().is_empty() && status == 404 { 503 } else { status };
     let code = if status == 503 && no.code() == "model_not_found" { "no_device" } else { no.code() };
-    let error = ApiError { param: (status == 404).then(|| "model".to_owned()), ..ApiError::new(status, code, message) };
+    let error = ApiError {
+        param: (status == 404).then(|| "model".to_owned()),
+        ..ApiError::new(status, code, message)
+    };
     if retry || status == 503 { error.after(wait) } else { error }
 }

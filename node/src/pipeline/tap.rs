@@ -165,8 +165,14 @@ mod tests {
     #[test]
     fn payloads_are_told_apart() {
         let cases: &[(&str, Payload)] = &[
-            (r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#, Payload::Lifecycle),
-            (r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":null}],"usage":null}"#, Payload::Content),
+            (
+                r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+                Payload::Lifecycle,
+            ),
+            (
+                r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":null}],"usage":null}"#,
+                Payload::Content,
+            ),
             (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Payload::Content),
             (r#"{"choices":[{"text":"Hi","finish_reason":null}]}"#, Payload::Content),
             (r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Payload::Finish),
@@ -186,7 +192,8 @@ mod tests {
     #[test]
     fn a_quoted_key_inside_the_answer_is_not_a_finish() {
         let mut tap = Tap { content_seen: true, ..Tap::default() };
-        let text = r#"{"choices":[{"delta":{"content":"say \"finish_reason\": \"stop\""},"finish_reason":null}]}"#;
+        let text =
+            r#"{"choices":[{"delta":{"content":"say \"finish_reason\": \"stop\""},"finish_reason":null}]}"#;
         assert_eq!(tap.inspect(text.as_bytes()), Payload::Content);
         assert_eq!(tap.finish_reason, None);
     }

@@ -225,12 +225,14 @@ impl Ticket {
         self.sinks.live.lock().remove(&self.id);
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
-        metrics::histogram!("shoal_request_seconds", "outcome" => word).record(self.started.elapsed().as_secs_f64());
+        metrics::histogram!("shoal_request_seconds", "outcome" => word)
+            .record(self.started.elapsed().as_secs_f64());
         if let Some(ttft) = self.record.ttft_ms {
             metrics::histogram!("shoal_time_to_first_token_seconds").record(ttft as f64 / 1000.0);
         }
         metrics::counter!("shoal_tokens_total", "type" => "prompt").increment(self.record.prompt_tokens);
-        metrics::counter!("shoal_tokens_total", "type" => "completion").increment(self.record.completion_tokens);
+        metrics::counter!("shoal_tokens_total", "type" => "completion")
+            .increment(self.record.completion_tokens);
         // The entry node observed the whole request; a router in the middle would count it a second time.
         if self.hop == 0 {
             self.sinks.feedback.observe(self.outcome(outcome));

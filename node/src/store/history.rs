@@ -112,9 +112,14 @@ pub struct HistoryWriter {
 
 impl HistoryWriter {
     /// Starts the writer; it drains the queue and ends when `shutdown` is cancelled.
-    pub fn start(store: Store, keep_days: u32, shutdown: CancellationToken) -> (Self, tokio::task::JoinHandle<()>) {
+    pub fn start(
+        store: Store,
+        keep_days: u32,
+        shutdown: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, rows) = mpsc::channel(QUEUE);
-        let task = crate::tasks::spawn(crate::tasks::TaskKind::Store, write_loop(store, keep_days, rows, shutdown));
+        let task =
+            crate::tasks::spawn(crate::tasks::TaskKind::Store, write_loop(store, keep_days, rows, shutdown));
         (Self { queue, lost: Arc::default() }, task)
     }
 
@@ -247,7 +252,11 @@ mod tests {
         let shutdown = CancellationToken::new();
         let (writer, task) = HistoryWriter::start(store.clone(), 30, shutdown.clone());
         for n in 0..700_u64 {
-            writer.record(RequestRecord { id: format!("req_{n}"), started_ms: unix_ms(), ..Default::default() });
+            writer.record(RequestRecord {
+                id: format!("req_{n}"),
+                started_ms: unix_ms(),
+                ..Default::default()
+            });
         }
         shutdown.cancel();
         task.await.unwrap();

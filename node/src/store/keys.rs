@@ -170,7 +170,14 @@ mod tests {
         assert!(ring.authenticate(&key.text).unwrap().local_only);
         let mut wrong = key.text.clone();
         wrong.pop();
-        for bad in ["", "sk-shoal-", "sk-shoal-x_y", wrong.as_str(), &format!("{}x", key.text), &key.text.to_uppercase()] {
+        for bad in [
+            "",
+            "sk-shoal-",
+            "sk-shoal-x_y",
+            wrong.as_str(),
+            &format!("{}x", key.text),
+            &key.text.to_uppercase(),
+        ] {
             assert!(ring.authenticate(bad).is_none(), "{bad}");
         }
         assert!(ring.revoke(&key.record.id).unwrap());

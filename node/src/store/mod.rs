@@ -24,7 +24,9 @@ pub use tokens::StoreBook;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory or the file cannot be used.
-    #[error("cannot open the store {path}: {message}; check the directory's owner and free space, or choose another with --data-dir")]
+    #[error(
+        "cannot open the store {path}: {message}; check the directory's owner and free space, or choose another with --data-dir"
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -81,8 +83,10 @@ impl Store {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         for addr in routers {
-            transaction
-                .execute("INSERT OR REPLACE INTO routers (addr, seen_ms) VALUES (?1, ?2)", (addr, unix_ms() as i64))?;
+            transaction.execute(
+                "INSERT OR REPLACE INTO routers (addr, seen_ms) VALUES (?1, ?2)",
+                (addr, unix_ms() as i64),
+            )?;
         }
         transaction.commit()?;
         Ok(())

@@ -57,7 +57,8 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     // FULL: an API key or a used token must not come back after a power cut.
-    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")?;
+    connection
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;")?;
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(rusqlite::Error::SqliteFailure(
@@ -86,7 +87,8 @@ fn salvage(into: &Connection, from: &Path) -> usize {
     let saved = PRECIOUS
         .iter()
         .map(|table| {
-            into.execute(&format!("INSERT OR IGNORE INTO main.{table} SELECT * FROM old.{table}"), []).unwrap_or(0)
+            into.execute(&format!("INSERT OR IGNORE INTO main.{table} SELECT * FROM old.{table}"), [])
+                .unwrap_or(0)
         })
         .sum();
     // Detaching fails only if the attach did; the connection is fresh either way.

@@ -22,7 +22,9 @@ impl Store {
         match self.try_read_statistics() {
             Ok(rows) if rows.iter().all(|(_, stats)| stats.is_plausible()) => return Ok(rows),
             Ok(_) => tracing::warn!("stored statistics are implausible; their table is set aside"),
-            Err(error) => tracing::warn!(%error, "stored statistics cannot be read; their table is set aside"),
+            Err(error) => {
+                tracing::warn!(%error, "stored statistics cannot be read; their table is set aside")
+            }
         }
         let connection = self.lock();
         // Several damages within one millisecond must not meet under one name.
@@ -109,7 +111,10 @@ mod tests {
     fn a_table_of_another_shape_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        store.lock().execute_batch("DROP TABLE statistics; CREATE TABLE statistics (nonsense BLOB);").unwrap();
+        store
+            .lock()
+            .execute_batch("DROP TABLE statistics; CREATE TABLE statistics (nonsense BLOB);")
+            .unwrap();
         assert!(store.read_statistics().unwrap().is_empty());
         store.write_statistics(&[row("b", 1, 1.0)]).unwrap();
     }

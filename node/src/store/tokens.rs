@@ -51,7 +51,8 @@ impl TokenBook for StoreBook {
     ) -> Result<(), Refusal> {
         let store_error = |e: rusqlite::Error| Refusal::Store(e.to_string());
         let mut connection = self.store.lock();
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
         let row: Option<([u8; 32], String, u32, i64, bool)> = transaction
             .query_row(
                 "SELECT secret_sha256, role, uses_left, expires_s, revoked FROM tokens WHERE token_id = ?1",
@@ -60,7 +61,9 @@ impl TokenBook for StoreBook {
             )
             .optional()
             .map_err(store_error)?;
-        let Some((secret, stored_role, uses_left, expires_s, revoked)) = row else { return Err(Refusal::Unknown) };
+        let Some((secret, stored_role, uses_left, expires_s, revoked)) = row else {
+            return Err(Refusal::Unknown);
+        };
         let now_s = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         // The secret comes first: without it nothing about the token may be learnt.
         if !bool::from(secret.ct_eq(secret_sha256)) {
@@ -116,7 +119,9 @@ impl TokenBook for StoreBook {
     }
 
     fn key_records(&self) -> shoal_proto::KeyRecords {
-        shoal_proto::KeyRecords { keys: self.keys.list().into_iter().map(crate::replication::key_to_proto).collect() }
+        shoal_proto::KeyRecords {
+            keys: self.keys.list().into_iter().map(crate::replication::key_to_proto).collect(),
+        }
     }
 }
 
