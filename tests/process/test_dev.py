@@ -73,3 +73,16 @@ def test_the_base_url_works_without_v1(dev):
     body = {"model": dev.model(), "messages": QUESTION, "max_tokens": 4}
     answer = httpx.post(dev.urls[0] + "/chat/completions", headers=dev.auth(), json=body, timeout=kit.PATIENCE_S)
     assert answer.status_code == 200
+
+
+def test_a_stream_that_is_left_frees_the_device_at_once(dev):
+    def busy():
+        answers = [httpx.get(url + "/shoal/v1/devices", headers=dev.auth(), timeout=10).json() for url in dev.urls]
+        return sum(device["in_flight"] for answer in answers for device in answer["devices"])
+    kit.until("idle devices", lambda: busy() == 0)
+    body = {"model": dev.model(), "messages": QUESTION, "max_tokens": 1500, "stream": True, "temperature": 1.5}
+    with httpx.stream("POST", dev.urls[1] + "/v1/chat/completions", headers=dev.auth(), json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+        kit.until("a busy device", busy)
+    # 1500 tokens take the engine far longer than that.
+    kit.until("idle devices again", lambda: busy() == 0, within_s=5)
