@@ -339,7 +339,8 @@ async fn watch_views(shared: Arc<Shared>, stop: CancellationToken) {
 
 fn log_changes(view: &ClusterView, changes: &[Change]) {
     for change in changes {
-        let (Change::Joined(id) | Change::Alive(id) | Change::Dead(id) | Change::Forgotten(id)) = change else {
+        let (Change::Joined(id) | Change::Alive(id) | Change::Dead(id) | Change::Forgotten(id)) = change
+        else {
             continue;
         };
         if *id == view.me {
