@@ -257,7 +257,11 @@ class Mesh:
         self.everywhere("stub-local")
 
     def close(self):
-        for process in [*self.others, *self.nodes]:
+        processes = [*self.others, *self.nodes]
+        for process in processes:
+            if process.alive():
+                process.child.terminate()
+        for process in processes:
             process.stop(within_s=5)
 
 
