@@ -12,6 +12,7 @@ pub mod control;
 pub mod device;
 pub mod feedback;
 pub mod inventory;
+pub mod judge;
 pub mod mesh;
 pub mod model;
 pub mod node;

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
+mod feedback;
 pub mod inference;
 pub mod parse;
 pub mod relay;
@@ -56,6 +57,7 @@ fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
             .route(&format!("{prefix}/chat/completions"), post(inference::chat_completions))
             .route(&format!("{prefix}/completions"), post(inference::completions))
             .route(&format!("{prefix}/embeddings"), post(inference::embeddings))
+            .route(&format!("{prefix}/feedback"), post(feedback::give))
             .route(&format!("{prefix}/models"), get(views::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(views::model));
     }

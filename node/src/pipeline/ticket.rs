@@ -145,6 +145,7 @@ impl Ticket {
     /// Notes where an attempt goes.
     pub fn attempt(&mut self, upstream: &UpstreamId, arm: ArmId, reason: RouteReason) {
         self.upstream = Some(upstream.clone());
+        self.record.arm = arm.as_str().to_owned();
         self.arm = Some(arm);
         self.reason = reason;
         self.record.routing_reason = reason.as_str().to_owned();
