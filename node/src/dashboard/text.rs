@@ -41,7 +41,8 @@ pub(super) fn list(value: &Value, key: &str) -> Vec<String> {
 pub(super) fn millis(ms: f64) -> String {
     match ms {
         ms if !ms.is_finite() => NONE.into(),
-        ms if ms < 9.95 => format!("{ms:.1} ms"),
+        // Whole numbers were measured in whole milliseconds.
+        ms if ms < 9.95 && ms.fract() != 0.0 => format!("{ms:.1} ms"),
         ms if ms < 999.5 => format!("{ms:.0} ms"),
         ms if ms < 59_950.0 => format!("{:.1} s", ms / 1000.0),
         ms => duration((ms / 1000.0) as u64),
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn values_read_as_people_expect() {
-        let times = [(4.26, "4.3 ms"), (41.0, "41 ms"), (999.7, "1.0 s"), (1234.0, "1.2 s"), (61_000.0, "1 min 1 s")];
+        let times = [(4.26, "4.3 ms"), (0.0, "0 ms"), (41.0, "41 ms"), (999.7, "1.0 s"), (1234.0, "1.2 s"), (61_000.0, "1 min 1 s")];
         for (ms, expected) in times {
             assert_eq!(millis(ms), expected);
         }
