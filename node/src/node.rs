@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::error::ApiError;
 use crate::config::Config;
 use crate::control::ControlService;
+use crate::dashboard;
 use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
@@ -61,6 +62,8 @@ pub struct Node {
     pub book: Arc<StoreBook>,
     /// Feedback on requests that this node accepted.
     pub judge: Judge,
+    /// Who may look at the dashboard.
+    pub door: dashboard::Door,
     /// Metrics in Prometheus' text form.
     pub metrics: PrometheusHandle,
     /// Cancelled when the node stops.
@@ -107,6 +110,14 @@ impl Node {
     /// Makes a request id: which node accepted it is part of it, so that any node knows whom to ask.
     pub fn new_request_id(&self) -> Arc<str> {
         format!("req_{}_{}", self.mesh.node_id().short(), uuid::Uuid::now_v7().simple()).into()
+    }
+
+    /// Returns the dashboard's URL; unless no key is needed, with a code that logs one browser in.
+    pub fn dashboard_url(&self) -> String {
+        if self.config.no_auth {
+            return format!("{}/dashboard", self.api_url);
+        }
+        format!("{}/dashboard?code={}", self.api_url, self.door.new_code(Instant::now()))
     }
 
     /// Returns true once the node began to stop.
@@ -244,6 +255,7 @@ impl Started {
             keys: keys.clone(),
             book,
             judge,
+            door: dashboard::Door::default(),
             metrics,
             shutdown,
             started: Instant::now(),
