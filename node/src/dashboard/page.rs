@@ -282,7 +282,13 @@ fn node_row(n: &Value) -> Markup {
     let own = n["self"] == true;
     let seen_ms = n["last_seen_ms"].as_u64().unwrap_or(0);
     // Gossip comes several times a second; what is younger than this is simply present.
-    let seen = if own { "this node".into() } else if seen_ms < 5000 { "now".into() } else { text::ago(0, seen_ms) };
+    let seen = if own {
+        "this node".into()
+    } else if seen_ms < 5000 {
+        "now".into()
+    } else {
+        text::ago(0, seen_ms)
+    };
     let attached = text::list(n, "devices");
     html! {
         tr {
@@ -419,22 +425,28 @@ pub(super) fn document(title: &str, head: Markup, body: Markup) -> Markup {
 
 /// Renders the way in.
 pub(super) fn logged_out(why: Refusal) -> Markup {
-    note("The dashboard opens by a link", html! {
-        @match why {
-            Refusal::NoSession => p { "This browser is not logged in here, or its session has ended." },
-            Refusal::BadCode => p { "This link has been used already, or it is older than 10 minutes." },
-        }
-        p { "On the machine where the node runs, type" }
-        pre { code { "shoal dashboard" } }
-        p { "and open the link that it prints. It works once and logs this browser in for 12 hours." }
-    })
+    note(
+        "The dashboard opens by a link",
+        html! {
+            @match why {
+                Refusal::NoSession => p { "This browser is not logged in here, or its session has ended." },
+                Refusal::BadCode => p { "This link has been used already, or it is older than 10 minutes." },
+            }
+            p { "On the machine where the node runs, type" }
+            pre { code { "shoal dashboard" } }
+            p { "and open the link that it prints. It works once and logs this browser in for 12 hours." }
+        },
+    )
 }
 
 /// Renders the answer to a request by a name that is not this machine's.
 pub(super) fn wrong_host() -> Markup {
-    note("Not by this name", html! {
-        p { "This node asks for no login, so it shows its dashboard only under " code { "localhost" } " or a loopback address." }
-    })
+    note(
+        "Not by this name",
+        html! {
+            p { "This node asks for no login, so it shows its dashboard only under " code { "localhost" } " or a loopback address." }
+        },
+    )
 }
 
 /// Renders a page that goes on to the dashboard by itself.
@@ -444,5 +456,9 @@ pub(super) fn going_on() -> Markup {
 }
 
 fn note(title: &str, body: Markup) -> Markup {
-    document(&format!("{title} · Shoal"), html! {}, html! { main #main.note { (brand()) h1 { (title) } (body) } })
+    document(
+        &format!("{title} · Shoal"),
+        html! {},
+        html! { main #main.note { (brand()) h1 { (title) } (body) } },
+    )
 }
