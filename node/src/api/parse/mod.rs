@@ -148,6 +148,7 @@ pub fn parse<'a>(
         preference: shape.preference,
         data_class: shape.data_class,
         hop: 0,
+        max_local_tokens: None,
     };
     let profile = RequestProfile::of(&request);
     let (body, warnings) = upstream_body(&body, &metadata, stream);
