@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::error::ApiError;
+use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
 use crate::device::set::EngineSet;
@@ -53,6 +54,8 @@ pub struct Node {
     pub mesh: Handle,
     /// Requests.
     pub pipeline: Arc<Pipeline>,
+    /// Cloud providers.
+    pub clouds: Arc<Clouds>,
     /// Database.
     pub store: Store,
     /// API keys.
@@ -228,10 +231,17 @@ impl Started {
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
         let engines = engines.named(me.as_str(), &config.name);
         let own = engines.describe(generation);
+        let clouds = Arc::new(Clouds::new(
+            std::mem::take(&mut config.providers),
+            &config.prices,
+            &config.data_dir,
+            store.clone(),
+            &config.limits,
+        )?);
         let (inventory_service, snapshot) =
-            inventory::Service::new(me.clone(), own, link_events, mesh.view());
+            inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
-        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone()));
+        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
             Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
@@ -240,6 +250,7 @@ impl Started {
             identity,
             mesh: mesh.clone(),
             pipeline: pipeline.clone(),
+            clouds,
             store: store.clone(),
             keys: keys.clone(),
             book,

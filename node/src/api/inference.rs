@@ -65,7 +65,9 @@ pub(super) async fn dry_run(
     body: BodyBytes,
 ) -> Result<Json<Value>, ApiError> {
     let bytes = readable(body)?;
-    let (parsed, request) = parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor)?;
+    let is_provider = |name: &str| node.pipeline.is_provider(name);
+    let (parsed, request) =
+        parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, &is_provider)?;
     let decision = node
         .pipeline
         .decide(&parsed, &request)
@@ -126,7 +128,8 @@ async fn begin(
     let origin =
         Origin { id, hop: 0, attempts_left: MAX_ATTEMPTS, key_id: caller.key_id.clone(), deadline: None };
     let (job, stream, include_usage, warnings) = {
-        let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor)?;
+        let is_provider = |name: &str| node.pipeline.is_provider(name);
+        let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
         let Parsed { include_usage, .. } = parsed;
         let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
         (node.pipeline.accept(parsed, &request, origin)?, stream, include_usage, warnings)

@@ -54,6 +54,14 @@ pub struct Parsed {
     pub warnings: Vec<String>,
 }
 
+impl Shape {
+    /// Returns the class under which the request is handed on: what must stay local goes nowhere as anything less
+    /// than restricted, so that no later hop and no egress can send it on.
+    pub fn travels_as(&self) -> DataClass {
+        if self.mode == Mode::Local { DataClass::Restricted } else { self.data_class }
+    }
+}
+
 /// A request's properties that policy and filters look at.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -104,12 +112,14 @@ impl Default for Floor {
 
 /// Parses and checks a body for an API path.
 ///
-/// The request borrows its text from `bytes`; the parsed form owns all that must live longer.
+/// The request borrows its text from `bytes`; the parsed form owns all that must live longer. `is_provider` tells
+/// the providers' names from the first part of a model's own name.
 pub fn parse<'a>(
     path: ApiPath,
     bytes: &'a Bytes,
     headers: &HeaderMap,
     floor: Floor,
+    is_provider: &dyn Fn(&str) -> bool,
 ) -> Result<(Parsed, Request<'a>), ApiError> {
     let body = Body::parse(bytes).map_err(|e| {
         ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
@@ -127,11 +137,11 @@ pub fn parse<'a>(
     let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
     let include_usage = stream_options(&body, stream)?;
     check_numbers(&body)?;
-    let choice = ModelChoice::parse(&model, &|_| false);
+    let choice = ModelChoice::parse(&model, is_provider);
     let data_class = data_class(&metadata, headers, floor)?;
     let shape = Shape {
         stream,
-        mode: if floor.local_only { Mode::Local } else { metadata.mode },
+        mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
         preference: metadata.preference,
         data_class: if floor.local_only { DataClass::Restricted } else { data_class },
         needs: needs(path, &body, &messages),
@@ -531,7 +541,8 @@ mod tests {
 
     fn chat(text: &str) -> Result<Parsed, ApiError> {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
-        parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default()).map(|(parsed, _)| parsed)
+        parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), &|_| false)
+            .map(|(parsed, _)| parsed)
     }
 
     #[test]
@@ -625,11 +636,13 @@ mod tests {
         let text =
             r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
         let bytes = Bytes::from_static(text.as_bytes());
-        let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor).unwrap();
+        let (parsed, _) =
+            parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor, &|_| false).unwrap();
         assert_eq!(parsed.shape.data_class, DataClass::Restricted);
         let mut headers = HeaderMap::new();
         headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
-        let (raised, _) = parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default()).unwrap();
+        let (raised, _) =
+            parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), &|_| false).unwrap();
         assert_eq!(raised.shape.data_class, DataClass::Restricted);
     }
 

@@ -182,5 +182,6 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
         hop: request.hop,
         attempts_left: request.attempts_left,
         device: (!request.device.is_empty()).then(|| Arc::from(request.device)),
+        egress: Default::default(),
     })
 }

@@ -85,7 +85,8 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
     };
     let floor = Floor { data_class: class, local_only: false };
     let bytes: Bytes = request.body;
-    let (parsed, mut routing) = parse::parse(path, &bytes, &HeaderMap::new(), floor)?;
+    let (parsed, mut routing) =
+        parse::parse(path, &bytes, &HeaderMap::new(), floor, &|name| pipeline.is_provider(name))?;
     routing.hop = request.hop + 1;
     if !request.device.is_empty() {
         routing.choice = ModelChoice::OnDevice { device: request.device.into(), model: request.model.into() };

@@ -109,6 +109,11 @@ impl Pipeline {
         }
     }
 
+    /// Tells whether this node has a provider of that name.
+    pub fn is_provider(&self, name: &str) -> bool {
+        self.inventory.load().providers.contains(name)
+    }
+
     /// Asks the router where a request would go, without sending it.
     pub fn decide(&self, parsed: &Parsed, request: &Request<'_>) -> Result<Decision, NoRoute> {
         let inventory = self.inventory.load();
@@ -202,10 +207,11 @@ impl Pipeline {
                 body: parsed.body_for(&choice.offer.model.id),
                 stream: parsed.shape.stream,
                 deadline: origin.deadline,
-                data_class: parsed.shape.data_class,
+                data_class: parsed.shape.travels_as(),
                 hop: origin.hop,
                 attempts_left: allowed - attempt,
                 device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
+                egress: ticket.egress().clone(),
             };
             let guard = self.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
             match attempt::run(upstream, request, guard, self.first_byte(), self.between_chunks()).await {
@@ -254,6 +260,7 @@ impl Pipeline {
             )
             .after(Duration::from_secs(1)),
         };
+        let error = ApiError { egress: ticket.egress().clone(), ..error };
         ticket.fail(error.status, &error.code);
         Err(error)
     }
@@ -293,6 +300,7 @@ impl Pipeline {
         }
         .to_owned();
         ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
+        ticket.priced(choice.offer.price);
     }
 }
 
