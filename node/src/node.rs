@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::error::ApiError;
 use crate::api::front::Front;
 use crate::api::serve::DRAIN_WAIT;
+use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
 use crate::dashboard;
@@ -59,6 +60,8 @@ pub struct Node {
     pub pipeline: Arc<Pipeline>,
     /// What clients' requests meet.
     pub front: Front,
+    /// Cloud providers.
+    pub clouds: Arc<Clouds>,
     /// Database.
     pub store: Store,
     /// API keys.
@@ -240,10 +243,17 @@ impl Started {
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
         let engines = engines.named(me.as_str(), &config.name);
         let own = engines.describe(generation);
+        let clouds = Arc::new(Clouds::new(
+            std::mem::take(&mut config.providers),
+            &config.prices,
+            &config.data_dir,
+            store.clone(),
+            &config.limits,
+        )?);
         let (inventory_service, snapshot) =
-            inventory::Service::new(me.clone(), own, link_events, mesh.view());
+            inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
-        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone()));
+        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
             Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
@@ -260,6 +270,7 @@ impl Started {
             identity,
             mesh: mesh.clone(),
             pipeline: pipeline.clone(),
+            clouds,
             store: store.clone(),
             keys: keys.clone(),
             book,
