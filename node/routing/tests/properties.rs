@@ -9,9 +9,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use shoal_routing::request::{Message, MessageRole, Needs};
 use shoal_routing::{
-    Admission, ArmId, ArmStats, Balancer, CircuitBreaker, DataClass, Decision, LoadBook, Mode, ModelChoice,
-    ModelSpec, Observations, Offer, PeakEwma, Posterior, Preference, Registry, Request, RequestProfile,
-    Route, Router, Snapshot, Thompson, Tokens, UpstreamId, ladder,
+    Admission, ArmId, ArmStats, Balancer, CircuitBreaker, DataClass, Decision, LoadBook, MicroUsd, Mode,
+    ModelChoice, ModelSpec, Observations, Offer, PeakEwma, Posterior, Preference, Price, Registry, Request,
+    RequestProfile, Route, Router, Snapshot, Thompson, Tokens, UpstreamId, ladder,
 };
 
 #[expect(
@@ -188,12 +188,18 @@ fn arb_offer() -> impl Strategy<Value = Offer> {
         };
         let mut spec = ModelSpec::new(format!("m{model}"), "test");
         spec.remote = remote;
+        // From 0.2 to 200 billion parameters, so that some models are stronger than others.
+        spec.size_bytes = Some(100_000_000 * 10u64.pow(u32::from(model)));
+        let price = matches!(upstream, UpstreamId::Provider(_)).then(|| Price {
+            input_per_million: MicroUsd(1_000_000),
+            output_per_million: MicroUsd(1_000_000 * (1 + u64::from(model * 7 % 5))),
+        });
         let routes = match routes {
             0 => vec![],
             1 => vec![Route::Direct],
             _ => vec![Route::Via("n2".into())],
         };
-        Offer { routes, draining, internal_ok, ..Offer::new(upstream, Arc::new(spec)) }
+        Offer { routes, draining, internal_ok, price, ..Offer::new(upstream, Arc::new(spec)) }
     })
 }
 

@@ -69,3 +69,70 @@ fn by_quality(a: &Permitted, b: &Permitted) -> Ordering {
 fn by_cost(a: &Permitted, b: &Permitted) -> Ordering {
     a.cost.cmp(&b.cost).then_with(|| by_quality(b, a))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bandit::Quality;
+    use crate::router::RouteReason;
+    use crate::units::{MicroUsd, Score};
+
+    /// Model, in the cloud, quality and price of what the filter admitted; the first one is the chosen one.
+    fn decision(permitted: &[(&str, bool, f64, u64)]) -> Decision {
+        let permitted = permitted.iter().map(|(model, cloud, quality, cost)| {
+            let quality = Score::clamped(*quality);
+            Arc::new(Permitted {
+                model: (*model).into(),
+                arm: ArmId::new(model, None),
+                offers: Vec::new(),
+                cloud: *cloud,
+                quality: Quality { of_request: quality, of_answer: quality, judged: 0 },
+                cost: MicroUsd(*cost),
+                latency_ms: 1_000.0,
+            })
+        });
+        Decision {
+            model: "own".into(),
+            arm: ArmId::new("own", None),
+            offers: Vec::new(),
+            fallback_models: Vec::new(),
+            propensity: 1.0,
+            reason: RouteReason::Named,
+            considered: Vec::new(),
+            permitted: permitted.collect(),
+        }
+    }
+
+    #[test]
+    fn devices_come_before_the_cheapest_adequate_provider_and_that_before_the_strongest() {
+        let own = ("own", false, 0.4, 0);
+        let (worse, compact, large) =
+            (("tiny", false, 0.2, 0), ("3b", false, 0.5, 0), ("14b", false, 0.6, 0));
+        let (nano, mini, best) =
+            (("nano", true, 0.5, 10), ("mini", true, 0.7, 100), ("best", true, 0.9, 9_000));
+        let cases: [(&[_], &[&str]); 7] = [
+            (&[own], &[]),
+            (&[own, worse], &[]),
+            (&[own, compact, large], &["14b"]),
+            (&[own, best, mini, nano], &["mini", "best"]),
+            (&[own, best, nano], &["best"]),
+            (&[own, best, mini, nano, large, compact], &["14b", "mini"]),
+            (&[own, nano, ("70b", false, 0.9, 0)], &["70b"]),
+        ];
+        for (permitted, expected) in cases {
+            let ladder = ladder(&decision(permitted), &ArmId::new("own", None), false);
+            let models: Vec<&str> = ladder.rungs.iter().map(|rung| &*rung.model).collect();
+            assert_eq!(models, expected, "{permitted:?}");
+        }
+    }
+
+    #[test]
+    fn the_ladder_starts_above_the_arm_that_answered() {
+        let decision =
+            decision(&[("own", false, 0.4, 0), ("14b", false, 0.6, 0), ("best", true, 0.9, 9_000)]);
+        let above = |model: &str, cloud| ladder(&decision, &ArmId::new(model, None), cloud);
+        assert_eq!(above("14b", false).rungs.len(), 1);
+        assert!(above("best", true).is_empty());
+        assert_eq!(above("not-admitted", false), Ladder::default());
+    }
+}
