@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use shoal_routing::{InFlight, Tokens};
+use shoal_routing::{Hold, InFlight, Signals, Tokens};
 use tower::ServiceExt;
 
 use super::delivery::{Committed, Events, Running, Whole};
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
+use super::watch::{self, Watch};
 use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest};
 
 /// Largest answer that is not streamed.
@@ -92,6 +93,7 @@ pub(super) struct Begun {
     answer: Answer,
     guard: InFlight,
     patience: Patience,
+    watch: Watch,
 }
 
 enum Answer {
@@ -103,11 +105,28 @@ enum Answer {
 impl Begun {
     /// Puts the answer together with the ticket that it will end.
     pub(super) fn into_running(self, ticket: Ticket) -> Running {
+        let unasked = self.watch.unasked();
         match self.answer {
-            Answer::Whole(body, tap) => Running::Whole(Whole::new(body, &tap, self.guard, ticket)),
-            Answer::Stream(held, events) => {
-                Running::Stream(Committed::new(held, events, self.patience, self.guard, ticket))
+            Answer::Whole(body, tap) => {
+                Running::Whole(Whole::new(unasked.removed_from(body), &tap, self.guard, ticket))
             }
+            Answer::Stream(held, events) => {
+                Running::Stream(Committed::new(held, events, self.patience, self.guard, ticket, unasked))
+            }
+        }
+    }
+
+    /// Returns what was seen of the answer so far.
+    pub(super) fn signals(&self) -> Signals {
+        self.watch.signals()
+    }
+
+    /// Gives the answer up: its host did its part, and what it wrote is paid for. Returns the tokens it wrote.
+    pub(super) fn reject(self) -> u64 {
+        self.guard.finish(Instant::now(), true);
+        match self.answer {
+            Answer::Whole(_, tap) => tap.completion_tokens(),
+            Answer::Stream(held, _) => held.len() as u64,
         }
     }
 }
@@ -118,19 +137,20 @@ pub(super) async fn run(
     request: UpstreamRequest,
     mut guard: InFlight,
     patience: Patience,
+    mut watch: Watch,
 ) -> Result<Begun, Failure> {
     let stream = request.stream;
     let result = async {
         let response = patience.before_content(upstream.oneshot(request)).await??;
         if stream {
-            until_content(response.events, &patience, &mut guard).await
+            until_commit(response.events, &patience, &mut guard, &mut watch).await
         } else {
-            whole(response.events, &patience, &mut guard).await
+            whole(response.events, &patience, &mut guard, &mut watch).await
         }
     }
     .await;
     match result {
-        Ok(answer) => Ok(Begun { answer, guard, patience }),
+        Ok(answer) => Ok(Begun { answer, guard, patience, watch }),
         Err(error) => {
             // A fault of the request, or a request for less traffic, says nothing against the host.
             let failure = Failure { error };
@@ -141,15 +161,31 @@ pub(super) async fn run(
     }
 }
 
-async fn until_content(
+/// Reads until the first content, and on to the end of the held prefix where a stronger model may be asked.
+async fn until_commit(
     mut events: Events,
     patience: &Patience,
     guard: &mut InFlight,
+    watch: &mut Watch,
 ) -> Result<Answer, UpstreamError> {
     let (mut held, mut size) = (VecDeque::new(), 0);
     let mut tap = Tap::default();
+    let mut hold_until: Option<Instant> = None;
     loop {
-        match patience.before_content(events.next()).await? {
+        let event = match hold_until {
+            None => patience.before_content(events.next()).await?,
+            Some(until) => {
+                match tokio::time::timeout_at(until.into(), patience.between(events.next())).await {
+                    Ok(event) => event?,
+                    // Late: what came so far has to do, and the client gets it now.
+                    Err(_) => {
+                        watch.give_up_holding();
+                        return Ok(Answer::Stream(held, events));
+                    }
+                }
+            }
+        };
+        match event {
             Some(Ok(Event::Chunk(payload))) => {
                 let kind = tap.inspect(&payload);
                 if kind == Payload::Error {
@@ -157,9 +193,16 @@ async fn until_content(
                 }
                 size += payload.len();
                 held.push_back(payload);
-                if matches!(kind, Payload::Content | Payload::Finish) {
+                let hold = watch.payload(held.back().map_or(&[][..], |p| p), Instant::now());
+                if matches!(kind, Payload::Content | Payload::Finish) || hold_until.is_some() {
                     guard.first_token(Instant::now());
-                    return Ok(Answer::Stream(held, events));
+                    match hold {
+                        Hold::Hold { until: Some(until) } if kind != Payload::Finish => {
+                            hold_until = Some(until)
+                        }
+                        Hold::Hold { .. } | Hold::Commit => return Ok(Answer::Stream(held, events)),
+                    }
+                    continue;
                 }
                 if held.len() > MAX_HELD || size > MAX_HELD_BYTES {
                     return Err(UpstreamError::retryable(
@@ -179,6 +222,7 @@ async fn whole(
     mut events: Events,
     patience: &Patience,
     guard: &mut InFlight,
+    watch: &mut Watch,
 ) -> Result<Answer, UpstreamError> {
     let mut parts: Vec<Bytes> = Vec::with_capacity(1);
     let mut size = 0;
@@ -224,6 +268,9 @@ async fn whole(
                 "the upstream answered something that is no answer",
             ));
         }
+    }
+    if watch.is_active() || watch::tells_confidence(&body) {
+        watch.body(&body);
     }
     let tokens = tap.completion_tokens();
     guard.whole_answer(Instant::now(), Tokens(u32::try_from(tokens).unwrap_or(u32::MAX)));

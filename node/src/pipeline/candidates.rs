@@ -28,11 +28,22 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    pub(super) fn new(decision: Decision) -> Self {
+    pub(super) fn new(decision: &Decision) -> Self {
         Self {
-            offers: decision.offers,
-            others: decision.fallback_models.into_iter(),
+            offers: decision.offers.clone(),
+            others: decision.fallback_models.clone().into_iter(),
             reason: decision.reason,
+            tried: Vec::new(),
+            rng: StdRng::from_rng(&mut rand::rng()),
+        }
+    }
+
+    /// Candidates of a stronger model, asked because an answer was not good enough.
+    pub(super) fn stronger(offers: Vec<Arc<Offer>>) -> Self {
+        Self {
+            offers,
+            others: Vec::new().into_iter(),
+            reason: RouteReason::Escalated,
             tried: Vec::new(),
             rng: StdRng::from_rng(&mut rand::rng()),
         }

@@ -14,6 +14,7 @@ use shoal_routing::InFlight;
 use super::attempt::{Patience, in_band};
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
+use super::watch::Unasked;
 use crate::upstream::{Event, UpstreamError};
 
 /// Events of an upstream's answer.
@@ -76,6 +77,7 @@ pub struct Committed {
     patience: Patience,
     guard: InFlight,
     ticket: Ticket,
+    unasked: Unasked,
 }
 
 impl Committed {
@@ -85,10 +87,11 @@ impl Committed {
         patience: Patience,
         guard: InFlight,
         mut ticket: Ticket,
+        unasked: Unasked,
     ) -> Self {
         ticket.first_content();
         // The held payloads are read once more as they leave, so the tap starts afresh.
-        Self { held, events, tap: Tap::default(), patience, guard, ticket }
+        Self { held, events, tap: Tap::default(), patience, guard, ticket, unasked }
     }
 
     /// Returns the request's ticket.
@@ -130,7 +133,7 @@ impl Committed {
             self.guard.token(Instant::now());
         }
         self.ticket.read(&self.tap);
-        Step::Payload(kind, payload)
+        Step::Payload(kind, self.unasked.removed_from(payload))
     }
 
     /// With its finish reason an answer is whole, whatever the connection did afterwards.

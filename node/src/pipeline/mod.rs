@@ -5,30 +5,35 @@
 //! failure moves silently to the next candidate; after it nothing is ever spliced.
 
 mod attempt;
+mod attempts;
 mod candidates;
+mod climb;
 mod delivery;
 pub mod tap;
 pub mod ticket;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    Decision, LoadBook, MAX_ATTEMPTS, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit,
-    Route, Router, Snapshot as RouterSnapshot,
+    Decision, LoadBook, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
+    Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
-use self::attempt::{Failure, Patience};
-use self::candidates::{Candidates, Choice};
+use self::attempt::Failure;
+use self::attempts::Attempts;
+use self::candidates::Candidates;
+use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::ticket::{Sinks, Ticket};
 use crate::api::error::ApiError;
 use crate::api::parse::Parsed;
 use crate::config::Limits;
 use crate::inventory::Snapshot;
-use crate::store::{AttemptRecord, Considered, RequestRecord, unix_ms};
-use crate::upstream::{BoxUpstream, UpstreamError, UpstreamRequest};
+use crate::store::{Considered, RequestRecord, unix_ms};
+use crate::upstream::{BoxUpstream, UpstreamError};
 
 /// Longest time that a request waits for its turn in the retry budget before it gives the error back.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
@@ -190,80 +195,24 @@ impl Pipeline {
         }
     }
 
-    /// Makes attempts until one commits. Dropping the future, or the answer, cancels the work.
+    /// Makes attempts until one commits, and asks a stronger model where the answer is not good enough. Dropping
+    /// the future, or the answer, cancels the work.
     ///
     /// # Errors
     /// The last attempt's, when no attempt got to its commit point.
     pub async fn run(&self, job: Job) -> Result<Running, Failed> {
         let Job { parsed, decision, origin, mut ticket } = job;
         let _active = self.retries.enter();
-        let mut candidates = Candidates::new(decision);
-        let allowed = origin.attempts_left.min(MAX_ATTEMPTS);
-        let patience = Patience {
-            first_byte: self.limits.first_byte + GRACE,
-            between_chunks: self.limits.between_chunks + GRACE,
-            deadline: origin.deadline,
-        };
-        let mut last: Option<Failure> = None;
-        for attempt in 0..allowed {
-            let Some(choice) = candidates.next(&self.loads, origin.hop, parsed.profile.expected_output)
-            else {
-                break;
-            };
-            // Held for this attempt only: one that waits for the next permit must not keep another from it.
-            let _permit = match &last {
-                None => None,
-                Some(failure) => match self.retry_permit(failure, origin.deadline).await {
-                    Some(permit) => {
-                        metrics::counter!("shoal_failovers_total", "code" => failure.label()).increment(1);
-                        Some(permit)
-                    }
-                    None => break,
-                },
-            };
-            let Some(upstream) = self.resolver.resolve(&choice.offer, &choice.route) else { continue };
-            note(&mut ticket, &choice);
-            let request = UpstreamRequest {
-                id: ticket.id().clone(),
-                path: parsed.path,
-                model: choice.offer.model.id.clone(),
-                body: parsed.body_for(&choice.offer.model.id),
-                stream: parsed.shape.stream,
-                deadline: origin.deadline,
-                data_class: parsed.shape.travels_as(),
-                hop: origin.hop,
-                attempts_left: allowed - attempt,
-                device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
-                egress: ticket.egress().clone(),
-            };
-            let guard = self.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
-            match attempt::run(upstream, request, guard, patience).await {
-                Ok(begun) => {
-                    log_attempt(&mut ticket, &choice, "ok");
-                    if attempt == 0 {
-                        self.retries.deposit();
-                    }
-                    return Ok(begun.into_running(ticket));
-                }
-                Err(failure) => {
-                    tracing::debug!(upstream = %choice.offer.name, code = %failure.error.code, "attempt failed");
-                    log_attempt(&mut ticket, &choice, &failure.error.code);
-                    if let Some(pause) = failure.pause() {
-                        let (upstream, model) = (&choice.offer.upstream, &choice.offer.model.id);
-                        self.loads.penalise(upstream, model, Instant::now(), pause);
-                    }
-                    let goes_on = failure.error.retryable;
-                    last = Some(failure);
-                    if !goes_on {
-                        break;
-                    }
-                }
+        let mut attempts = Attempts::new(self, &parsed, &origin);
+        let climb = Climb::new(&decision, &parsed, origin.hop);
+        match attempts.begin(Candidates::new(&decision), &climb, &mut ticket).await {
+            Ok(answered) => Ok(climb.until_good_enough(answered, &mut attempts, ticket).await),
+            Err(error) => {
+                let egress = ticket.egress().text();
+                ticket.fail(error.status, &error.code);
+                Err(Failed { error, egress })
             }
         }
-        let error = last.map_or_else(all_went_away, |failure| failure.error);
-        let egress = ticket.egress().text().to_string();
-        ticket.fail(error.status, &error.code);
-        Err(Failed { error, egress })
     }
 
     async fn retry_permit(
@@ -285,32 +234,6 @@ impl Pipeline {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
-}
-
-fn note(ticket: &mut Ticket, choice: &Choice) {
-    let r = &mut ticket.record;
-    r.model = choice.offer.model.id.to_string();
-    r.upstream = choice.offer.name.to_string();
-    r.upstream_id = choice.offer.upstream.name().to_string();
-    r.target = match &choice.route {
-        _ if choice.offer.is_cloud() => "cloud",
-        Route::Direct => "local",
-        Route::Via(_) => "peer",
-    }
-    .to_owned();
-    ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
-    ticket.priced(choice.offer.price);
-}
-
-fn log_attempt(ticket: &mut Ticket, choice: &Choice, ended: &str) {
-    let upstream = choice.offer.name.to_string();
-    ticket.record.attempt_log.push(AttemptRecord { upstream, ended: ended.to_owned() });
-}
-
-fn all_went_away() -> UpstreamError {
-    let message = "the devices that serve this model went away just now; try again";
-    let error = UpstreamError::retryable(503, "no_device", message);
-    UpstreamError { retry_after: Some(Duration::from_secs(1)), ..error }
 }
 
 /// Turns the core's refusal into an error for the client.

@@ -131,6 +131,18 @@ pub struct Ticket {
     _permit: OwnedSemaphorePermit,
 }
 
+/// Who answered at some moment.
+pub(super) struct Mark {
+    model: String,
+    upstream: String,
+    upstream_id: String,
+    target: String,
+    reason: RouteReason,
+    arm: Option<ArmId>,
+    id: Option<UpstreamId>,
+    price: Option<Price>,
+}
+
 impl Ticket {
     /// Opens the ticket of a request just accepted.
     pub fn open(
@@ -189,6 +201,36 @@ impl Ticket {
     pub fn priced(&mut self, price: Option<Price>) {
         self.price = price;
         self.record.cost_usd = price.is_none().then_some(0.0);
+    }
+
+    /// Remembers who answers now, in case somebody stronger is asked in vain.
+    pub(super) fn mark(&self) -> Mark {
+        let r = &self.record;
+        Mark {
+            model: r.model.clone(),
+            upstream: r.upstream.clone(),
+            upstream_id: r.upstream_id.clone(),
+            target: r.target.clone(),
+            reason: self.reason,
+            arm: self.arm.clone(),
+            id: self.upstream.clone(),
+            price: self.price,
+        }
+    }
+
+    /// Returns to who answered at the mark.
+    pub(super) fn restore(&mut self, mark: Mark) {
+        let r = &mut self.record;
+        r.model = mark.model;
+        r.upstream = mark.upstream;
+        r.upstream_id = mark.upstream_id;
+        r.target = mark.target;
+        r.routing_reason = mark.reason.as_str().to_owned();
+        r.arm = mark.arm.as_ref().map(|arm| arm.as_str().to_owned()).unwrap_or_default();
+        self.reason = mark.reason;
+        self.arm = mark.arm;
+        self.upstream = mark.id;
+        self.priced(mark.price);
     }
 
     /// Notes the first byte of content; later calls change nothing.

@@ -32,6 +32,9 @@ const DENIED: &[&str] = &[
     "extra_body",
     "kv_transfer_params",
 ];
+/// Likeliest tokens asked for at each place of an answer that will be judged: margin and entropy need a few.
+const JUDGED_TOP_LOGPROBS: u8 = 5;
+
 /// A request of a client after all checks, owning what the pipeline needs.
 #[derive(Debug, Clone)]
 pub struct Parsed {
@@ -78,19 +81,27 @@ pub struct Shape {
     pub answers: u64,
     /// Explicit threshold for escalation, 0..1.
     pub confidence_threshold: Option<f64>,
+    /// The model is ours to choose.
+    pub chooses: bool,
 }
 
 impl Parsed {
-    /// Returns the body with the chosen model's name in it.
-    pub fn body_for(&self, model: &str) -> Bytes {
-        if self.model == model {
+    /// Returns the body with the chosen model's name in it, and with log probabilities asked for where the answer
+    /// will be judged by them.
+    pub fn body_for(&self, model: &str, ask_logprobs: bool) -> Bytes {
+        let mut edits = Vec::new();
+        if self.model != model {
+            edits.push(("model", Edit::Set(json_string(model))));
+        }
+        if ask_logprobs {
+            edits.push(("logprobs", Edit::Set("true".into())));
+            edits.push(("top_logprobs", Edit::Set(JUDGED_TOP_LOGPROBS.to_string())));
+        }
+        if edits.is_empty() {
             return self.body.clone();
         }
         // The body was parsed before and is ours, so it parses again; if not, the upstream will say so.
-        match Body::parse(&self.body) {
-            Ok(body) => body.rebuild(&[("model", Edit::Set(json_string(model)))]),
-            Err(_) => self.body.clone(),
-        }
+        Body::parse(&self.body).map_or_else(|_| self.body.clone(), |body| body.rebuild(&edits))
     }
 }
 
@@ -147,6 +158,7 @@ pub fn parse<'a>(
         max_output: max_output(&body)?,
         answers,
         confidence_threshold: metadata.threshold,
+        chooses: choice.is_auto(),
     };
     let request = Request {
         messages: messages.into_iter().map(|m| m.message).collect(),

@@ -97,7 +97,7 @@ fn a_client_can_only_raise_the_class_that_its_key_demands() {
 #[test]
 fn the_model_name_is_replaced_without_touching_the_rest() {
     let parsed = chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"seed": 1.50}"#).unwrap();
-    let body = parsed.body_for("qwen \"x\"");
+    let body = parsed.body_for("qwen \"x\"", false);
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""model":"qwen \"x\"","#));
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""seed":1.50"#));
 }
