@@ -15,7 +15,6 @@ use tower::ServiceExt;
 use super::engine::Engine;
 use super::slots::{Slot, Slots};
 use crate::pipeline::tap::{Payload, Tap};
-use crate::upstream::UpstreamResponse;
 use crate::upstream::{
     BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse,
 };

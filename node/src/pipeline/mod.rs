@@ -330,8 +330,19 @@ impl Candidates {
                 .map(|o| o.upstream.clone())
                 .collect();
             // A host that failed by one way comes after hosts that did not fail at all.
-            let failed: Vec<UpstreamId> =
-                self.tried.iter().map(|(u, _)| u.clone()).chain(exhausted.iter().cloned()).collect();
+            // So does one that is reached only through a router which has just failed: many share its fate.
+            let cut_off = self
+                .decision
+                .offers
+                .iter()
+                .filter(|o| self.untried(o, hop).is_some_and(|route| self.through_failed(&route)));
+            let failed: Vec<UpstreamId> = self
+                .tried
+                .iter()
+                .map(|(u, _)| u.clone())
+                .chain(exhausted.iter().cloned())
+                .chain(cut_off.map(|o| o.upstream.clone()))
+                .collect();
             let balancer = Balancer::for_output(expected_output);
             let now = Instant::now();
             let offers = &self.decision.offers;
@@ -353,11 +364,15 @@ impl Candidates {
         }
     }
 
+    /// The best way to a host that was not tried, one around routers that failed if there is any.
     fn untried(&self, offer: &Offer, hop: u32) -> Option<Route> {
-        offer
-            .routes_at(hop)
-            .find(|route| !self.tried.iter().any(|(u, r)| *u == offer.upstream && r == *route))
-            .cloned()
+        let fresh = |route: &&Route| !self.tried.iter().any(|(u, r)| *u == offer.upstream && r == *route);
+        let around = offer.routes_at(hop).filter(fresh).find(|route| !self.through_failed(route));
+        around.or_else(|| offer.routes_at(hop).find(fresh)).cloned()
+    }
+
+    fn through_failed(&self, route: &Route) -> bool {
+        matches!(route, Route::Via(_)) && self.tried.iter().any(|(_, tried)| tried == route)
     }
 }
 
