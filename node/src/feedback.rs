@@ -109,6 +109,7 @@ impl Service {
         let mut tick = tokio::time::interval(PUBLISH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut others: Vec<Arc<str>> = Vec::new();
+        let mut mesh_runs = true;
         loop {
             let mut batch = Vec::new();
             tokio::select! {
@@ -116,8 +117,9 @@ impl Service {
                     if n == 0 { break }
                     self.take(batch);
                 }
-                changed = view.changed() => {
-                    if changed.is_err() { break }
+                changed = view.changed(), if mesh_runs => {
+                    // A mesh that stopped brings nothing new; learning from own requests goes on.
+                    mesh_runs = changed.is_ok();
                     let now = view.borrow_and_update().clone();
                     replication::observe_view(&mut self.observations, &now);
                     others = now.members.keys().filter(|id| **id != now.me).map(|id| id.as_str().into()).collect();

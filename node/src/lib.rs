@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod device;
 pub mod feedback;
 pub mod inventory;

@@ -41,6 +41,8 @@ pub enum Command {
     Models(ClientArgs),
     /// List requests in progress and the newest finished ones.
     Ps(ClientArgs),
+    /// Print a link that opens the dashboard in a browser; it works once, within 10 minutes.
+    Dashboard(ClientArgs),
     /// Show why a request went where it went.
     Explain(ExplainArgs),
     /// Make, list and revoke join tokens.

@@ -120,6 +120,7 @@ fn greet(started: &Started) {
     let node = &started.node;
     show::line(format!("shoal {} is up as '{}'", env!("CARGO_PKG_VERSION"), node.config.name));
     show::line(format!("  API        {}/v1", node.api_url));
+    show::line(format!("  dashboard  {}", node.dashboard_url()));
     show::line(format!("  mesh       {} (node {})", node.mesh.local_addr(), node.mesh.node_id().short()));
     match &started.new_key {
         Some(key) => {

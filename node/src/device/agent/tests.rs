@@ -17,10 +17,10 @@ use tower::ServiceExt;
 use super::*;
 use crate::device::detect::EngineKind;
 use crate::device::engine::EngineStatus;
-use crate::device::serve::Gone;
 use crate::device::testing::{self, Ending, PATIENCE, TellsDrop, chat, collect, event_stream};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::openai_http::{self, OpenAiHttp};
+use crate::upstream::reply::{Gone, MAX_CHUNK};
 use crate::upstream::tunnel::{Frames, Interrupted, Opener, Tunnel};
 use crate::upstream::{Event, UpstreamError, UpstreamRequest, http_client};
 
@@ -221,7 +221,7 @@ async fn a_cut_answer_stays_cut_across_the_mesh() {
 
 #[tokio::test]
 async fn a_large_body_crosses_in_parts() {
-    let body = format!("{{\"choices\":[\"{}\"]}}", "x".repeat(2 * serve::MAX_CHUNK));
+    let body = format!("{{\"choices\":[\"{}\"]}}", "x".repeat(2 * MAX_CHUNK));
     let answer = body.clone();
     let router = Router::new().fallback(any(move || async move { answer.into_response() }));
     let (engine, _status) = engine_at(router, 1, &["m"]).await;
@@ -230,7 +230,7 @@ async fn a_large_body_crosses_in_parts() {
     let mut whole = Vec::new();
     for event in &events {
         if let Event::Chunk(part) = event {
-            assert!(part.len() <= serve::MAX_CHUNK);
+            assert!(part.len() <= MAX_CHUNK);
             whole.extend_from_slice(part);
         }
     }
