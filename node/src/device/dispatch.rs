@@ -15,8 +15,9 @@ use tower::ServiceExt;
 use super::engine::Engine;
 use super::slots::{Slot, Slots};
 use crate::pipeline::tap::{Payload, Tap};
-use crate::upstream::UpstreamResponse;
-use crate::upstream::{BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest};
+use crate::upstream::{
+    BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse,
+};
 
 type UpstreamResult = Result<UpstreamResponse, UpstreamError>;
 

@@ -61,8 +61,17 @@ impl Candidates {
                 .map(|o| o.upstream.clone())
                 .collect();
             // A host that failed, by whatever way or model, comes after hosts that did not fail at all.
-            let failed: Vec<UpstreamId> =
-                self.tried.iter().map(|(o, _)| o.upstream.clone()).chain(exhausted.iter().cloned()).collect();
+            // So does one that is reached only through a router that failed: many hosts share its fate.
+            let cut_off =
+                self.offers.iter().filter(|o| self.untried(o, hop).is_some_and(|r| self.through_failed(&r)));
+            let failed: Vec<UpstreamId> = self
+                .tried
+                .iter()
+                .map(|(o, _)| o)
+                .chain(cut_off)
+                .map(|o| o.upstream.clone())
+                .chain(exhausted.iter().cloned())
+                .collect();
             let picked = balancer
                 .pick(&self.offers, loads, now, &mut self.rng, &failed)
                 .or_else(|| balancer.pick(&self.offers, loads, now, &mut self.rng, &exhausted));
@@ -77,12 +86,18 @@ impl Candidates {
         }
     }
 
+    /// A way to the host that was not tried, around routers that failed if there is one.
     fn untried(&self, offer: &Offer, hop: u32) -> Option<Route> {
         let was_tried = |route: &Route| {
             self.tried
                 .iter()
                 .any(|(o, r)| o.upstream == offer.upstream && o.model.id == offer.model.id && r == route)
         };
-        offer.routes_at(hop).find(|route| !was_tried(route)).cloned()
+        let fresh = || offer.routes_at(hop).filter(|route| !was_tried(route));
+        fresh().find(|route| !self.through_failed(route)).or_else(|| fresh().next()).cloned()
+    }
+
+    fn through_failed(&self, route: &Route) -> bool {
+        matches!(route, Route::Via(_)) && self.tried.iter().any(|(_, tried)| tried == route)
     }
 }
