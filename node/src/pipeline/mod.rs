@@ -8,6 +8,8 @@ mod attempt;
 mod candidates;
 mod delivery;
 pub mod tap;
+#[cfg(test)]
+mod tests;
 pub mod ticket;
 
 use std::sync::Arc;
