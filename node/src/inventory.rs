@@ -1,7 +1,7 @@
 //! The task that knows which device runs which model: own engines, linked devices and the cluster view become
 //! one immutable registry snapshot, and what is attached here is published to the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -9,7 +9,7 @@ use shoal_cluster::ClusterView;
 use shoal_cluster::ids::NodeId;
 use shoal_cluster::keyspace::{Key, Value};
 use shoal_proto::DeviceInfo;
-use shoal_routing::Registry;
+use shoal_routing::{Offer, Registry};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,8 @@ pub struct Inventory {
     pub registry: Registry,
     /// Devices attached to this node, its own engines under its own id.
     pub direct: BTreeMap<NodeId, DeviceInfo>,
+    /// Names of this node's providers.
+    pub providers: BTreeSet<Arc<str>>,
 }
 
 /// Readers' side.
@@ -55,6 +57,7 @@ pub struct Service {
     own: watch::Receiver<DeviceInfo>,
     events: mpsc::Receiver<LinkEvent>,
     view: watch::Receiver<Arc<ClusterView>>,
+    clouds: watch::Receiver<Arc<Vec<Offer>>>,
     linked: BTreeMap<NodeId, DeviceInfo>,
     published: BTreeMap<NodeId, DeviceInfo>,
     snapshot: Snapshot,
@@ -69,12 +72,14 @@ pub trait Publish: Send {
 }
 
 impl Service {
-    /// Makes the service; `own` describes this node's own engines and may have no models.
+    /// Makes the service; `own` describes this node's own engines and may have no models, `clouds` are the offers
+    /// of its providers.
     pub fn new(
         me: NodeId,
         own: watch::Receiver<DeviceInfo>,
         events: mpsc::Receiver<LinkEvent>,
         view: watch::Receiver<Arc<ClusterView>>,
+        clouds: watch::Receiver<Arc<Vec<Offer>>>,
     ) -> (Self, Snapshot) {
         let snapshot = Snapshot::default();
         let service = Self {
@@ -82,6 +87,7 @@ impl Service {
             own,
             events,
             view,
+            clouds,
             linked: BTreeMap::new(),
             published: BTreeMap::new(),
             snapshot: snapshot.clone(),
@@ -91,7 +97,7 @@ impl Service {
 
     /// Runs until shutdown. A mesh that stopped takes its devices with it; the own engines go on.
     pub async fn run(mut self, mesh: impl Publish, shutdown: CancellationToken) {
-        let (mut links, mut others, mut engines) = (true, true, true);
+        let (mut links, mut others, mut engines, mut providers) = (true, true, true, true);
         loop {
             self.refresh(&mesh);
             tokio::select! {
@@ -103,6 +109,7 @@ impl Service {
                     }
                 },
                 changed = self.view.changed(), if others => others = changed.is_ok(),
+                changed = self.clouds.changed(), if providers => providers = changed.is_ok(),
                 changed = self.own.changed(), if engines => engines = changed.is_ok(),
                 () = shutdown.cancelled() => return,
             }
@@ -140,7 +147,9 @@ impl Service {
             direct.insert(self.me.clone(), own);
         }
         let view = self.view.borrow_and_update().clone();
-        let registry = replication::registry(direct.values(), &view);
+        let clouds = self.clouds.borrow_and_update().clone();
+        let registry = replication::registry(direct.values(), &view, &clouds);
+        let providers = clouds.iter().map(|offer| offer.upstream.name().clone()).collect();
         for (id, info) in &direct {
             if self.published.get(id) != Some(info) {
                 mesh.publish(Value::Device(info.clone()));
@@ -151,7 +160,7 @@ impl Service {
         }
         self.published = direct.clone();
         metrics::gauge!("shoal_devices_linked").set(direct.len() as f64);
-        self.snapshot.store(Arc::new(Inventory { registry, direct }));
+        self.snapshot.store(Arc::new(Inventory { registry, direct, providers }));
     }
 }
 
@@ -196,7 +205,8 @@ mod tests {
         let (_own, own) = watch::channel(DeviceInfo::default());
         let (events, queue) = mpsc::channel(EVENT_QUEUE);
         let (_view, view) = watch::channel(Arc::new(ClusterView::empty(me.clone())));
-        let (service, snapshot) = Service::new(me, own, queue, view);
+        let (_clouds, clouds) = watch::channel(Arc::default());
+        let (service, snapshot) = Service::new(me, own, queue, view, clouds);
         let (log, mut lines) = mpsc::unbounded_channel();
         let forged = device(&NodeId::from_spki(b"other"), "ph\u{1b}one", 2);
         events.send(announced(&phone, forged)).await.unwrap();
@@ -218,7 +228,8 @@ mod tests {
         let (engines, own) = watch::channel(DeviceInfo::default());
         let (events, queue) = mpsc::channel(EVENT_QUEUE);
         let (view_sender, view) = watch::channel(Arc::new(ClusterView::empty(me.clone())));
-        let (service, snapshot) = Service::new(me.clone(), own, queue, view);
+        let (_clouds, clouds) = watch::channel(Arc::default());
+        let (service, snapshot) = Service::new(me.clone(), own, queue, view, clouds);
         let (log, mut lines) = mpsc::unbounded_channel();
         let shutdown = CancellationToken::new();
         let task = tasks::spawn(TaskKind::Inventory, service.run(Log(log), shutdown.clone()));

@@ -7,9 +7,12 @@
 
 pub mod api;
 pub mod cli;
+pub mod cloud;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod device;
+pub mod egress;
 pub mod feedback;
 pub mod inventory;
 pub mod judge;

@@ -23,8 +23,10 @@ use tokio_util::task::TaskTracker;
 use crate::api::error::ApiError;
 use crate::api::front::Front;
 use crate::api::serve::DRAIN_WAIT;
+use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
+use crate::dashboard;
 use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
@@ -58,6 +60,8 @@ pub struct Node {
     pub pipeline: Arc<Pipeline>,
     /// What clients' requests meet.
     pub front: Front,
+    /// Cloud providers.
+    pub clouds: Arc<Clouds>,
     /// Database.
     pub store: Store,
     /// API keys.
@@ -66,6 +70,8 @@ pub struct Node {
     pub book: Arc<StoreBook>,
     /// Feedback on requests that this node accepted.
     pub judge: Judge,
+    /// Who may look at the dashboard.
+    pub door: dashboard::Door,
     /// Metrics in Prometheus' text form.
     pub metrics: PrometheusHandle,
     /// Cancelled when the node stops.
@@ -110,6 +116,14 @@ pub struct Parts {
 }
 
 impl Node {
+    /// Returns the dashboard's URL; unless no key is needed, with a code that logs one browser in.
+    pub fn dashboard_url(&self) -> String {
+        if self.config.no_auth {
+            return format!("{}/dashboard", self.api_url);
+        }
+        format!("{}/dashboard?code={}", self.api_url, self.door.new_code(Instant::now()))
+    }
+
     /// Returns true once the node began to stop.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -229,10 +243,17 @@ impl Started {
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
         let engines = engines.named(me.as_str(), &config.name);
         let own = engines.describe(generation);
+        let clouds = Arc::new(Clouds::new(
+            std::mem::take(&mut config.providers),
+            &config.prices,
+            &config.data_dir,
+            store.clone(),
+            &config.limits,
+        )?);
         let (inventory_service, snapshot) =
-            inventory::Service::new(me.clone(), own, link_events, mesh.view());
+            inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
-        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone()));
+        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
             Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
@@ -249,10 +270,12 @@ impl Started {
             identity,
             mesh: mesh.clone(),
             pipeline: pipeline.clone(),
+            clouds,
             store: store.clone(),
             keys: keys.clone(),
             book,
             judge,
+            door: dashboard::Door::default(),
             metrics,
             shutdown,
             started: Instant::now(),

@@ -88,9 +88,14 @@ pub fn observe_view(observations: &mut Observations, view: &ClusterView) {
 ///
 /// `direct` are devices of this node, its own engines among them; a device that is both direct and elsewhere
 /// is one offer with several routes, the direct one first.
-pub fn registry<'a>(direct: impl Iterator<Item = &'a proto::DeviceInfo>, view: &ClusterView) -> Registry {
+/// `clouds` are the offers of this node's own providers.
+pub fn registry<'a>(
+    direct: impl Iterator<Item = &'a proto::DeviceInfo>,
+    view: &ClusterView,
+    clouds: &[Offer],
+) -> Registry {
     let direct: Vec<&proto::DeviceInfo> = direct.collect();
-    let mut offers = Vec::new();
+    let mut offers = clouds.to_vec();
     for device in &direct {
         let mut routes = vec![Route::Direct];
         routes.extend(other_routers(view, &device.id));
@@ -211,7 +216,7 @@ mod tests {
             member(2, vec![shared.clone()], true),
             member(3, vec![shared.clone()], false),
         ]);
-        let registry = registry(std::iter::once(&shared), &view);
+        let registry = registry(std::iter::once(&shared), &view, &[]);
         let offers = registry.by_model("m");
         assert_eq!(offers.len(), 1);
         assert_eq!(offers[0].routes, [Route::Direct, Route::Via(id(2).as_str().into())]);
@@ -223,7 +228,7 @@ mod tests {
         let mut draining = member(3, vec![device(8, "b", 1)], true);
         draining.info.draining = true;
         let view = view(vec![member(2, vec![device(9, "a", 1)], false), draining]);
-        assert!(registry(std::iter::empty(), &view).models().is_empty());
+        assert!(registry(std::iter::empty(), &view, &[]).models().is_empty());
     }
 
     #[test]
@@ -253,7 +258,7 @@ mod tests {
         let mut bad = device(9, "m\u{1b}[2J", 1);
         bad.name = "x".repeat(10_000);
         bad.slots = u32::MAX;
-        let registry = registry(std::iter::once(&bad), &view(vec![]));
+        let registry = registry(std::iter::once(&bad), &view(vec![]), &[]);
         let offer = &registry.offers()[0];
         assert_eq!(&*offer.model.id, "m[2J");
         assert_eq!((offer.name.len(), offer.slots), (NAME_LEN, MAX_SLOTS));

@@ -72,6 +72,11 @@ fn check(front: &Front, headers: &HeaderMap) -> Result<Caller, ApiError> {
     }
 }
 
+/// Returns true when the headers carry a valid key.
+pub(crate) fn has_key(front: &Front, headers: &HeaderMap) -> bool {
+    credential(headers).is_some_and(|text| front.keys.authenticate(text).is_some())
+}
+
 fn credential(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| {
         let (scheme, rest) = v.split_once(' ')?;

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+use crate::egress::EgressMark;
 use crate::upstream::UpstreamError;
 
 /// An error for a client.
@@ -23,6 +24,8 @@ pub struct ApiError {
     pub message: String,
     /// When to come back.
     pub retry_after: Option<Duration>,
+    /// Where the request was sent before it failed.
+    pub egress: EgressMark,
 }
 
 #[derive(Serialize)]
@@ -41,7 +44,14 @@ struct Inner<'a> {
 impl ApiError {
     /// Makes an error without a parameter.
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code: Cow::Borrowed(code), param: None, message: message.into(), retry_after: None }
+        Self {
+            status,
+            code: Cow::Borrowed(code),
+            param: None,
+            message: message.into(),
+            retry_after: None,
+            egress: EgressMark::default(),
+        }
     }
 
     /// Makes a 400 that names the field at fault.
@@ -87,6 +97,7 @@ impl From<UpstreamError> for ApiError {
             param: None,
             message: error.message,
             retry_after: error.retry_after,
+            egress: EgressMark::default(),
         }
     }
 }
@@ -97,6 +108,9 @@ impl IntoResponse for ApiError {
         let mut response = (status, self.body()).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(egress) = HeaderValue::from_str(&self.egress.text()) {
+            headers.insert("x-shoal-egress", egress);
+        }
         if let Some(wait) = self.retry_after {
             // Whole seconds, never zero: a client that comes back at once gains nothing.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));

@@ -82,7 +82,9 @@ async fn dry_run(
     body: BodyBytes,
 ) -> Result<Json<Value>, ApiError> {
     let bytes = readable(body)?;
-    let (parsed, request) = parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor)?;
+    let is_provider = |name: &str| front.pipeline.is_provider(name);
+    let (parsed, request) =
+        parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, &is_provider)?;
     let decision = front
         .pipeline
         .decide(&parsed, &request)
@@ -143,7 +145,8 @@ fn accept(
     let bytes = readable(body)?;
     let origin =
         Origin { id, hop: 0, attempts_left: MAX_ATTEMPTS, key_id: caller.key_id.clone(), deadline: None };
-    let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor)?;
+    let is_provider = |name: &str| front.pipeline.is_provider(name);
+    let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
     let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
     let job = front.pipeline.accept(parsed, &request, origin)?;

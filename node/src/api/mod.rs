@@ -38,7 +38,7 @@ use crate::node::Node;
 pub fn public(node: Arc<Node>) -> Router {
     let open = Router::new().route("/healthz", get(views::healthz)).route("/readyz", get(views::readyz));
     let keyed = protected(&node).layer(middleware::from_fn_with_state(node.front.clone(), auth::require_key));
-    finish(open.merge(keyed), node)
+    finish(open.merge(keyed).merge(crate::dashboard::routes(&node)), node)
 }
 
 /// Builds what the admin socket serves: the same, and what only the node's own machine may do.
@@ -50,6 +50,7 @@ pub fn admin(node: Arc<Node>) -> Router {
         .route("/admin/v1/tokens/{id}", delete(admin::revoke_token))
         .route("/admin/v1/keys", post(admin::create_key).get(admin::list_keys))
         .route("/admin/v1/keys/{id}", delete(admin::revoke_key))
+        .route("/admin/v1/dashboard-link", post(admin::dashboard_link))
         .route("/admin/v1/shutdown", post(admin::shutdown));
     finish(admin.merge(protected(&node)).layer(middleware::from_fn(auth::admit_admin)), node)
 }

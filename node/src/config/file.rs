@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Limits};
+use crate::cloud::{FileProvider, PriceEntry};
 
 /// Variables that begin with `SHOAL_` but are not settings of a node.
 const NOT_SETTINGS: &[&str] = &[
@@ -47,6 +48,10 @@ pub struct FileConfig {
     pub no_auth: Option<bool>,
     /// Inference servers attached by URL.
     pub devices: Vec<FileDevice>,
+    /// Cloud providers.
+    pub providers: Vec<FileProvider>,
+    /// Prices that replace built-in ones.
+    pub prices: Vec<PriceEntry>,
     /// Sizes, counts and waits.
     pub limits: FileLimits,
 }
@@ -180,6 +185,8 @@ impl FileConfig {
             detect: Some(true),
             no_auth: Some(false),
             devices: Vec::new(),
+            providers: Vec::new(),
+            prices: Vec::new(),
             limits: FileLimits::default(),
         }
     }

@@ -11,6 +11,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cloud::settings::configured;
+use crate::cloud::{PriceEntry, ProviderSettings};
+
 pub use file::{FileConfig, FileDevice, FileLimits};
 pub use paths::{default_config_files, default_data_dir};
 
@@ -94,6 +97,10 @@ pub struct Config {
     pub detect: bool,
     /// Serves without a key; loopback only.
     pub no_auth: bool,
+    /// Cloud providers, from the file and from keys in the environment.
+    pub providers: Vec<ProviderSettings>,
+    /// Prices that replace built-in ones.
+    pub prices: Vec<PriceEntry>,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -153,6 +160,9 @@ impl Config {
             model_file: file.model_file,
             detect: !flags.no_detect && file.detect.unwrap_or(true),
             no_auth: flags.no_auth || file.no_auth.unwrap_or(false),
+            providers: configured(file.providers, env)
+                .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
+            prices: file.prices,
             limits: file.limits.into_limits()?,
         };
         if config.no_auth && !config.listen.ip().is_loopback() {

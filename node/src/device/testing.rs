@@ -85,6 +85,7 @@ pub(crate) fn chat(stream: bool) -> UpstreamRequest {
         hop: 0,
         attempts_left: 1,
         device: None,
+        egress: Default::default(),
     }
 }
 

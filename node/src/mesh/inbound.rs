@@ -100,7 +100,8 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
         return Err(ApiError::new(400, "invalid_request_error", "the forwarded request has no valid id"));
     }
     let floor = Floor { data_class, local_only: false };
-    let (parsed, mut routing) = parse::parse(path, &body, &HeaderMap::new(), floor)?;
+    let (parsed, mut routing) =
+        parse::parse(path, &body, &HeaderMap::new(), floor, &|name| pipeline.is_provider(name))?;
     let hop = hop + 1;
     routing.hop = hop;
     if let Some(device) = device {

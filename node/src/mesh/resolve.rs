@@ -7,28 +7,34 @@ use shoal_cluster::{Error, Handle, InferStream};
 use shoal_proto::InferRequest;
 use shoal_routing::{Offer, Route, UpstreamId};
 
+use crate::cloud::Clouds;
 use crate::device::mesh::unopened;
 use crate::pipeline::Resolve;
 use crate::upstream::tunnel::{Opener, Tunnel};
 use crate::upstream::{BoxUpstream, UpstreamError};
 
-/// Resolves offers of this node's own engines, linked devices and other routers' devices.
+/// Resolves offers of this node's own engines and providers, linked devices and other routers' devices.
 pub struct MeshResolver {
     me: Arc<str>,
     own: BoxUpstream,
     mesh: Handle,
+    clouds: Arc<Clouds>,
 }
 
 impl MeshResolver {
     /// `own` runs inference on this node's own engines.
-    pub fn new(me: &NodeId, own: BoxUpstream, mesh: Handle) -> Self {
-        Self { me: me.as_str().into(), own, mesh }
+    pub fn new(me: &NodeId, own: BoxUpstream, mesh: Handle, clouds: Arc<Clouds>) -> Self {
+        Self { me: me.as_str().into(), own, mesh, clouds }
     }
 }
 
 impl Resolve for MeshResolver {
     fn resolve(&self, offer: &Offer, route: &Route) -> Option<BoxUpstream> {
-        let UpstreamId::Device(device) = &offer.upstream else { return None };
+        let device = match &offer.upstream {
+            UpstreamId::Device(device) => device,
+            UpstreamId::Provider(_) => return self.clouds.upstream(offer),
+            UpstreamId::Peer(_) => return None,
+        };
         let peer = match route {
             Route::Direct if *device == self.me => return Some(self.own.clone()),
             Route::Direct => Peer { role: Role::Device, id: device.parse().ok()? },

@@ -122,6 +122,11 @@ impl Pipeline {
         }
     }
 
+    /// Tells whether this node has a provider of that name.
+    pub fn is_provider(&self, name: &str) -> bool {
+        self.inventory.load().providers.contains(name)
+    }
+
     /// Asks the router where a request would go, without sending it.
     pub fn decide(&self, parsed: &Parsed, request: &Request<'_>) -> Result<Decision, NoRoute> {
         let inventory = self.inventory.load();
@@ -227,10 +232,11 @@ impl Pipeline {
                 body: parsed.body_for(&choice.offer.model.id),
                 stream: parsed.shape.stream,
                 deadline: origin.deadline,
-                data_class: parsed.shape.data_class,
+                data_class: parsed.shape.travels_as(),
                 hop: origin.hop,
                 attempts_left: allowed - attempt,
                 device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
+                egress: ticket.egress().clone(),
             };
             let guard = self.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
             match attempt::run(upstream, request, guard, patience).await {
@@ -257,7 +263,7 @@ impl Pipeline {
             }
         }
         let error = last.map_or_else(all_went_away, |failure| failure.error);
-        let egress = ticket.record.egress.clone();
+        let egress = ticket.egress().text().to_string();
         ticket.fail(error.status, &error.code);
         Err(Failed { error, egress })
     }
@@ -294,11 +300,8 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
         Route::Via(_) => "peer",
     }
     .to_owned();
-    // Stays once it is said: what left the mesh has left it, whoever answers in the end.
-    if choice.offer.is_cloud() {
-        r.egress = choice.offer.name.to_string();
-    }
     ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
+    ticket.priced(choice.offer.price);
 }
 
 fn log_attempt(ticket: &mut Ticket, choice: &Choice, ended: &str) {

@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shoal_routing::{
-    ArmId, DataClass, FinishReason, Outcome, OutcomeStatus, RouteReason, Tokens, UpstreamId,
+    ArmId, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens, UpstreamId,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::tap::Tap;
+use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
 use crate::store::{HistoryWriter, RequestRecord};
 
@@ -123,6 +124,8 @@ pub struct Ticket {
     reason: RouteReason,
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
+    price: Option<Price>,
+    egress: EgressMark,
     sinks: Sinks,
     ended: bool,
     _permit: OwnedSemaphorePermit,
@@ -150,6 +153,8 @@ impl Ticket {
             reason: RouteReason::None,
             arm: None,
             upstream: None,
+            price: None,
+            egress: EgressMark::default(),
             sinks,
             ended: false,
             _permit: permit,
@@ -175,6 +180,17 @@ impl Ticket {
         }
     }
 
+    /// Returns the mark that egress writes when the request leaves the mesh.
+    pub fn egress(&self) -> &EgressMark {
+        &self.egress
+    }
+
+    /// Notes what the present attempt's upstream charges; the cost is unknown until usage is told.
+    pub fn priced(&mut self, price: Option<Price>) {
+        self.price = price;
+        self.record.cost_usd = price.is_none().then_some(0.0);
+    }
+
     /// Notes the first byte of content; later calls change nothing.
     pub fn first_content(&mut self) {
         if self.record.ttft_ms.is_none() {
@@ -184,7 +200,12 @@ impl Ticket {
 
     /// Takes over what the tap read of the answer so far.
     pub fn read(&mut self, tap: &Tap) {
+        self.record.egress = self.egress.text();
         if let Some(usage) = tap.usage {
+            if let Some(price) = self.price {
+                let cost = price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens));
+                self.record.cost_usd = Some(cost.as_usd());
+            }
             self.record.prompt_tokens = usage.prompt_tokens;
         }
         self.record.completion_tokens = tap.completion_tokens();
@@ -236,6 +257,7 @@ impl Ticket {
     fn end(&mut self, outcome: OutcomeStatus, status: u16, error: &str) {
         self.ended = true;
         let word = outcome.as_str();
+        self.record.egress = self.egress.text();
         self.record.outcome = word.to_owned();
         self.record.status = status;
         self.record.error = error.to_owned();
@@ -260,7 +282,6 @@ impl Ticket {
 
     fn outcome(&self, status: OutcomeStatus) -> Outcome {
         let r = &self.record;
-        let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
         Outcome {
             request_id: self.id.clone(),
             upstream: self.upstream.clone(),
@@ -279,6 +300,10 @@ impl Ticket {
             reason: self.reason,
         }
     }
+}
+
+fn tokens(n: u64) -> Tokens {
+    Tokens(u32::try_from(n).unwrap_or(u32::MAX))
 }
 
 impl Drop for Ticket {

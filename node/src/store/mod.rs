@@ -8,6 +8,7 @@ mod history;
 mod judgements;
 mod keys;
 mod open;
+mod spend;
 mod statistics;
 mod tokens;
 

@@ -20,11 +20,13 @@ CREATE TABLE IF NOT EXISTS requests (
     outcome TEXT NOT NULL, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS feedback (
     request_id TEXT PRIMARY KEY, score REAL NOT NULL, comment TEXT NOT NULL, given_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS spend (
+    provider TEXT NOT NULL, period TEXT NOT NULL, micro_usd INTEGER NOT NULL, PRIMARY KEY (provider, period));
 CREATE INDEX IF NOT EXISTS requests_by_time ON requests (started_ms);
 ";
 
-/// Tables that are worth saving out of a damaged file: without them people cannot get in.
-const PRECIOUS: &[&str] = &["keys", "tokens", "routers", "meta"];
+/// Tables that are worth saving out of a damaged file: without them people cannot get in, or pay twice.
+const PRECIOUS: &[&str] = &["keys", "tokens", "routers", "meta", "spend"];
 
 pub(super) fn open_or_set_aside(path: &Path) -> Result<Connection, Error> {
     let failed = |message: String| Error::Open { path: path.to_owned(), message };

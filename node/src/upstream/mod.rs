@@ -6,6 +6,7 @@
 
 pub mod http_client;
 pub mod openai_http;
+pub mod provider;
 pub mod reply;
 pub mod sse;
 pub mod tunnel;
@@ -23,6 +24,8 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use shoal_routing::DataClass;
 use tokio::time::Instant;
+
+use crate::egress::EgressMark;
 
 /// API path that an inference body belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,6 +85,8 @@ pub struct UpstreamRequest {
     pub attempts_left: u32,
     /// Device that must serve, by id.
     pub device: Option<Arc<str>>,
+    /// Written by egress when the request leaves the mesh.
+    pub egress: EgressMark,
 }
 
 impl fmt::Debug for UpstreamRequest {

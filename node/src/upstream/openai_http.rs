@@ -5,6 +5,7 @@
 //! one that hides inside a stream of status 200. Requests are built anew; no header of a client is copied.
 //! Dropping the future or the events closes the connection, which is how engines learn of a cancel.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -22,10 +23,13 @@ use super::sse::{self, Decoder, Item};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 use failure::Context;
 
+mod dialect;
 mod failure;
 mod scan;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use dialect::{Dialect, Line, Malformed, OpenAi, post, secret};
 
 /// Largest answer that is not streamed.
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
@@ -73,19 +77,14 @@ pub struct Settings {
 /// An OpenAI-compatible HTTP server as an upstream; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct OpenAiHttp {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
     client: Client,
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 impl OpenAiHttp {
     /// Makes the upstream; nothing is sent yet. `client` comes from [`super::http_client::build`].
     pub fn new(client: Client, settings: Settings) -> Self {
-        Self { shared: Arc::new(Shared { client, settings }) }
+        Self { client, settings: Arc::new(settings) }
     }
 }
 
@@ -99,9 +98,18 @@ impl tower::Service<UpstreamRequest> for OpenAiHttp {
     }
 
     fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
-        let exchange = Exchange { shared: self.shared.clone(), request };
-        Box::pin(exchange.run())
+        exchange(Line::Mesh(self.client.clone()), self.settings.clone(), Box::new(OpenAi), request)
     }
+}
+
+/// Runs one request over a line, in a dialect.
+pub(crate) fn exchange(
+    line: Line,
+    settings: Arc<Settings>,
+    dialect: Box<dyn Dialect>,
+    request: UpstreamRequest,
+) -> UpstreamFuture {
+    Box::pin(Exchange { settings, dialect, request }.run(line))
 }
 
 /// Joins a base URL, with or without `/v1`, and an API path that starts with `/`.
@@ -117,33 +125,35 @@ pub(crate) fn join(base: &Url, path: &str) -> Url {
 
 /// One request and its answer.
 struct Exchange {
-    shared: Arc<Shared>,
+    settings: Arc<Settings>,
+    dialect: Box<dyn Dialect>,
     request: UpstreamRequest,
 }
 
 impl Exchange {
     fn context(&self) -> Context<'_> {
         Context {
-            upstream: &self.shared.settings.name,
+            upstream: &self.settings.name,
             model: &self.request.model,
-            key: self.shared.settings.key.as_ref().map(ExposeSecret::expose_secret),
+            key: self.settings.key.as_ref().map(ExposeSecret::expose_secret),
             request: &self.request.body,
         }
     }
 
     fn served_by(&self) -> ServedBy {
         ServedBy {
-            upstream: self.shared.settings.name.clone(),
-            upstream_id: self.shared.settings.id.clone(),
+            upstream: self.settings.name.clone(),
+            upstream_id: self.settings.id.clone(),
             model: self.request.model.to_string(),
         }
     }
 
-    async fn run(self) -> Result<UpstreamResponse, UpstreamError> {
+    async fn run(self, line: Line) -> Result<UpstreamResponse, UpstreamError> {
         let began = Instant::now();
-        let first_byte = self.shared.settings.timeouts.first_byte;
-        let sent = self.within(first_byte, began, self.send()).await?;
-        let response = sent.map_err(|error| self.context().broken(&error, false))?;
+        let first_byte = self.settings.timeouts.first_byte;
+        let outgoing = self.dialect.outgoing(&self.settings, &self.request)?;
+        let sent = self.within(first_byte, began, line.send(outgoing)).await?;
+        let response = sent.map_err(|error| self.context().unsent(&error))?;
         if !response.status().is_success() {
             return Err(self.refusal(response).await);
         }
@@ -163,23 +173,6 @@ impl Exchange {
             (false, true, _) => Err(self.context().malformed("a stream where none was asked for")),
             (false, false, _) => self.whole(response, began).await,
         }
-    }
-
-    fn send(&self) -> impl Future<Output = reqwest::Result<Response>> + Send + use<> {
-        let settings = &self.shared.settings;
-        let accept = if self.request.stream { "text/event-stream" } else { "application/json" };
-        let mut builder = self
-            .shared
-            .client
-            .post(join(&settings.base, self.request.path.as_str()))
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, accept)
-            .header("x-request-id", &*self.request.id)
-            .body(self.request.body.clone());
-        if let Some(key) = &settings.key {
-            builder = builder.bearer_auth(key.expose_secret());
-        }
-        builder.send()
     }
 
     /// Waits for `future`, but not past `limit` from `since`, nor past the request's deadline.
@@ -209,7 +202,7 @@ impl Exchange {
         began: Instant,
         cap: usize,
     ) -> Result<Bytes, UpstreamError> {
-        let timeouts = self.shared.settings.timeouts;
+        let timeouts = self.settings.timeouts;
         let (mut limit, mut since) = (timeouts.first_byte, began);
         let mut body = BytesMut::new();
         loop {
@@ -225,7 +218,7 @@ impl Exchange {
         }
     }
 
-    async fn whole(self, response: Response, began: Instant) -> Result<UpstreamResponse, UpstreamError> {
+    async fn whole(mut self, response: Response, began: Instant) -> Result<UpstreamResponse, UpstreamError> {
         let body = self.read_body(response, began, MAX_BODY).await?;
         let is_object = body.trim_ascii_start().first() == Some(&b'{')
             && serde_json::from_slice::<&serde_json::value::RawValue>(&body).is_ok();
@@ -238,6 +231,7 @@ impl Exchange {
         {
             return Err(error);
         }
+        let body = self.dialect.whole(body).map_err(|what| self.context().malformed(what))?;
         let events = stream::iter([Ok(Event::Chunk(body)), Ok(Event::End { complete: true })]);
         Ok(UpstreamResponse { served_by: self.served_by(), events: events.boxed() })
     }
@@ -258,6 +252,8 @@ struct Reading {
     exchange: Exchange,
     response: Response,
     decoder: Decoder,
+    /// Chunks made of a payload that were not delivered yet.
+    ready: VecDeque<Bytes>,
     phase: Phase,
     payloads: u32,
     finished: bool,
@@ -270,6 +266,7 @@ impl Reading {
             exchange,
             response,
             decoder: Decoder::new(),
+            ready: VecDeque::new(),
             phase: Phase::Open,
             payloads: 0,
             finished: false,
@@ -315,6 +312,11 @@ impl Reading {
 
     async fn next_event(&mut self) -> Result<Event, UpstreamError> {
         loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                self.payloads = self.payloads.saturating_add(1);
+                self.finished |= scan::has_finish_reason(&chunk);
+                return Ok(Event::Chunk(chunk));
+            }
             let item = self.decoder.next_item().map_err(|error: sse::Error| {
                 UpstreamError::retryable(502, "upstream_error", format!("{}: {error}", self.name()))
             })?;
@@ -336,7 +338,7 @@ impl Reading {
 
     /// Reads once; an event if that was the end.
     async fn read(&mut self) -> Result<Option<Event>, UpstreamError> {
-        let timeouts = self.exchange.shared.settings.timeouts;
+        let timeouts = self.exchange.settings.timeouts;
         let flows = self.payloads >= PAYLOADS_BEFORE_FLOW;
         let limit = if flows { timeouts.between_chunks } else { timeouts.first_byte };
         let read = self.exchange.within(limit, self.last_read, self.response.chunk()).await?;
@@ -370,15 +372,16 @@ impl Reading {
         if text[0] != b'{' {
             return Err(self.exchange.context().malformed("a stream of something other than JSON"));
         }
-        self.payloads = self.payloads.saturating_add(1);
-        self.finished |= scan::has_finish_reason(text);
         // A line feed between JSON tokens (several `data` lines) would break the framing of whoever sends it on.
         let payload = if text.contains(&b'\n') {
             text.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }).collect()
         } else {
             payload
         };
-        Ok(Some(Event::Chunk(payload)))
+        let exchange = &mut self.exchange;
+        let taken = exchange.dialect.payload(payload, &mut self.ready);
+        taken.map_err(|what| exchange.context().malformed(what))?;
+        Ok(None)
     }
 
     fn end(&mut self, phase: Phase) -> Event {
@@ -387,6 +390,6 @@ impl Reading {
     }
 
     fn name(&self) -> &str {
-        &self.exchange.shared.settings.name
+        &self.exchange.settings.name
     }
 }

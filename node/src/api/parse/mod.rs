@@ -51,6 +51,14 @@ pub struct Parsed {
     pub warnings: Vec<String>,
 }
 
+impl Shape {
+    /// Returns the class under which the request is handed on: what must stay local goes nowhere as anything less
+    /// than restricted, so that no later hop and no egress can send it on.
+    pub fn travels_as(&self) -> DataClass {
+        if self.mode == Mode::Local { DataClass::Restricted } else { self.data_class }
+    }
+}
+
 /// A request's properties that policy and filters look at.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -103,12 +111,14 @@ impl Default for Floor {
 
 /// Parses and checks a body for an API path.
 ///
-/// The request borrows its text from `bytes`; the parsed form owns all that must live longer.
+/// The request borrows its text from `bytes`; the parsed form owns all that must live longer. `is_provider` tells
+/// the providers' names from the first part of a model's own name.
 pub fn parse<'a>(
     path: ApiPath,
     bytes: &'a Bytes,
     headers: &HeaderMap,
     floor: Floor,
+    is_provider: &dyn Fn(&str) -> bool,
 ) -> Result<(Parsed, Request<'a>), ApiError> {
     let body = Body::parse(bytes).map_err(|e| {
         ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
@@ -126,11 +136,11 @@ pub fn parse<'a>(
     let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
     let include_usage = stream_options(&body, stream)?;
     let answers = check_numbers(&body)?;
-    let choice = ModelChoice::parse(&model, &|_| false);
+    let choice = ModelChoice::parse(&model, is_provider);
     let data_class = data_class(&metadata, headers, floor)?;
     let shape = Shape {
         stream,
-        mode: if floor.local_only { Mode::Local } else { metadata.mode },
+        mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
         preference: metadata.preference,
         data_class: if floor.local_only { DataClass::Restricted } else { data_class },
         needs: needs(path, &body, &messages),
@@ -148,6 +158,7 @@ pub fn parse<'a>(
         preference: shape.preference,
         data_class: shape.data_class,
         hop: 0,
+        max_local_tokens: None,
     };
     let profile = RequestProfile::of(&request);
     let (body, warnings) = upstream_body(&body, &metadata, stream);

@@ -4,7 +4,8 @@ use super::*;
 
 fn chat(text: &str) -> Result<Parsed, ApiError> {
     let bytes = Bytes::copy_from_slice(text.as_bytes());
-    parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default()).map(|(parsed, _)| parsed)
+    parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), &|_| false)
+        .map(|(parsed, _)| parsed)
 }
 
 #[test]
@@ -84,11 +85,12 @@ fn a_client_can_only_raise_the_class_that_its_key_demands() {
     let text =
         r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
     let bytes = Bytes::from_static(text.as_bytes());
-    let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor).unwrap();
+    let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor, &|_| false).unwrap();
     assert_eq!(parsed.shape.data_class, DataClass::Restricted);
     let mut headers = HeaderMap::new();
     headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
-    let (raised, _) = parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default()).unwrap();
+    let (raised, _) =
+        parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), &|_| false).unwrap();
     assert_eq!(raised.shape.data_class, DataClass::Restricted);
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
+use crate::egress;
 use crate::upstream::UpstreamError;
 
 /// Longest text of an upstream that is passed on, in characters.
@@ -43,7 +44,8 @@ impl Context<'_> {
     pub(super) fn refused(self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> UpstreamError {
         let parsed: Option<Value> = serde_json::from_slice(body).ok();
         let error = self.classify(status.as_u16(), parsed.as_ref());
-        UpstreamError { retry_after: retry_after(headers, SystemTime::now()), ..error }
+        let wait = retry_after(headers, SystemTime::now()).or_else(|| retry_info(parsed.as_ref()?));
+        UpstreamError { retry_after: wait, ..error }
     }
 
     /// Maps an error object that came with status 200, whole or inside a stream; `None` if it is none.
@@ -65,6 +67,16 @@ impl Context<'_> {
     /// The answer is not what the API promises: HTML, a stream that is none, broken JSON.
     pub(super) fn malformed(self, what: &str) -> UpstreamError {
         UpstreamError::retryable(502, "upstream_error", format!("{} answered with {what}", self.upstream))
+    }
+
+    /// The request did not go out, or its connection broke before an answer.
+    pub(super) fn unsent(self, error: &egress::Error) -> UpstreamError {
+        match error {
+            egress::Error::Http(error) => self.broken(error, false),
+            egress::Error::WrongAddress => {
+                UpstreamError::retryable(502, "upstream_error", format!("{}: {error}", self.upstream))
+            }
+        }
     }
 
     /// The connection could not be made or broke.
@@ -107,7 +119,14 @@ impl Context<'_> {
             None => format!("{upstream} {what}"),
         };
         let retryable = UpstreamError::retryable;
+        let reasons = body.map(reasons).unwrap_or_default();
         match status {
+            _ if status < 500 && reasons.contains("API_KEY_INVALID") => {
+                retryable(502, "upstream_error", format!("{upstream} refused the key that Shoal has for it"))
+            }
+            429 if reasons.contains("insufficient_quota") => {
+                retryable(429, "insufficient_quota", format!("the account at {upstream} has no credit left"))
+            }
             401 | 403 => {
                 retryable(502, "upstream_error", format!("{upstream} refused the key that Shoal has for it"))
             }
@@ -157,6 +176,22 @@ impl Context<'_> {
         let mut windows = text.as_bytes().windows(QUOTE).step_by(4);
         windows.any(|window| super::scan::find(self.request, window).is_some())
     }
+}
+
+/// Machine-readable causes of an error body, OpenAI's and Google's, joined.
+fn reasons(body: &Value) -> String {
+    let error = body.get("error").unwrap_or(body);
+    let details = error.get("details").and_then(Value::as_array).into_iter().flatten();
+    let own = words(error).unwrap_or_default().into_owned();
+    details.filter_map(|detail| detail["reason"].as_str()).fold(own, |all, reason| all + " " + reason)
+}
+
+/// Reads the `RetryInfo` of Google's errors, bounded by an hour.
+fn retry_info(body: &Value) -> Option<Duration> {
+    let details = body.get("error")?.get("details")?.as_array()?;
+    let delay = details.iter().find_map(|detail| detail["retryDelay"].as_str())?;
+    let seconds: f64 = delay.strip_suffix('s')?.parse().ok()?;
+    (0.0..1e9).contains(&seconds).then(|| Duration::from_secs_f64(seconds).min(MAX_RETRY_AFTER))
 }
 
 /// Machine-readable words of an error object, joined.
@@ -220,6 +255,25 @@ mod tests {
 
     fn map(status: u16, body: &str) -> UpstreamError {
         context().refused(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+    }
+
+    #[test]
+    fn google_says_when_to_come_back_and_that_a_key_is_wrong() {
+        let error = map(
+            429,
+            r#"{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"slow down","details":[
+                {"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"27.5s"}]}}"#,
+        );
+        assert_eq!((error.status, error.retry_after), (429, Some(Duration::from_millis(27_500))));
+        let error = map(
+            400,
+            r#"{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT","details":[
+                {"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"API_KEY_INVALID"}]}}"#,
+        );
+        assert_eq!((error.status, error.retryable), (502, true));
+        let error =
+            map(429, r#"{"error":{"message":"x","type":"insufficient_quota","code":"insufficient_quota"}}"#);
+        assert_eq!((error.status, &*error.code), (429, "insufficient_quota"));
     }
 
     #[test]

@@ -1,0 +1,204 @@
+//! A provider's upstream with its purse: reserve the most that a request may cost, send, settle what it did cost.
+//!
+//! The reservation is a true upper bound, so that any number of parallel requests stays within the purse: a token is
+//! at least one byte of the body, images count at the dearest known rate, and an answer without a limit is given one.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use memchr::memmem;
+use serde::Deserialize;
+use shoal_routing::{MicroUsd, Price, Tokens};
+use tower::{Service, ServiceExt};
+
+use super::prices::Quote;
+use super::purse::{Purse, Reservation};
+use crate::api::body::{Body, Edit};
+use crate::pipeline::tap::Tap;
+use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
+
+/// Limit given to an answer that has none, in tokens: room for a long answer and a model's thoughts before it.
+/// Without a limit the price of a request would have no bound to reserve.
+pub const DEFAULT_OUTPUT: Tokens = Tokens(8192);
+
+/// Tokens that one image is reserved at; the dearest known model bills about this much for the largest.
+const IMAGE_TOKENS: u32 = 50_000;
+
+/// Bytes of a token on average, for what is booked when a provider gives no count.
+const BYTES_PER_TOKEN: u32 = 4;
+
+/// Most answers to one prompt that are believed; the API refuses more anyway.
+const MAX_N: u32 = 128;
+
+/// Wraps an upstream with a purse; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metered<S> {
+    inner: S,
+    purse: Purse,
+    quote: Quote,
+}
+
+impl<S> Metered<S> {
+    /// Wraps `inner`, whose requests are paid from `purse` at the price of `quote`.
+    pub fn new(inner: S, purse: Purse, quote: Quote) -> Self {
+        Self { inner, purse, quote }
+    }
+}
+
+impl<S> Service<UpstreamRequest> for Metered<S>
+where
+    S: Service<UpstreamRequest, Response = UpstreamResponse, Error = UpstreamError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = UpstreamResponse;
+    type Error = UpstreamError;
+    type Future = UpstreamFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
+        let Self { inner, purse, quote } = self.clone();
+        Box::pin(async move {
+            let Bounded { body, input, output } = bounded(request.path, &request.body, &quote)?;
+            let reservation = purse.reserve(quote.price.cost(input, output)).await?;
+            let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
+            let mut meter = Meter { reservation, price: quote.price, prompt, tap: Tap::default() };
+            let streamed = request.stream;
+            match inner.oneshot(UpstreamRequest { body, ..request }).await {
+                Ok(UpstreamResponse { served_by, events }) => {
+                    Ok(UpstreamResponse { served_by, events: meter.watch(events, streamed) })
+                }
+                Err(error) => {
+                    // Who broke off or fell silent may have read the prompt, and bills it; who refused does not.
+                    if matches!(&*error.code, "upstream_timeout" | "upstream_interrupted") {
+                        meter.book();
+                    }
+                    Err(error)
+                }
+            }
+        })
+    }
+}
+
+/// A request whose price has a bound.
+struct Bounded {
+    body: Bytes,
+    input: Tokens,
+    output: Tokens,
+}
+
+#[derive(Deserialize)]
+struct Limits {
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    n: Option<u32>,
+}
+
+fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, UpstreamError> {
+    let refused =
+        |_| UpstreamError::new(400, "invalid_request_error", "the limits of the request are no numbers");
+    let limits: Limits = serde_json::from_slice(bytes).map_err(refused)?;
+    let images = memmem::find_iter(bytes, b"\"image_url\"").count();
+    let images = u32::try_from(images).unwrap_or(u32::MAX).saturating_mul(IMAGE_TOKENS);
+    let asked = limits.max_tokens.max(limits.max_completion_tokens).map(Tokens);
+    let longest = quote.max_output.unwrap_or(Tokens(u32::MAX));
+    let generates = path != ApiPath::Embeddings;
+    let body = match asked {
+        Some(_) => bytes.clone(),
+        None if !generates => bytes.clone(),
+        None => {
+            let limit = DEFAULT_OUTPUT.min(longest).to_string();
+            let body = Body::parse(bytes).map_err(refused)?;
+            body.rebuild(&[("max_tokens", Edit::Set(limit))])
+        }
+    };
+    let n = if generates { limits.n.unwrap_or(1).clamp(1, MAX_N) } else { 0 };
+    let each = asked.unwrap_or(DEFAULT_OUTPUT).min(longest);
+    let input = Tokens::from_len(body.len()) + Tokens(images);
+    Ok(Bounded { body, input, output: Tokens(each.0.saturating_mul(n)) })
+}
+
+/// Reads counts as an answer passes, and keeps the reservation told.
+struct Meter {
+    reservation: Reservation,
+    price: Price,
+    /// Tokens of the prompt as estimated here.
+    prompt: Tokens,
+    tap: Tap,
+}
+
+impl Meter {
+    fn watch(
+        mut self,
+        events: BoxStream<'static, Result<Event, UpstreamError>>,
+        streamed: bool,
+    ) -> BoxStream<'static, Result<Event, UpstreamError>> {
+        self.book();
+        stream::unfold(Some((self, events)), move |state| async move {
+            let (mut meter, mut events) = state?;
+            let event = events.next().await?;
+            match &event {
+                Ok(Event::Chunk(payload)) => {
+                    if streamed {
+                        meter.tap.inspect(payload);
+                    } else {
+                        meter.tap.inspect_body(payload);
+                    }
+                    meter.book();
+                    Some((event, Some((meter, events))))
+                }
+                // The meter goes, and settles, with the last event.
+                Ok(Event::End { .. }) | Err(_) => Some((event, None)),
+            }
+        })
+        .boxed()
+    }
+
+    fn book(&mut self) {
+        self.reservation.spent(self.cost());
+    }
+
+    fn cost(&self) -> MicroUsd {
+        let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
+        match self.tap.usage {
+            Some(usage) => self.price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens)),
+            None => self.price.cost(self.prompt, tokens(self.tap.content_payloads)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quote(max_output: Option<u32>) -> Quote {
+        Quote { price: Price::default(), known: true, context: None, max_output: max_output.map(Tokens) }
+    }
+
+    fn bound_of(text: &'static str, max_output: Option<u32>) -> (String, u32, u32) {
+        let bounded =
+            bounded(ApiPath::ChatCompletions, &Bytes::from_static(text.as_bytes()), &quote(max_output))
+                .unwrap();
+        (String::from_utf8(bounded.body.to_vec()).unwrap(), bounded.input.0, bounded.output.0)
+    }
+
+    #[test]
+    fn an_answer_without_a_limit_is_given_one() {
+        let (body, input, output) = bound_of(r#"{"model":"m"}"#, None);
+        assert_eq!((body.as_str(), output), (r#"{"model":"m","max_tokens":8192}"#, 8192));
+        assert_eq!(input as usize, body.len(), "a token is at least a byte");
+        assert_eq!(bound_of(r#"{"model":"m"}"#, Some(100)).0, r#"{"model":"m","max_tokens":100}"#);
+    }
+
+    #[test]
+    fn limits_answers_and_images_count() {
+        let (body, _, output) = bound_of(r#"{"max_completion_tokens":7,"max_tokens":3,"n":2}"#, None);
+        assert_eq!((body.as_str(), output), (r#"{"max_completion_tokens":7,"max_tokens":3,"n":2}"#, 14));
+        assert_eq!(bound_of(r#"{"max_tokens":4000000000,"n":9}"#, Some(50)).2, 450);
+        assert!(bound_of(r#"{"messages":[{"type":"image_url"}]}"#, None).1 > IMAGE_TOKENS);
+    }
+}
