@@ -183,6 +183,18 @@ impl Service {
         }
     }
 
+    /// Takes the outcomes that wait, without learning from them.
+    #[cfg(test)]
+    pub(crate) fn waiting(&mut self) -> Vec<Outcome> {
+        let evidence = std::iter::from_fn(|| self.queue.try_recv().ok());
+        evidence
+            .filter_map(|e| match e {
+                Evidence::Outcome(outcome) => Some(outcome),
+                Evidence::Judgement(..) => None,
+            })
+            .collect()
+    }
+
     async fn save(&self) {
         let rows: Vec<(ArmId, ArmStats)> =
             self.observations.of(&self.me).map(|(a, s)| (a.clone(), *s)).collect();

@@ -24,4 +24,6 @@ pub mod replication;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod upstream;

@@ -14,6 +14,8 @@ pub mod relay;
 pub mod serve;
 pub mod sse;
 mod stall;
+#[cfg(test)]
+mod tests;
 pub mod views;
 
 use std::any::Any;

@@ -20,6 +20,9 @@ use crate::tasks::{self, TaskKind};
 use crate::upstream::reply::{Gone, Reply, Respond};
 use crate::upstream::{ServedBy, UpstreamError, UpstreamRequest, wire};
 
+#[cfg(test)]
+mod tests;
+
 /// Longest id of a forwarded request; ours have 45 characters.
 const MAX_ID: usize = 96;
 

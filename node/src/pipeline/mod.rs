@@ -10,6 +10,8 @@ mod candidates;
 mod climb;
 mod delivery;
 pub mod tap;
+#[cfg(test)]
+mod tests;
 pub mod ticket;
 mod watch;
 
