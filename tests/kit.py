@@ -66,8 +66,9 @@ def until(what, condition, within_s=PATIENCE_S, every_s=0.02):
 
 
 def clean_env(**extra):
-    """The environment without our own variables, so that a node reads only what a test gives it."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    """The environment without our variables and providers' keys: a node reads only what a test gives it."""
+    foreign = re.compile(r"SHOAL_|\w+_API_KEY(_FILE)?$")
+    env = {name: value for name, value in os.environ.items() if not foreign.match(name)}
     env.update(NO_COLOR="1", **extra)
     return env
 

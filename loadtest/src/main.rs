@@ -31,6 +31,8 @@ enum Command {
 enum StubCommand {
     /// An OpenAI-compatible inference server with faults on request; see GET /stub/log.
     Device(DeviceArgs),
+    /// A cloud provider: the same server, by default one that knows nothing but its API; --kind openai or gemini.
+    Provider(DeviceArgs),
 }
 
 #[derive(Args)]
@@ -116,7 +118,7 @@ async fn main() -> Result<ExitCode> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
     match Cli::parse().command {
         Command::Run(args) => load(args).await,
-        Command::Stub(StubCommand::Device(args)) => device(args).await,
+        Command::Stub(StubCommand::Device(args) | StubCommand::Provider(args)) => device(args).await,
     }
 }
 

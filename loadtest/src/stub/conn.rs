@@ -3,6 +3,8 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
@@ -35,11 +37,12 @@ impl Connected<IncomingStream<'_, KillableListener>> for KillSwitch {
 pub(super) struct KillableListener {
     inner: TcpListener,
     all: CancellationToken,
+    accepted: Arc<AtomicU64>,
 }
 
 impl KillableListener {
-    pub(super) fn new(inner: TcpListener, all: CancellationToken) -> Self {
-        Self { inner, all }
+    pub(super) fn new(inner: TcpListener, all: CancellationToken, accepted: Arc<AtomicU64>) -> Self {
+        Self { inner, all, accepted }
     }
 }
 
@@ -49,6 +52,7 @@ impl Listener for KillableListener {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (stream, address) = Listener::accept(&mut self.inner).await;
+        self.accepted.fetch_add(1, Ordering::Relaxed);
         // Pacing is the point of a stub: a token must not wait for the next one.
         let _ = stream.set_nodelay(true);
         (KillableStream::new(stream, self.all.child_token()), address)

@@ -84,7 +84,7 @@ async fn serve(
     let choices = answer::plan(&request, &script, nonce(shared, guard.seq()));
     let id = match request.path {
         Path::Chat => format!("chatcmpl-{}", guard.seq()),
-        Path::Completion => format!("cmpl-{}", guard.seq()),
+        Path::Completion | Path::Gemini => format!("cmpl-{}", guard.seq()),
     };
     let envelope = Envelope { request: &request, script: &script, id, created: shared.started_unix };
     if script.hang == Some(0) {
@@ -107,7 +107,7 @@ async fn serve(
     whole(&script, guard, envelope.body(&choices), super::render::tokens_of(&choices))
 }
 
-fn whole(script: &Script, mut guard: Guard, body: serde_json::Value, tokens: usize) -> Response {
+pub(super) fn whole(script: &Script, mut guard: Guard, body: serde_json::Value, tokens: usize) -> Response {
     if script.garbage {
         guard.end(End::Fault, 200);
         return ([(header::CONTENT_TYPE, "application/json")], "{\"choices\": [garbage").into_response();
@@ -149,18 +149,18 @@ fn scripted_status(status: u16, retry_after: Option<u64>) -> Response {
     response
 }
 
-fn refuse(mut guard: Guard, response: Response) -> Response {
+pub(super) fn refuse(mut guard: Guard, response: Response) -> Response {
     guard.end(End::Refused, response.status().as_u16());
     response
 }
 
 /// Differs between two attempts at one stub, and (by its models and start) between two stubs.
-fn nonce(shared: &Shared, seq: u64) -> u16 {
+pub(super) fn nonce(shared: &Shared, seq: u64) -> u16 {
     let salt = fnv1a(format!("{}{:p}{}", std::process::id(), Arc::as_ptr(&shared.log), seq).as_bytes());
     (salt ^ (salt >> 16) ^ (salt >> 32)) as u16
 }
 
-fn entry(path: Path, request: Option<&Request>, tag: Option<String>) -> Entry {
+pub(super) fn entry(path: Path, request: Option<&Request>, tag: Option<String>) -> Entry {
     Entry {
         seq: 0,
         path: path.as_str(),

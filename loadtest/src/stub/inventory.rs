@@ -16,7 +16,7 @@ use super::{Kind, Shared, error};
 pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
     let common = Router::new().route("/v1/models", get(models)).route("/v1/models/{*id}", get(model));
     match kind {
-        Kind::Openai => common,
+        Kind::Openai | Kind::Gemini => common,
         Kind::Ollama => common
             .route("/", get(|| async { "Ollama is running" }))
             .route("/api/version", get(|| async { Json(json!({"version": "0.12.0"})) }))
@@ -36,7 +36,7 @@ pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
 
 fn describe(shared: &Shared, id: &str) -> Value {
     let owner = match shared.options.kind {
-        Kind::Openai => "stub",
+        Kind::Openai | Kind::Gemini => "stub",
         Kind::Ollama => "library",
         Kind::LlamaCpp => "llamacpp",
         Kind::Vllm => "vllm",
@@ -46,7 +46,7 @@ fn describe(shared: &Shared, id: &str) -> Value {
     match shared.options.kind {
         Kind::Vllm => model["max_model_len"] = shared.options.context.into(),
         Kind::LlamaCpp => model["meta"] = json!({"n_ctx_train": shared.options.context, "n_vocab": 49152}),
-        Kind::Openai | Kind::Ollama | Kind::Lmstudio => {}
+        Kind::Openai | Kind::Gemini | Kind::Ollama | Kind::Lmstudio => {}
     }
     model
 }

@@ -6,13 +6,19 @@
 mod answer;
 mod body;
 mod conn;
+mod gemini;
 mod infer;
 mod inventory;
 mod log;
 mod render;
 mod request;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -47,6 +53,8 @@ pub enum Kind {
     Vllm,
     /// LM Studio.
     Lmstudio,
+    /// Google's Gemini API, a provider.
+    Gemini,
 }
 
 /// How a stub is set up.
@@ -88,6 +96,8 @@ struct Shared {
     slots: Arc<Semaphore>,
     log: Arc<Log>,
     started_unix: u64,
+    /// Connections accepted, those that read this log among them.
+    connections: Arc<AtomicU64>,
 }
 
 /// A running stub; dropping it stops it and breaks its connections.
@@ -108,7 +118,8 @@ impl Stub {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let kill = tokio_util::sync::CancellationToken::new();
-        let listener = conn::KillableListener::new(listener, kill.clone());
+        let connections = Arc::new(AtomicU64::new(0));
+        let listener = conn::KillableListener::new(listener, kill.clone(), connections.clone());
         let log = Arc::new(Log::default());
         let started_unix = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
@@ -118,6 +129,7 @@ impl Stub {
             slots: Arc::new(Semaphore::new(options.slots.max(1))),
             log: Arc::clone(&log),
             started_unix,
+            connections,
             options,
         });
         let app = router(shared).into_make_service_with_connect_info::<conn::KillSwitch>();
@@ -154,10 +166,14 @@ impl Drop for Stub {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(infer::chat))
-        .route("/v1/completions", post(infer::completion))
-        .merge(inventory::router(shared.options.kind))
+    let api = match shared.options.kind {
+        Kind::Gemini => gemini::router(),
+        kind => Router::new()
+            .route("/v1/chat/completions", post(infer::chat))
+            .route("/v1/completions", post(infer::completion))
+            .merge(inventory::router(kind)),
+    };
+    api
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))
         .route("/stub/log", get(read_log).delete(clear_log))
         .fallback(unknown_path)
@@ -169,6 +185,14 @@ async fn require_key(State(shared): State<Arc<Shared>>, request: Request, next: 
     let Some(key) = &shared.options.key else {
         return next.run(request).await;
     };
+    if shared.options.kind == Kind::Gemini {
+        let given = request.headers().get("x-goog-api-key").and_then(|value| value.to_str().ok());
+        if given == Some(key) {
+            return next.run(request).await;
+        }
+        let message = "API key not valid. Please pass a valid API key.";
+        return gemini::error(StatusCode::BAD_REQUEST, message, Some("API_KEY_INVALID"), None);
+    }
     let given = request.headers().get("authorization").and_then(|value| value.to_str().ok());
     if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key) {
         return next.run(request).await;
@@ -177,7 +201,9 @@ async fn require_key(State(shared): State<Arc<Shared>>, request: Request, next: 
 }
 
 async fn read_log(State(shared): State<Arc<Shared>>) -> Response {
-    Json(shared.log.snapshot()).into_response()
+    let mut log = json!(shared.log.snapshot());
+    log["connections"] = shared.connections.load(Ordering::Relaxed).into();
+    Json(log).into_response()
 }
 
 async fn clear_log(State(shared): State<Arc<Shared>>) -> StatusCode {

@@ -7,6 +7,7 @@ use serde_json::Value;
 pub(super) enum Path {
     Chat,
     Completion,
+    Gemini,
 }
 
 impl Path {
@@ -14,6 +15,7 @@ impl Path {
         match self {
             Path::Chat => "/v1/chat/completions",
             Path::Completion => "/v1/completions",
+            Path::Gemini => "/v1beta/models",
         }
     }
 }
@@ -62,7 +64,7 @@ impl Request {
         let model = body["model"].as_str().ok_or_else(|| wrong("model", "a string"))?.to_owned();
         let (prompt, prompt_tokens) = match path {
             Path::Chat => chat_prompt(&body["messages"])?,
-            Path::Completion => completion_prompt(&body["prompt"])?,
+            Path::Completion | Path::Gemini => completion_prompt(&body["prompt"])?,
         };
         let mut fields: Vec<String> = map.keys().cloned().collect();
         fields.sort();
@@ -161,7 +163,7 @@ fn stop(stop: &Value) -> Result<Vec<String>, Refusal> {
 
 fn logprobs(path: Path, body: &Value) -> Result<Option<usize>, Refusal> {
     match path {
-        Path::Completion => match &body["logprobs"] {
+        Path::Completion | Path::Gemini => match &body["logprobs"] {
             Value::Null => Ok(None),
             value => {
                 let k = value.as_u64().filter(|k| *k <= 20).ok_or_else(|| wrong("logprobs", "0 to 20"))?;

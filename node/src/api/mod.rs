@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod auth;
 pub mod body;
+mod clouds;
 pub mod error;
 mod feedback;
 pub mod front;
@@ -51,6 +52,8 @@ pub fn admin(node: Arc<Node>) -> Router {
         .route("/admin/v1/keys", post(admin::create_key).get(admin::list_keys))
         .route("/admin/v1/keys/{id}", delete(admin::revoke_key))
         .route("/admin/v1/dashboard-link", post(admin::dashboard_link))
+        .route("/admin/v1/providers", post(clouds::add))
+        .route("/admin/v1/providers/{name}", delete(clouds::remove))
         .route("/admin/v1/shutdown", post(admin::shutdown));
     finish(admin.merge(protected(&node)).layer(middleware::from_fn(auth::admit_admin)), node)
 }
@@ -70,6 +73,7 @@ fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
         .route("/shoal/v1/nodes", get(views::nodes))
         .route("/shoal/v1/devices", get(views::devices))
         .route("/shoal/v1/models", get(views::mesh_models))
+        .route("/shoal/v1/providers", get(clouds::list))
         .route("/shoal/v1/requests", get(views::requests))
         .route("/shoal/v1/requests/{id}", get(views::request))
         .route("/shoal/v1/router", get(views::router))

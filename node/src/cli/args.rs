@@ -51,6 +51,9 @@ pub enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Add, list and remove cloud providers.
+    #[command(subcommand)]
+    Cloud(CloudCommand),
     /// Fetch a model for the embedded engine.
     Pull(PullArgs),
     /// Exit with 0 when the local node is healthy.
@@ -274,6 +277,51 @@ pub enum KeysCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+}
+
+/// `shoal cloud …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum CloudCommand {
+    /// Add a provider, or change the settings of one; its key is kept unless given anew.
+    Add(CloudAddArgs),
+    /// List providers with what they may cost and have cost; keys are never shown.
+    Ls(ClientArgs),
+    /// Remove a provider.
+    Rm {
+        /// Its name.
+        name: String,
+        /// Where the node is.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+/// `shoal cloud add`
+#[derive(Debug, Clone, Args)]
+pub struct CloudAddArgs {
+    /// Name: openai, gemini, openrouter, or your own; its models are then NAME/MODEL.
+    pub name: String,
+    /// API it speaks: openai (or compatible) or gemini.
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Base URL; known for known names.
+    #[arg(long)]
+    pub base_url: Option<String>,
+    /// File that holds the key, or `-` for standard input [default: its usual variable, such as OPENAI_API_KEY].
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Model to offer; repeat for several [default: those with a known price].
+    #[arg(long = "model", value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// Most that may be spent: 5usd/day, 20usd/month.
+    #[arg(long, default_value = "1usd/day")]
+    pub budget: String,
+    /// Send it data of class public only.
+    #[arg(long)]
+    pub public_only: bool,
+    /// Where the node is.
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// `shoal pull`

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod client;
+mod cloud;
 mod commands;
 mod dev;
 pub mod exit;
@@ -68,6 +69,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Explain(args) => commands::explain(&args).await,
         Command::Token(command) => commands::token(&command).await,
         Command::Keys(command) => commands::keys(&command).await,
+        Command::Cloud(command) => cloud::run(command, &env).await,
         Command::Pull(args) => up::pull(args, &env).await,
         Command::Health(args) => commands::health(&args).await,
         Command::Env(args) => commands::env(&args).await,

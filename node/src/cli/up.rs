@@ -135,6 +135,15 @@ fn greet(started: &Started) {
             "  API key    the mesh's keys; `shoal keys ls` lists them, `shoal keys create` makes one",
         ),
     }
+    for provider in node.clouds.list() {
+        show::line(format!(
+            "  cloud      {} ({} models) with a purse of {}, {:.2} USD spent; `shoal cloud ls`",
+            provider.name,
+            provider.models.len(),
+            provider.budget,
+            provider.spent_usd.unwrap_or_default(),
+        ));
+    }
     show::line("  add a device: `shoal token create` here, then `shoal join <token>` there");
 }
 

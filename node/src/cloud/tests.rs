@@ -1,1 +1,224 @@
-//! Tests.
+//! Providers end to end on loopback: what leaves, what it costs, and what never shows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use reqwest::Url;
+use shoal_routing::DataClass;
+use tower::ServiceExt;
+
+use super::*;
+use crate::device::testing::{self, chat, collect};
+use crate::upstream::{UpstreamError, UpstreamRequest, UpstreamResponse};
+
+/// A key that must show nowhere.
+const CANARY: &str = "sk-canary-7f3a9b";
+
+const ANSWER: &str = r#"{"id":"x","object":"chat.completion","model":"m","choices":[{"index":0,
+"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],
+"usage":{"prompt_tokens":10,"completion_tokens":20,"total_tokens":30}}"#;
+
+struct Scene {
+    clouds: Clouds,
+    seen: Arc<AtomicUsize>,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    /// A provider `own` at a server that answers with `answer`, its one model at 1 and 2 USD per million tokens.
+    async fn new(
+        internal_ok: bool,
+        budget: &str,
+        answer: impl Fn(Request) -> Response + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let count = seen.clone();
+        let app = Router::new().fallback(any(move |request: Request| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let answer = answer.clone();
+            async move { answer(request) }
+        }));
+        let base = testing::serve(app).await;
+        Self::at(base, seen, internal_ok, budget)
+    }
+
+    fn at(base: Url, seen: Arc<AtomicUsize>, internal_ok: bool, budget: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = FileProvider {
+            name: "own".into(),
+            base_url: Some(base.to_string()),
+            models: vec!["m".into()],
+            internal_ok: Some(internal_ok),
+            budget: Some(budget.parse().unwrap()),
+            ..FileProvider::default()
+        };
+        let mut settings = entry.check(&[], Source::Config).unwrap();
+        settings.key = Some(CANARY.to_owned().into());
+        let price = PriceEntry {
+            provider: "own".into(),
+            model: "m".into(),
+            input: 1.0,
+            output: 2.0,
+            context: None,
+            max_output: Some(100),
+        };
+        let limits = crate::config::Config::load(Default::default(), &[]).unwrap().limits;
+        let store = Store::open(dir.path()).unwrap();
+        let clouds = Clouds::new(vec![settings], &[price], dir.path(), store, &limits).unwrap();
+        Self { clouds, seen, _dir: dir }
+    }
+
+    async fn ask(&self, request: UpstreamRequest) -> Result<UpstreamResponse, UpstreamError> {
+        let offer = self.clouds.offers().borrow()[0].clone();
+        self.clouds.upstream(&offer).unwrap().oneshot(request).await
+    }
+
+    fn spent(&self) -> f64 {
+        self.clouds.list()[0].spent_usd.unwrap()
+    }
+
+    /// Waits for settlements, which are written in the background.
+    async fn spends(&self, usd: f64) {
+        let settled = async {
+            while (self.spent() - usd).abs() > 1e-9 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let done = tokio::time::timeout(testing::PATIENCE, settled).await;
+        assert!(done.is_ok(), "spent {} instead of {usd}", self.spent());
+    }
+}
+
+fn good(_: Request) -> Response {
+    ([("content-type", "application/json")], ANSWER).into_response()
+}
+
+fn request(data_class: DataClass) -> UpstreamRequest {
+    UpstreamRequest { data_class, ..chat(false) }
+}
+
+#[tokio::test]
+async fn an_answer_is_paid_at_its_price_and_marked() {
+    let scene = Scene::new(true, "1usd/day", |request: Request| {
+        assert_eq!(request.headers()["authorization"], format!("Bearer {CANARY}"));
+        good(request)
+    })
+    .await;
+    let asked = request(DataClass::Internal);
+    let mark = asked.egress.clone();
+    let (events, error) = collect(scene.ask(asked).await.unwrap()).await;
+    assert!(error.is_none() && events.len() == 2);
+    assert_eq!(mark.text(), "own");
+    scene.spends(50e-6).await;
+}
+
+#[tokio::test]
+async fn not_one_connection_for_what_may_not_leave() {
+    for (class, internal_ok) in [(DataClass::Restricted, true), (DataClass::Internal, false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/v1", listener.local_addr().unwrap()).parse().unwrap();
+        let scene = Scene::at(base, Arc::default(), internal_ok, "1usd/day");
+        let asked = request(class);
+        let mark = asked.egress.clone();
+        let error = scene.ask(asked).await.unwrap_err();
+        assert_eq!((error.status, &*error.code), (403, "policy_blocked"));
+        assert_eq!(mark.text(), "none");
+        scene.spends(0.0).await;
+        let accepted = tokio::time::timeout(Duration::from_millis(20), listener.accept()).await;
+        assert!(accepted.is_err(), "a connection was opened for {class}");
+    }
+}
+
+#[tokio::test]
+async fn parallel_requests_never_pass_the_purse() {
+    let scene = Scene::new(true, "0.002usd/day", good).await;
+    // Each may cost a bit more than 100 output tokens at 2 USD a million: at most nine fit at once.
+    let asked = (0..64).map(|_| async {
+        let answer = scene.ask(request(DataClass::Public)).await;
+        assert!(scene.spent() <= 0.002);
+        match answer {
+            Ok(answer) => {
+                collect(answer).await;
+                1
+            }
+            Err(error) => {
+                assert_eq!((error.status, &*error.code), (429, "insufficient_quota"), "{error}");
+                assert!(error.message.contains("purse of 'own'"));
+                0
+            }
+        }
+    });
+    let paid: usize = futures_util::future::join_all(asked).await.into_iter().sum();
+    assert_eq!(scene.seen.load(Ordering::SeqCst), paid, "what is not paid for is not sent");
+    assert!(paid > 0 && paid <= 40, "{paid}");
+    scene.spends(paid as f64 * 50e-6).await;
+}
+
+#[tokio::test]
+async fn faults_are_mapped_and_refusals_are_free() {
+    let cases = [
+        (StatusCode::TOO_MANY_REQUESTS, 429, "rate_limit_exceeded"),
+        (StatusCode::INTERNAL_SERVER_ERROR, 502, "upstream_error"),
+        (StatusCode::SERVICE_UNAVAILABLE, 503, "overloaded"),
+        (StatusCode::UNAUTHORIZED, 502, "upstream_error"),
+    ];
+    for (theirs, status, code) in cases {
+        let body = format!("{{\"error\":{{\"message\":\"bad key {CANARY}\"}}}}");
+        let scene = Scene::new(true, "1usd/day", move |_| (theirs, body.clone()).into_response()).await;
+        let error = scene.ask(request(DataClass::Public)).await.unwrap_err();
+        assert_eq!((error.status, &*error.code, error.retryable), (status, code, true));
+        assert!(!format!("{error:?}").contains(CANARY), "{error:?}");
+        scene.spends(0.0).await;
+    }
+    let garbage = |_| ([("content-type", "application/json")], "{oops").into_response();
+    let scene = Scene::new(true, "1usd/day", garbage).await;
+    assert_eq!(scene.ask(request(DataClass::Public)).await.unwrap_err().status, 502);
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere =
+        |_| (StatusCode::TEMPORARY_REDIRECT, [("location", "http://127.0.0.1:1/")]).into_response();
+    let scene = Scene::new(true, "1usd/day", elsewhere).await;
+    let error = scene.ask(request(DataClass::Public)).await.unwrap_err();
+    assert_eq!((error.status, scene.seen.load(Ordering::SeqCst)), (502, 1));
+}
+
+#[tokio::test]
+async fn the_key_shows_in_nothing_that_is_told() {
+    let scene = Scene::new(true, "1usd/day", good).await;
+    let told = [
+        format!("{:?}", scene.clouds),
+        serde_json::to_string(&scene.clouds.list()).unwrap(),
+        format!("{:?}", scene.clouds.offers().borrow()),
+    ];
+    for text in told {
+        assert!(!text.contains(CANARY), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn providers_come_and_go_and_a_key_stays_with_its_server() {
+    let scene = Scene::new(true, "1usd/day", good).await;
+    let entry = |base: &str| FileProvider {
+        name: "own".into(),
+        base_url: Some(base.into()),
+        models: vec!["a".into(), "b".into()],
+        ..FileProvider::default()
+    };
+    let same = scene.clouds.list()[0].base_url.clone();
+    let changed = scene.clouds.add(entry(&same).check(&[], Source::Added).unwrap()).unwrap();
+    assert!(changed.key, "the key is kept for the same server");
+    assert_eq!(changed.models, ["own/a", "own/b"]);
+    let moved =
+        scene.clouds.add(entry("https://evil.example/v1").check(&[], Source::Added).unwrap()).unwrap();
+    assert!(!moved.key, "the key goes to no other server");
+    scene.clouds.remove("own").unwrap();
+    assert!(scene.clouds.offers().borrow().is_empty());
+    assert!(matches!(scene.clouds.remove("own"), Err(Error::Unknown(_))));
+}

@@ -1,0 +1,75 @@
+//! Providers over HTTP: everybody may look, only the node's own machine may change.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use crate::cloud::settings::trimmed;
+use crate::cloud::{Error, FileProvider, ProviderSettings, ProviderStatus, Source};
+use crate::node::Node;
+
+/// What `shoal cloud add` sends over the admin socket.
+#[derive(Deserialize)]
+pub(super) struct NewProvider {
+    #[serde(flatten)]
+    settings: FileProvider,
+    key: Option<String>,
+}
+
+/// `GET /shoal/v1/providers`
+pub(super) async fn list(State(node): State<Arc<Node>>) -> Result<Json<Value>, ApiError> {
+    let clouds = node.clouds.clone();
+    let providers: Vec<ProviderStatus> = tokio::task::spawn_blocking(move || clouds.list())
+        .await
+        .map_err(|_| ApiError::new(500, "internal_error", "the list of providers could not be read"))?;
+    Ok(Json(json!({"providers": providers})))
+}
+
+/// `POST /admin/v1/providers`
+pub(super) async fn add(
+    State(node): State<Arc<Node>>,
+    body: Result<Json<NewProvider>, JsonRejection>,
+) -> Result<Json<Value>, ApiError> {
+    // The rejection's text could quote the body, and the body holds a key.
+    let Json(body) =
+        body.map_err(|_| ApiError::invalid("body", "the provider's settings are not readable"))?;
+    let key = body.key.map(|key| trimmed(&key, "the key")).transpose();
+    let key = key.map_err(|message| ApiError::invalid("key", message))?;
+    // Paths and variables are the command's to read: the node's own may hold other keys.
+    let settings = FileProvider { key_env: None, key_file: None, ..body.settings };
+    let settings =
+        settings.check(&[], Source::Added).map_err(|e| ApiError::invalid("provider", e.to_string()))?;
+    let clouds = node.clouds.clone();
+    let added = blocking(move || clouds.add(ProviderSettings { key, ..settings })).await?;
+    Ok(Json(json!(added)))
+}
+
+/// `DELETE /admin/v1/providers/{name}`
+pub(super) async fn remove(
+    State(node): State<Arc<Node>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let clouds = node.clouds.clone();
+    let removed = blocking(move || clouds.remove(&name)).await?;
+    Ok(Json(json!({"removed": removed})))
+}
+
+async fn blocking(
+    change: impl FnOnce() -> Result<ProviderStatus, Error> + Send + 'static,
+) -> Result<ProviderStatus, ApiError> {
+    let done = tokio::task::spawn_blocking(change).await;
+    let done =
+        done.map_err(|_| ApiError::new(500, "internal_error", "the providers could not be changed"))?;
+    done.map_err(|error| match error {
+        Error::Unknown(_) => ApiError::new(404, "not_found", error.to_string()),
+        Error::Settings(_) | Error::NoModels(_) | Error::Price(_) => {
+            ApiError::invalid("provider", error.to_string())
+        }
+        Error::Client(_) | Error::Write { .. } => ApiError::new(500, "store_failed", error.to_string()),
+    })
+}
