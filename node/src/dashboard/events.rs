@@ -48,9 +48,7 @@ pub(super) async fn stream(
         let why = format!("{MAX_VIEWERS} pages are watching this node already; close one of them\n");
         return (StatusCode::SERVICE_UNAVAILABLE, retry, why).into_response();
     };
-    Sse::new(sections(node, headers, place))
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response()
+    Sse::new(sections(node, headers, place)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 struct Viewer {

@@ -51,7 +51,10 @@ pub fn routes(node: &Arc<Node>) -> Router<Arc<Node>> {
     let open = Router::new()
         .route("/dashboard", get(overview))
         .route("/dashboard/style.css", asset("text/css; charset=utf-8", include_str!("assets/style.css")))
-        .route("/dashboard/script.js", asset("text/javascript; charset=utf-8", include_str!("assets/script.js")))
+        .route(
+            "/dashboard/script.js",
+            asset("text/javascript; charset=utf-8", include_str!("assets/script.js")),
+        )
         .route("/dashboard/icon.svg", asset("image/svg+xml", include_str!("assets/icon.svg")));
     private
         .merge(open)
@@ -114,11 +117,8 @@ fn welcome(node: &Node, secret: &str, headers: &HeaderMap) -> Response {
     // Followed from another site's page, a redirect would come without the strict cookie just set; a page of our
     // own that goes on by itself does not.
     let from_elsewhere = headers.get("sec-fetch-site").is_some_and(|v| v == "cross-site");
-    let mut response = if from_elsewhere {
-        Html(page::going_on().into_string()).into_response()
-    } else {
-        see_dashboard()
-    };
+    let mut response =
+        if from_elsewhere { Html(page::going_on().into_string()).into_response() } else { see_dashboard() };
     response.headers_mut().insert(header::SET_COOKIE, cookie);
     response
 }
@@ -159,9 +159,11 @@ fn admits(node: &Node, headers: &HeaderMap) -> bool {
 
 /// Without login, a foreign site could point its own name at this machine and read the page as its own.
 async fn refuse_foreign_host(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
-    let host = request.uri().authority().map(ToString::to_string).or_else(|| {
-        request.headers().get(header::HOST).and_then(|v| v.to_str().ok()).map(str::to_owned)
-    });
+    let host = request
+        .uri()
+        .authority()
+        .map(ToString::to_string)
+        .or_else(|| request.headers().get(header::HOST).and_then(|v| v.to_str().ok()).map(str::to_owned));
     if node.config.no_auth && !host.as_deref().is_some_and(is_this_machine) {
         return (StatusCode::MISDIRECTED_REQUEST, Html(page::wrong_host().into_string())).into_response();
     }
@@ -171,7 +173,8 @@ async fn refuse_foreign_host(State(node): State<Arc<Node>>, request: Request, ne
 fn is_this_machine(host: &str) -> bool {
     let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

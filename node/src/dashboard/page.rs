@@ -90,7 +90,11 @@ fn summary(facts: &Facts) -> Markup {
     let failed = requests["failed"].as_u64().unwrap_or(0);
     let up = facts.status["node"]["uptime_s"].as_u64().unwrap_or(0);
     // To the minute once there is one, else this section would be sent every second.
-    let up = if up < 60 { "under a minute".to_owned() } else { text::duration(up / 60 * 60) };
+    let since = if up < 60 {
+        "here, so far".to_owned()
+    } else {
+        format!("here, in {}", text::duration(up / 60 * 60))
+    };
     html! {
         h2.unseen { "Summary" }
         @if facts.status["node"]["draining"].as_bool() == Some(true) {
@@ -98,10 +102,10 @@ fn summary(facts: &Facts) -> Markup {
         }
         dl.figures {
             (figure("Devices", &n(&mesh["devices"]), ""))
-            (figure("Nodes", &text::count(alive), &if alive == all { "all answer".into() } else { format!("of {all} answer") }))
+            (figure("Nodes", &text::count(alive), &if all < 2 { String::new() } else if alive == all { "all answer".into() } else { format!("of {all} answer") }))
             (figure("Models", &n(&mesh["models"]), ""))
             (figure("In progress", &n(&requests["in_flight"]), ""))
-            (figure("Completed", &n(&requests["completed"]), &format!("here, in {up}")))
+            (figure("Completed", &n(&requests["completed"]), &since))
             (figure("Failed", &text::count(failed), &minor(requests)))
         }
     }
@@ -282,7 +286,13 @@ fn node_row(n: &Value) -> Markup {
     let own = n["self"] == true;
     let seen_ms = n["last_seen_ms"].as_u64().unwrap_or(0);
     // Gossip comes several times a second; what is younger than this is simply present.
-    let seen = if own { "this node".into() } else if seen_ms < 5000 { "now".into() } else { text::ago(0, seen_ms) };
+    let seen = if own {
+        "this node".into()
+    } else if seen_ms < 5000 {
+        "now".into()
+    } else {
+        text::ago(0, seen_ms)
+    };
     let attached = text::list(n, "devices");
     html! {
         tr {
@@ -419,22 +429,28 @@ pub(super) fn document(title: &str, head: Markup, body: Markup) -> Markup {
 
 /// Renders the way in.
 pub(super) fn logged_out(why: Refusal) -> Markup {
-    note("The dashboard opens by a link", html! {
-        @match why {
-            Refusal::NoSession => p { "This browser is not logged in here, or its session has ended." },
-            Refusal::BadCode => p { "This link has been used already, or it is older than 10 minutes." },
-        }
-        p { "On the machine where the node runs, type" }
-        pre { code { "shoal dashboard" } }
-        p { "and open the link that it prints. It works once and logs this browser in for 12 hours." }
-    })
+    note(
+        "The dashboard opens by a link",
+        html! {
+            @match why {
+                Refusal::NoSession => p { "This browser is not logged in here, or its session has ended." },
+                Refusal::BadCode => p { "This link has been used already, or it is older than 10 minutes." },
+            }
+            p { "On the machine where the node runs, type" }
+            pre { code { "shoal dashboard" } }
+            p { "and open the link that it prints. It works once and logs this browser in for 12 hours." }
+        },
+    )
 }
 
 /// Renders the answer to a request by a name that is not this machine's.
 pub(super) fn wrong_host() -> Markup {
-    note("Not by this name", html! {
-        p { "This node asks for no login, so it shows its dashboard only under " code { "localhost" } " or a loopback address." }
-    })
+    note(
+        "Not by this name",
+        html! {
+            p { "This node asks for no login, so it shows its dashboard only under " code { "localhost" } " or a loopback address." }
+        },
+    )
 }
 
 /// Renders a page that goes on to the dashboard by itself.
@@ -444,5 +460,9 @@ pub(super) fn going_on() -> Markup {
 }
 
 fn note(title: &str, body: Markup) -> Markup {
-    document(&format!("{title} · Shoal"), html! {}, html! { main #main.note { (brand()) h1 { (title) } (body) } })
+    document(
+        &format!("{title} · Shoal"),
+        html! {},
+        html! { main #main.note { (brand()) h1 { (title) } (body) } },
+    )
 }

@@ -42,7 +42,9 @@ fn evil_record(outcome: &str) -> RequestRecord {
 fn evil_facts() -> Facts {
     Facts {
         status: json!({"node": {"name": EVIL}, "statistics": [{"arm": EVIL, "count": 3}]}),
-        nodes: vec![json!({"name": EVIL, "api_url": "javascript:alert(1)", "version": EVIL, "devices": [EVIL]})],
+        nodes: vec![
+            json!({"name": EVIL, "api_url": "javascript:alert(1)", "version": EVIL, "devices": [EVIL]}),
+        ],
         devices: vec![json!({
             "name": EVIL, "platform": EVIL, "nodes": [EVIL], "slots": u64::MAX, "in_flight": u64::MAX,
             "models": [{"id": EVIL, "breaker": EVIL}],
@@ -90,8 +92,14 @@ fn states_are_words_and_empty_sections_name_the_next_command() {
         assert!(empty.contains(command), "{command}");
     }
     let facts = Facts {
-        nodes: vec![json!({"alive": true}), json!({"alive": false}), json!({"alive": true, "draining": true})],
-        devices: vec![json!({"name": "d", "slots": 2, "in_flight": 1, "models": [{"id": "m", "breaker": "half_open", "ttft_ms": 41.2}]})],
+        nodes: vec![
+            json!({"alive": true}),
+            json!({"alive": false}),
+            json!({"alive": true, "draining": true}),
+        ],
+        devices: vec![
+            json!({"name": "d", "slots": 2, "in_flight": 1, "models": [{"id": "m", "breaker": "half_open", "ttft_ms": 41.2}]}),
+        ],
         ..Facts::default()
     };
     let html = page::overview(&facts).into_string();
@@ -128,8 +136,22 @@ fn a_request_page_says_where_why_and_how_it_ended() {
     };
     let html = request_page::render(&record, 0).into_string();
     for shown in [
-        "req_ab12cd34_1", "completed", "phone", "peer", "learnt choice", "large", "0.500", "taken", "laptop",
-        "upstream_timeout", "answered", "100 ms", "2.1 s", "20 ms", "0.83", "shoal explain req_ab12cd34_1",
+        "req_ab12cd34_1",
+        "completed",
+        "phone",
+        "peer",
+        "learnt choice",
+        "large",
+        "0.500",
+        "taken",
+        "laptop",
+        "upstream_timeout",
+        "answered",
+        "100 ms",
+        "2.1 s",
+        "20 ms",
+        "0.83",
+        "shoal explain req_ab12cd34_1",
     ] {
         assert!(html.contains(shown), "{shown}");
     }
@@ -141,7 +163,8 @@ fn only_names_of_this_machine_pass_without_login() {
     for good in ["localhost:8080", "LOCALHOST", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080"] {
         assert!(is_this_machine(good), "{good}");
     }
-    for bad in ["", "evil.example", "127.0.0.1.evil.example:8080", "192.168.1.2", "0.0.0.0", "localhost.evil"] {
+    for bad in ["", "evil.example", "127.0.0.1.evil.example:8080", "192.168.1.2", "0.0.0.0", "localhost.evil"]
+    {
         assert!(!is_this_machine(bad), "{bad}");
     }
 }
@@ -209,7 +232,9 @@ async fn text_of(response: Response) -> String {
 #[tokio::test]
 async fn a_link_logs_in_once_and_nothing_is_shown_without_it() {
     let bench = Bench::start(false).await;
-    for path in ["/dashboard", "/dashboard/events", "/dashboard/requests/req_ab12cd34_1", "/dashboard?code=00"] {
+    for path in
+        ["/dashboard", "/dashboard/events", "/dashboard/requests/req_ab12cd34_1", "/dashboard?code=00"]
+    {
         let response = bench.ask(path, &[("cookie", "shoal_session=1")]).await;
         assert_eq!(response.status(), 401, "{path}");
         assert!(!response.headers().contains_key(header::SET_COOKIE));
@@ -230,7 +255,11 @@ async fn a_link_logs_in_once_and_nothing_is_shown_without_it() {
     let page = bench.ask("/dashboard", &[("cookie", cookie)]).await;
     assert_eq!(page.status(), 200);
     assert!(text_of(page).await.contains("<strong>bench</strong>"));
-    assert_eq!(bench.ask(&link, &[("cookie", cookie)]).await.status(), 303, "a reload is no reason to log out");
+    assert_eq!(
+        bench.ask(&link, &[("cookie", cookie)]).await.status(),
+        303,
+        "a reload is no reason to log out"
+    );
     let missing = bench.ask("/dashboard/requests/nonsense", &[("cookie", cookie)]).await;
     assert_eq!(missing.status(), 400);
     assert!(text_of(missing).await.contains("No such request"));
@@ -249,7 +278,13 @@ async fn a_link_followed_from_another_site_goes_on_by_itself() {
 async fn every_answer_carries_the_content_policy_and_is_read_only() {
     let bench = Bench::start(false).await;
     let cookie = bench.log_in().await;
-    for path in ["/dashboard", "/dashboard/style.css", "/dashboard/script.js", "/dashboard/icon.svg", "/dashboard/events"] {
+    for path in [
+        "/dashboard",
+        "/dashboard/style.css",
+        "/dashboard/script.js",
+        "/dashboard/icon.svg",
+        "/dashboard/events",
+    ] {
         let response = bench.ask(path, &[("cookie", &cookie)]).await;
         assert_eq!(response.status(), 200, "{path}");
         let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
@@ -267,7 +302,8 @@ async fn without_login_only_this_machines_names_are_served() {
     let bench = Bench::start(true).await;
     assert_eq!(bench.link(), "/dashboard");
     assert_eq!(bench.ask("/dashboard", &[]).await.status(), 200);
-    let request = http::Request::get("/dashboard").header("host", "evil.example").body(Body::empty()).unwrap();
+    let request =
+        http::Request::get("/dashboard").header("host", "evil.example").body(Body::empty()).unwrap();
     let response = crate::api::public(bench.started.node.clone()).oneshot(request).await.unwrap();
     assert_eq!(response.status(), 421);
 }
@@ -293,7 +329,8 @@ async fn streams_are_bounded_and_end_when_the_node_stops() {
 
     let first = streams[0].frame().await.unwrap().unwrap().into_data().unwrap();
     let first = String::from_utf8(first.to_vec()).unwrap();
-    let sections: serde_json::Value = serde_json::from_str(first.trim().strip_prefix("data: ").unwrap()).unwrap();
+    let sections: serde_json::Value =
+        serde_json::from_str(first.trim().strip_prefix("data: ").unwrap()).unwrap();
     assert!(sections["nodes"].as_str().unwrap().contains("bench"));
 
     bench.started.node.shutdown.cancel();
@@ -303,5 +340,7 @@ async fn streams_are_bounded_and_end_when_the_node_stops() {
         }
         bench.started.finish().await;
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), ended).await.expect("no stream outlives the node");
+    tokio::time::timeout(std::time::Duration::from_secs(20), ended)
+        .await
+        .expect("no stream outlives the node");
 }

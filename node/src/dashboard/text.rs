@@ -56,10 +56,19 @@ pub(super) fn maybe_millis(value: Option<f64>) -> String {
 
 /// The two largest units: `4 min 10 s`, `2 h 5 min`, `3 d 4 h`.
 pub(super) fn duration(seconds: u64) -> String {
-    let units = [("d", seconds / 86_400), ("h", seconds / 3600 % 24), ("min", seconds / 60 % 60), ("s", seconds % 60)];
+    let units = [
+        ("d", seconds / 86_400),
+        ("h", seconds / 3600 % 24),
+        ("min", seconds / 60 % 60),
+        ("s", seconds % 60),
+    ];
     let first = units.iter().position(|(_, n)| *n > 0).unwrap_or(3);
-    let parts: Vec<String> =
-        units[first..].iter().take(2).filter(|(_, n)| *n > 0).map(|(unit, n)| format!("{n} {unit}")).collect();
+    let parts: Vec<String> = units[first..]
+        .iter()
+        .take(2)
+        .filter(|(_, n)| *n > 0)
+        .map(|(unit, n)| format!("{n} {unit}"))
+        .collect();
     if parts.is_empty() { "0 s".into() } else { parts.join(" ") }
 }
 
@@ -138,7 +147,14 @@ mod tests {
 
     #[test]
     fn values_read_as_people_expect() {
-        let times = [(4.26, "4.3 ms"), (0.0, "0 ms"), (41.0, "41 ms"), (999.7, "1.0 s"), (1234.0, "1.2 s"), (61_000.0, "1 min 1 s")];
+        let times = [
+            (4.26, "4.3 ms"),
+            (0.0, "0 ms"),
+            (41.0, "41 ms"),
+            (999.7, "1.0 s"),
+            (1234.0, "1.2 s"),
+            (61_000.0, "1 min 1 s"),
+        ];
         for (ms, expected) in times {
             assert_eq!(millis(ms), expected);
         }
