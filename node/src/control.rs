@@ -4,35 +4,30 @@ use std::sync::Arc;
 
 use shoal_proto::control_server::{Control, ControlServer};
 use shoal_proto::{
-    Empty, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords, PullStatisticsReply,
-    PullStatisticsRequest,
+    Empty, FeedbackReply, FeedbackRequest, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords,
+    PullStatisticsReply, PullStatisticsRequest,
 };
+use shoal_routing::Score;
 use tonic::{Request, Response, Status};
 
-use crate::feedback::FeedbackHandle;
+use crate::judge::Judge;
 use crate::replication;
-use crate::store::{KeyRing, Store};
+use crate::store::KeyRing;
 
 /// Most key records of one message.
 const MAX_KEYS: usize = 10_000;
 
 /// The service; the transport admits routers of this mesh only.
 pub struct ControlService {
-    store: Store,
+    judge: Judge,
     keys: Arc<KeyRing>,
-    feedback: FeedbackHandle,
     me: Arc<str>,
 }
 
 impl ControlService {
     /// Makes the gRPC routes of this node.
-    pub fn routes(
-        store: Store,
-        keys: Arc<KeyRing>,
-        feedback: FeedbackHandle,
-        me: &str,
-    ) -> tonic::service::Routes {
-        tonic::service::Routes::new(ControlServer::new(Self { store, keys, feedback, me: me.into() }))
+    pub fn routes(judge: Judge, keys: Arc<KeyRing>, me: &str) -> tonic::service::Routes {
+        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, me: me.into() }))
     }
 }
 
@@ -59,17 +54,32 @@ impl Control for ControlService {
         request: Request<GetRequestRequest>,
     ) -> Result<Response<GetRequestReply>, Status> {
         let id = request.into_inner().id;
-        let store = self.store.clone();
-        let record = blocking(move || store.request(&id)).await?;
+        let history = self.judge.history.clone();
+        let record = blocking(move || history.find(&id)).await?;
         let json = record.as_ref().and_then(|r| serde_json::to_vec(r).ok());
         Ok(Response::new(GetRequestReply { found: record.is_some(), json: json.unwrap_or_default() }))
+    }
+
+    async fn give_feedback(
+        &self,
+        request: Request<FeedbackRequest>,
+    ) -> Result<Response<FeedbackReply>, Status> {
+        let request = request.into_inner();
+        let score = Score::new(request.score)
+            .map_err(|_| Status::invalid_argument("a score lies between 0 and 1"))?;
+        let verdict = self
+            .judge
+            .take(&request.id, score, &request.comment)
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(FeedbackReply { verdict: verdict.into() }))
     }
 
     async fn pull_statistics(
         &self,
         request: Request<PullStatisticsRequest>,
     ) -> Result<Response<PullStatisticsReply>, Status> {
-        let learnt = self.feedback.learnt();
+        let learnt = self.judge.feedback.learnt();
         let own = learnt
             .origins
             .iter()

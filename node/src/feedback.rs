@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use shoal_cluster::ClusterView;
 use shoal_cluster::keyspace::Value;
-use shoal_routing::{ArmId, ArmStats, Observations, Outcome, Posterior, Reward};
+use shoal_routing::{ArmId, ArmStats, Observations, Outcome, Posterior, Reward, Score};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +26,17 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// Cheap handle: hands outcomes in, reads snapshots.
 #[derive(Clone)]
 pub struct FeedbackHandle {
-    queue: mpsc::Sender<Outcome>,
+    queue: mpsc::Sender<Evidence>,
     snapshot: Arc<ArcSwap<Learnt>>,
+}
+
+/// Something to learn from.
+#[derive(Debug)]
+enum Evidence {
+    /// How a request ended.
+    Outcome(Outcome),
+    /// How good its answer was.
+    Judgement(ArmId, Score),
 }
 
 /// What the mesh has learnt, as this node sees it now.
@@ -42,7 +51,14 @@ pub struct Learnt {
 impl FeedbackHandle {
     /// Hands an outcome in; drops and counts it when the queue is full.
     pub fn observe(&self, outcome: Outcome) {
-        if self.queue.try_send(outcome).is_err() {
+        if self.queue.try_send(Evidence::Outcome(outcome)).is_err() {
+            metrics::counter!("shoal_feedback_lost_total").increment(1);
+        }
+    }
+
+    /// Hands a judgement of an arm's answer in; waits for room, since a person gave it.
+    pub async fn judge(&self, arm: ArmId, score: Score) {
+        if self.queue.send(Evidence::Judgement(arm, score)).await.is_err() {
             metrics::counter!("shoal_feedback_lost_total").increment(1);
         }
     }
@@ -60,7 +76,7 @@ pub struct Service {
     observations: Observations,
     dirty: bool,
     store: Store,
-    queue: mpsc::Receiver<Outcome>,
+    queue: mpsc::Receiver<Evidence>,
     snapshot: Arc<ArcSwap<Learnt>>,
 }
 
@@ -93,6 +109,7 @@ impl Service {
         let mut tick = tokio::time::interval(PUBLISH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut others: Vec<Arc<str>> = Vec::new();
+        let mut mesh_runs = true;
         loop {
             let mut batch = Vec::new();
             tokio::select! {
@@ -100,8 +117,9 @@ impl Service {
                     if n == 0 { break }
                     self.take(batch);
                 }
-                changed = view.changed() => {
-                    if changed.is_err() { break }
+                changed = view.changed(), if mesh_runs => {
+                    // A mesh that stopped brings nothing new; learning from own requests goes on.
+                    mesh_runs = changed.is_ok();
                     let now = view.borrow_and_update().clone();
                     replication::observe_view(&mut self.observations, &now);
                     others = now.members.keys().filter(|id| **id != now.me).map(|id| id.as_str().into()).collect();
@@ -120,18 +138,24 @@ impl Service {
             self.snapshot.store(Arc::new(snapshot_of(&self.observations, &origins)));
         }
         let mut rest = Vec::new();
-        while let Ok(outcome) = self.queue.try_recv() {
-            rest.push(outcome);
+        while let Ok(evidence) = self.queue.try_recv() {
+            rest.push(evidence);
         }
         self.take(rest);
         self.save().await;
     }
 
-    fn take(&mut self, outcomes: Vec<Outcome>) {
-        for outcome in outcomes {
-            let Some(arm) = &outcome.arm else { continue };
-            let reward = Reward::from(&outcome);
-            self.observations.record(&self.me, self.generation, arm, reward, outcome.ttft_ms);
+    fn take(&mut self, evidence: Vec<Evidence>) {
+        for evidence in evidence {
+            let (arm, reward, ttft_ms) = match evidence {
+                Evidence::Outcome(outcome) => {
+                    let reward = Reward::from(&outcome);
+                    let Some(arm) = outcome.arm else { continue };
+                    (arm, reward, outcome.ttft_ms)
+                }
+                Evidence::Judgement(arm, score) => (arm, Reward::Scored(score), None),
+            };
+            self.observations.record(&self.me, self.generation, &arm, reward, ttft_ms);
             self.dirty = true;
         }
     }

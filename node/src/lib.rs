@@ -13,6 +13,7 @@ pub mod dashboard;
 pub mod device;
 pub mod feedback;
 pub mod inventory;
+pub mod judge;
 pub mod mesh;
 pub mod model;
 pub mod node;

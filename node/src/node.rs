@@ -10,21 +10,26 @@ use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use shoal_cluster::identity::Identity;
+use shoal_cluster::ids::NodeId;
 use shoal_cluster::{Handle, RouterAddr, Settings, TokenBook};
-use shoal_proto::GetRequestRequest;
-use shoal_routing::LoadBook;
+use shoal_proto::{FeedbackRequest, FeedbackVerdict, GetRequestRequest};
+use shoal_routing::{LoadBook, Score};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api::error::ApiError;
+use crate::api::front::Front;
+use crate::api::serve::DRAIN_WAIT;
 use crate::config::Config;
 use crate::control::ControlService;
 use crate::dashboard;
 use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
+use crate::judge::Judge;
 use crate::mesh::{self, GossipPublisher, MeshResolver};
 use crate::pipeline::Pipeline;
 use crate::pipeline::ticket::{Live, Sinks};
@@ -52,12 +57,16 @@ pub struct Node {
     pub mesh: Handle,
     /// Requests.
     pub pipeline: Arc<Pipeline>,
+    /// What clients' requests meet.
+    pub front: Front,
     /// Database.
     pub store: Store,
     /// API keys.
     pub keys: Arc<KeyRing>,
     /// Join tokens.
     pub book: Arc<StoreBook>,
+    /// Feedback on requests that this node accepted.
+    pub judge: Judge,
     /// Who may look at the dashboard.
     pub door: dashboard::Door,
     /// Metrics in Prometheus' text form.
@@ -79,6 +88,7 @@ pub struct Started {
     pub new_key: Option<NewKey>,
     tasks: Vec<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
+    inbound: TaskTracker,
     stop_background: CancellationToken,
     stop_serving: CancellationToken,
     _lock: File,
@@ -103,11 +113,6 @@ pub struct Parts {
 }
 
 impl Node {
-    /// Makes a request id: which node accepted it is part of it, so that any node knows whom to ask.
-    pub fn new_request_id(&self) -> Arc<str> {
-        format!("req_{}_{}", self.mesh.node_id().short(), uuid::Uuid::now_v7().simple()).into()
-    }
-
     /// Returns the dashboard's URL; unless no key is needed, with a code that logs one browser in.
     pub fn dashboard_url(&self) -> String {
         if self.config.no_auth {
@@ -126,32 +131,70 @@ impl Node {
         tasks::spawn(TaskKind::Keys, mesh::push_keys(self.mesh.clone(), self.keys.clone()));
     }
 
+    /// Takes feedback on a request, here or at the node that accepted it.
+    pub async fn take_feedback(
+        &self,
+        id: &str,
+        score: Score,
+        comment: &str,
+    ) -> Result<FeedbackVerdict, ApiError> {
+        let failed = |e: &dyn std::fmt::Display| ApiError::new(500, "store_failed", e.to_string());
+        let owner = match self.owner_of(id)? {
+            Owner::Me => return self.judge.take(id, score, comment).await.map_err(|e| failed(&e)),
+            Owner::Gone => return Ok(FeedbackVerdict::Unknown),
+            Owner::Other(owner) => owner,
+        };
+        let asked = async {
+            let mut client = self.mesh.control(&owner).await?;
+            let request =
+                FeedbackRequest { id: id.to_owned(), score: score.value(), comment: comment.to_owned() };
+            anyhow::Ok(client.give_feedback(request).await?.into_inner().verdict())
+        };
+        match tokio::time::timeout(ASK_WAIT, asked).await {
+            Ok(Ok(verdict)) => Ok(verdict),
+            _ => {
+                let message = "the node that accepted this request does not answer now; try again";
+                Err(ApiError::new(503, "node_away", message).after(Duration::from_secs(1)))
+            }
+        }
+    }
+
+    fn owner_of(&self, id: &str) -> Result<Owner, ApiError> {
+        let short = id.strip_prefix("req_").and_then(|rest| rest.split('_').next()).unwrap_or_default();
+        if short.len() != 8 || id.len() > 96 {
+            let message = "a request id looks like req_ab12cd34_…; the header x-request-id shows it";
+            return Err(ApiError::invalid("id", message));
+        }
+        if short == self.mesh.node_id().short() {
+            return Ok(Owner::Me);
+        }
+        let view = self.mesh.view().borrow().clone();
+        let owner = view.alive().find(|m| m.id.short() == short).map(|m| m.id.clone());
+        Ok(owner.map_or(Owner::Gone, Owner::Other))
+    }
+
     /// Finds a request's record: in progress here, in the store, or on the node that accepted it.
     pub async fn find_request(&self, id: &str) -> Result<Value, ApiError> {
         let not_found = || {
             let message = "no record of this request; the node that accepted it is away, or it is older than the history kept";
             ApiError::new(404, "not_found", message)
         };
-        let short = id.strip_prefix("req_").and_then(|rest| rest.split('_').next()).unwrap_or_default();
-        if short.len() != 8 || id.len() > 96 {
-            return Err(ApiError::invalid(
-                "id",
-                "a request id looks like req_ab12cd34_…; the header x-request-id shows it",
-            ));
-        }
+        let owner = self.owner_of(id)?;
         if let Some(live) = self.pipeline.sinks.live.find(id) {
             return serde_json::to_value(live)
                 .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
         }
-        if short == self.mesh.node_id().short() {
-            let (store, wanted) = (self.store.clone(), id.to_owned());
-            let record = tokio::task::spawn_blocking(move || store.request(&wanted)).await;
-            let record = record.ok().and_then(Result::ok).flatten().ok_or_else(not_found)?;
-            return serde_json::to_value(record)
-                .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
-        }
-        let owner = self.mesh.view().borrow().alive().find(|m| m.id.short() == short).map(|m| m.id.clone());
-        let owner = owner.ok_or_else(not_found)?;
+        let owner = match owner {
+            Owner::Me => {
+                let (history, wanted) = (self.pipeline.sinks.history.clone(), id.to_owned());
+                let record = tokio::task::spawn_blocking(move || history.find(&wanted)).await;
+                let record = record.ok().and_then(Result::ok).flatten().ok_or_else(not_found)?;
+                return serde_json::to_value(record)
+                    .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+            }
+            Owner::Other(owner) => owner,
+            Owner::Gone => return Err(not_found()),
+        };
         let asked = async {
             let mut client = self.mesh.control(&owner).await?;
             let reply = client.get_request(GetRequestRequest { id: id.to_owned() }).await?.into_inner();
@@ -162,6 +205,13 @@ impl Node {
             _ => Err(not_found()),
         }
     }
+}
+
+/// Who accepted a request.
+enum Owner {
+    Me,
+    Other(NodeId),
+    Gone,
 }
 
 impl Started {
@@ -179,14 +229,14 @@ impl Started {
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
         let book = Arc::new(StoreBook::new(store.clone(), keys.clone()));
-        let control = ControlService::routes(store.clone(), keys.clone(), feedback.clone(), me.as_str());
-        let (service, mesh, inbound) =
-            bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
-
         // Two tokens: the API and running answers end first, then what they depend on.
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());
         let (history, history_task) =
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
+        let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
+        let control = ControlService::routes(judge.clone(), keys.clone(), me.as_str());
+        let (service, mesh, inbound) =
+            bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
         let engines = engines.named(me.as_str(), &config.name);
         let own = engines.describe(generation);
@@ -197,7 +247,15 @@ impl Started {
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
             Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
+        let front = Front {
+            name: config.name.as_str().into(),
+            short_id: me.short().into(),
+            pipeline: pipeline.clone(),
+            keys: keys.clone(),
+            no_auth: config.no_auth,
+        };
         let node = Arc::new(Node {
+            front,
             api_url,
             identity,
             mesh: mesh.clone(),
@@ -205,6 +263,7 @@ impl Started {
             store: store.clone(),
             keys: keys.clone(),
             book,
+            judge,
             door: dashboard::Door::default(),
             metrics,
             shutdown,
@@ -217,6 +276,7 @@ impl Started {
         // The token table takes 0.2 s to build; the first request should not wait for it.
         tokio::task::spawn_blocking(shoal_routing::tokens::warm_up);
         let background = stop_background.clone();
+        let forwarded = TaskTracker::new();
         let publisher = GossipPublisher(mesh.clone());
         let publish = move |value| inventory::Publish::publish(&publisher, value);
         let tasks = vec![
@@ -234,7 +294,10 @@ impl Started {
                 inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
             ),
             tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
-            tasks::spawn(TaskKind::Inbound, mesh::receive(inbound, links, pipeline, background.clone())),
+            tasks::spawn(
+                TaskKind::Inbound,
+                mesh::receive(inbound, links, pipeline, forwarded.clone(), background.clone()),
+            ),
             tasks::spawn(TaskKind::Keys, mesh::keep_keys_equal(mesh.clone(), keys, background.clone())),
             tasks::spawn(TaskKind::Store, remember_routers(mesh, store, background)),
         ];
@@ -244,7 +307,16 @@ impl Started {
         )];
         #[cfg(unix)]
         servers.push(admin_socket(&node, stop_serving.clone())?);
-        Ok(Self { node, new_key, tasks, servers, stop_background, stop_serving, _lock: lock })
+        Ok(Self {
+            node,
+            new_key,
+            tasks,
+            servers,
+            inbound: forwarded,
+            stop_background,
+            stop_serving,
+            _lock: lock,
+        })
     }
 
     /// Waits for shutdown, then drains: not ready, tell the mesh, stop accepting, let answers finish, stop.
@@ -255,8 +327,12 @@ impl Started {
         self.node.mesh.set_draining(true);
         tokio::time::sleep(LAME_DUCK).await;
         self.stop_serving.cancel();
-        for server in self.servers {
-            let _ = server.await;
+        // What other routers sent here is as much a running answer as what clients did.
+        self.inbound.close();
+        let forwarded = tokio::time::timeout(DRAIN_WAIT, self.inbound.wait());
+        let (_, forwarded) = tokio::join!(futures_util::future::join_all(self.servers), forwarded);
+        if forwarded.is_err() {
+            tracing::warn!("some forwarded requests were still running when the drain time ended");
         }
         self.stop_background.cancel();
         for task in self.tasks {

@@ -3,6 +3,7 @@
 import json
 import os
 
+import httpx
 import pytest
 
 import kit
@@ -54,3 +55,14 @@ def test_a_mesh_survives_ten_killed_routers(mesh, tmp_path):
         )
         mesh.nodes[at].ready()
         mesh.whole(3)
+
+
+def test_a_client_that_leaves_after_the_headers_and_before_the_first_word(mesh):
+    mesh.fill()
+    node = mesh.nodes[1]
+    body = {"model": "stub-local", "messages": [{"role": "user", "content": "[[stub ttft=120000 tag=late]]"}], "stream": True}
+    # The headers wait some seconds for the first word, then they go without it.
+    with httpx.stream("POST", node.url + "/v1/chat/completions", headers=node.auth(), json=body, timeout=60) as answer:
+        assert answer.status_code == 200
+        assert mesh.stubs["local"].tagged("late")[0]["phase"] == "prefill"
+    kit.until("client_gone", lambda: mesh.stubs["local"].tagged("late")[0]["end"] == "client_gone", within_s=10)

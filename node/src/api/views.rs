@@ -334,8 +334,8 @@ pub(crate) async fn recent(
             r
         })
         .collect();
-    let store = node.store.clone();
-    let finished = tokio::task::spawn_blocking(move || store.recent_requests(limit))
+    let history = node.pipeline.sinks.history.clone();
+    let finished = tokio::task::spawn_blocking(move || history.newest(limit))
         .await
         .map_err(|e| ApiError::new(500, "internal_error", e.to_string()))?
         .map_err(|e| ApiError::new(500, "store_failed", e.to_string()))?;

@@ -107,7 +107,7 @@ pub struct UpArgs {
     /// Address of the HTTP API [default: 127.0.0.1:8080, or the next free port].
     #[arg(long)]
     pub listen: Option<SocketAddr>,
-    /// UDP address of the mesh port [default: [::]:7411].
+    /// UDP address of the mesh port [default: port 7411 on all interfaces].
     #[arg(long)]
     pub mesh: Option<SocketAddr>,
     /// Address that others are told to dial; repeat for several.

@@ -131,9 +131,9 @@ fn greet(started: &Started) {
             ));
         }
         None if node.config.no_auth => show::line("  API key    none needed (--no-auth)"),
-        None => {
-            show::line("  API key    as before; `shoal keys ls` lists them, `shoal keys create` makes one")
-        }
+        None => show::line(
+            "  API key    the mesh's keys; `shoal keys ls` lists them, `shoal keys create` makes one",
+        ),
     }
     show::line("  add a device: `shoal token create` here, then `shoal join <token>` there");
 }

@@ -154,7 +154,7 @@ fn admits(node: &Node, headers: &HeaderMap) -> bool {
     }
     let name = login::cookie_name(node.mesh.node_id().short());
     login::from_headers(headers, &name).is_some_and(|secret| node.door.admits(secret, Instant::now()))
-        || auth::has_key(node, headers)
+        || auth::has_key(&node.front, headers)
 }
 
 /// Without login, a foreign site could point its own name at this machine and read the page as its own.

@@ -18,18 +18,26 @@ use crate::feedback::FeedbackHandle;
 use crate::store::{HistoryWriter, RequestRecord};
 
 /// Requests in progress, for `shoal ps`.
+///
+/// By a running number: two attempts of another router may bring the same request here twice.
 #[derive(Debug, Clone, Default)]
-pub struct Live(Arc<Mutex<BTreeMap<Arc<str>, RequestRecord>>>);
+pub struct Live(Arc<Mutex<Running>>);
+
+#[derive(Debug, Default)]
+struct Running {
+    next: u64,
+    records: BTreeMap<u64, RequestRecord>,
+}
 
 impl Live {
     /// Returns the records of all requests in progress, oldest first.
     pub fn list(&self) -> Vec<RequestRecord> {
-        self.lock().values().cloned().collect()
+        self.lock().records.values().cloned().collect()
     }
 
     /// Returns the number of requests in progress.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().records.len()
     }
 
     /// Returns true when nothing is in progress.
@@ -39,10 +47,18 @@ impl Live {
 
     /// Returns one record.
     pub fn find(&self, id: &str) -> Option<RequestRecord> {
-        self.lock().get(id).cloned()
+        self.lock().records.values().find(|r| r.id == id).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, RequestRecord>> {
+    fn insert(&self, record: RequestRecord) -> u64 {
+        let mut running = self.lock();
+        let number = running.next;
+        running.next += 1;
+        running.records.insert(number, record);
+        number
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,6 +115,8 @@ pub struct Ticket {
     /// What is known of it so far.
     pub record: RequestRecord,
     id: Arc<str>,
+    /// Its number among those in progress.
+    live: u64,
     started: Instant,
     hop: u32,
     data_class: DataClass,
@@ -121,10 +139,11 @@ impl Ticket {
     ) -> Self {
         let id: Arc<str> = record.id.as_str().into();
         sinks.totals.add("accepted");
-        sinks.live.lock().insert(id.clone(), record.clone());
+        let live = sinks.live.insert(record.clone());
         Self {
             record,
             id,
+            live,
             started: Instant::now(),
             hop,
             data_class,
@@ -145,11 +164,12 @@ impl Ticket {
     /// Notes where an attempt goes.
     pub fn attempt(&mut self, upstream: &UpstreamId, arm: ArmId, reason: RouteReason) {
         self.upstream = Some(upstream.clone());
+        self.record.arm = arm.as_str().to_owned();
         self.arm = Some(arm);
         self.reason = reason;
         self.record.routing_reason = reason.as_str().to_owned();
         self.record.attempts += 1;
-        if let Some(live) = self.sinks.live.lock().get_mut(&self.id) {
+        if let Some(live) = self.sinks.live.lock().records.get_mut(&self.live) {
             live.clone_from(&self.record);
             live.duration_ms = self.elapsed_ms();
         }
@@ -162,14 +182,12 @@ impl Ticket {
         }
     }
 
-    /// Takes over what the tap read of the answer; `content_payloads` stands in where no usage was told.
+    /// Takes over what the tap read of the answer so far.
     pub fn read(&mut self, tap: &Tap) {
         if let Some(usage) = tap.usage {
             self.record.prompt_tokens = usage.prompt_tokens;
-            self.record.completion_tokens = usage.completion_tokens;
-        } else {
-            self.record.completion_tokens = tap.content_payloads;
         }
+        self.record.completion_tokens = tap.completion_tokens();
         if let Some(reason) = &tap.finish_reason {
             self.record.finish_reason.clone_from(reason);
         }
@@ -222,7 +240,7 @@ impl Ticket {
         self.record.status = status;
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
-        self.sinks.live.lock().remove(&self.id);
+        self.sinks.live.lock().records.remove(&self.live);
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
         metrics::histogram!("shoal_request_seconds", "outcome" => word)

@@ -3,8 +3,9 @@
 //! Rows hold no prompt and no answer. Under pressure a row may be lost, and that loss is counted; counters and
 //! statistics are taken elsewhere and never depend on it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::OptionalExtension;
@@ -18,6 +19,8 @@ use super::{Error, Store, unix_ms};
 const QUEUE: usize = 4096;
 /// Rows of one transaction; larger ones gain nothing and delay readers.
 const BATCH: usize = 500;
+/// Finished requests kept in memory: they are asked for right after their answer, before the disk has them.
+const RECENT: usize = 512;
 /// Longest time that a row waits for company.
 const LINGER: Duration = Duration::from_millis(200);
 
@@ -37,6 +40,8 @@ pub struct RequestRecord {
     pub model_requested: String,
     /// Model that answered; empty if none.
     pub model: String,
+    /// The same with its build: the name under which it is learnt about.
+    pub arm: String,
     /// `local`, `peer` or `cloud`; empty if nothing was reached.
     pub target: String,
     /// Who answered.
@@ -108,6 +113,8 @@ pub struct AttemptRecord {
 pub struct HistoryWriter {
     queue: mpsc::Sender<RequestRecord>,
     lost: Arc<AtomicU64>,
+    recent: Arc<Mutex<VecDeque<RequestRecord>>>,
+    store: Store,
 }
 
 impl HistoryWriter {
@@ -118,17 +125,54 @@ impl HistoryWriter {
         shutdown: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, rows) = mpsc::channel(QUEUE);
-        let task =
-            crate::tasks::spawn(crate::tasks::TaskKind::Store, write_loop(store, keep_days, rows, shutdown));
-        (Self { queue, lost: Arc::default() }, task)
+        let task = crate::tasks::spawn(
+            crate::tasks::TaskKind::Store,
+            write_loop(store.clone(), keep_days, rows, shutdown),
+        );
+        (Self { queue, lost: Arc::default(), recent: Arc::default(), store }, task)
     }
 
     /// Hands a row in; drops and counts it when the queue is full.
     pub fn record(&self, row: RequestRecord) {
+        {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if recent.len() == RECENT {
+                recent.pop_front();
+            }
+            recent.push_back(row.clone());
+        }
         if self.queue.try_send(row).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("shoal_history_rows_lost_total").increment(1);
         }
+    }
+
+    /// Finds a finished request, in memory or on disk. Blocks for the disk: use it off the hot path.
+    pub fn find(&self, id: &str) -> Result<Option<RequestRecord>, Error> {
+        let recent = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.iter().rev().find(|r| r.id == id).cloned()
+        };
+        match recent {
+            Some(record) => Ok(Some(record)),
+            None => self.store.request(id),
+        }
+    }
+
+    /// Returns the newest finished requests, newest first, those included that the disk does not have yet.
+    pub fn newest(&self, limit: usize) -> Result<Vec<RequestRecord>, Error> {
+        let mut rows: Vec<RequestRecord> = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.iter().rev().take(limit).cloned().collect()
+        };
+        if rows.len() < limit {
+            let stored = self.store.recent_requests(limit)?;
+            rows.extend(
+                stored.into_iter().filter(|s| !rows.iter().any(|r| r.id == s.id)).collect::<Vec<_>>(),
+            );
+            rows.truncate(limit);
+        }
+        Ok(rows)
     }
 
     /// Returns how many rows were lost since the start.

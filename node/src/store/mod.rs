@@ -5,6 +5,7 @@
 //! last moment; a damaged file or table is set aside and never keeps the node from starting.
 
 mod history;
+mod judgements;
 mod keys;
 mod open;
 mod statistics;

@@ -18,6 +18,8 @@ CREATE TABLE IF NOT EXISTS keys (
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, started_ms INTEGER NOT NULL, model TEXT NOT NULL, upstream TEXT NOT NULL,
     outcome TEXT NOT NULL, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS feedback (
+    request_id TEXT PRIMARY KEY, score REAL NOT NULL, comment TEXT NOT NULL, given_ms INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS requests_by_time ON requests (started_ms);
 ";
 
