@@ -90,7 +90,11 @@ fn summary(facts: &Facts) -> Markup {
     let failed = requests["failed"].as_u64().unwrap_or(0);
     let up = facts.status["node"]["uptime_s"].as_u64().unwrap_or(0);
     // To the minute once there is one, else this section would be sent every second.
-    let up = if up < 60 { "under a minute".to_owned() } else { text::duration(up / 60 * 60) };
+    let since = if up < 60 {
+        "here, so far".to_owned()
+    } else {
+        format!("here, in {}", text::duration(up / 60 * 60))
+    };
     html! {
         h2.unseen { "Summary" }
         @if facts.status["node"]["draining"].as_bool() == Some(true) {
@@ -98,10 +102,10 @@ fn summary(facts: &Facts) -> Markup {
         }
         dl.figures {
             (figure("Devices", &n(&mesh["devices"]), ""))
-            (figure("Nodes", &text::count(alive), &if alive == all { "all answer".into() } else { format!("of {all} answer") }))
+            (figure("Nodes", &text::count(alive), &if all < 2 { String::new() } else if alive == all { "all answer".into() } else { format!("of {all} answer") }))
             (figure("Models", &n(&mesh["models"]), ""))
             (figure("In progress", &n(&requests["in_flight"]), ""))
-            (figure("Completed", &n(&requests["completed"]), &format!("here, in {up}")))
+            (figure("Completed", &n(&requests["completed"]), &since))
             (figure("Failed", &text::count(failed), &minor(requests)))
         }
     }
