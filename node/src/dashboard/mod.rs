@@ -2,7 +2,7 @@
 //!
 //! Pages are rendered here and complete without a script; a small script then takes over sections that changed,
 //! from a stream of events. Everything comes from this node: no CDN, no font, nothing inline, so that the content
-//! policy can forbid all else. Names come from the mesh and are hostile: templates escape them, and [`text::clean`]
+//! policy can forbid all else. Names come from the mesh and are hostile: templates escape them, and `text::clean`
 //! takes out what would steer a reader's eye.
 
 mod events;

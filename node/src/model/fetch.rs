@@ -163,6 +163,7 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
+    #[allow(clippy::disallowed_methods)] // files from a hub follow redirects, which requests never do
     pub(super) fn new() -> Result<Self, FetchError> {
         let client = |policy: Policy| {
             reqwest::Client::builder()

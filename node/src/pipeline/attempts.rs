@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use shoal_routing::{MAX_ATTEMPTS, Route};
+use shoal_routing::{MAX_ATTEMPTS, Route, UpstreamId};
 
 use super::attempt::{self, Begun, Failure, Patience};
 use super::candidates::{Candidates, Choice};
@@ -140,6 +140,9 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
         Route::Via(_) => "peer",
     }
     .to_owned();
+    if choice.offer.is_cloud() && matches!(choice.offer.upstream, UpstreamId::Device(_)) {
+        ticket.egress().handed_to_remote(&choice.offer.name);
+    }
     ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
     ticket.priced(choice.offer.price);
 }

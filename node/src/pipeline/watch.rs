@@ -34,14 +34,15 @@ impl Unasked {
     /// Returns the payload without what the client did not ask for; most payloads are returned as they are.
     pub(super) fn removed_from(self, payload: Bytes) -> Bytes {
         let phone = memmem::find(&payload, b"\"shoal_phone\"").is_some();
-        if !phone && !(self.logprobs && tells_confidence(&payload)) {
+        let logprobs = self.logprobs && tells_confidence(&payload);
+        if !(phone || logprobs) {
             return payload;
         }
         let Ok(mut object) = serde_json::from_slice::<serde_json::Value>(&payload) else { return payload };
         if let Some(object) = object.as_object_mut() {
             object.remove("shoal_phone");
         }
-        if self.logprobs {
+        if logprobs {
             for choice in object["choices"].as_array_mut().into_iter().flatten() {
                 choice["logprobs"] = serde_json::Value::Null;
             }
