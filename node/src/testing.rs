@@ -203,7 +203,7 @@ impl Scene {
         let (history, _) = HistoryWriter::start(store.clone(), 30, CancellationToken::new());
         let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
         let registry = Registry::new(offers.clone());
-        let inventory = Arc::new(ArcSwap::from_pointee(Inventory { registry, direct: BTreeMap::new() }));
+        let inventory = Arc::new(ArcSwap::from_pointee(Inventory { registry, ..Inventory::default() }));
         let limits = Limits {
             body_bytes: 1 << 20,
             concurrent_requests,
@@ -249,7 +249,8 @@ impl Scene {
     ) -> Result<Job, ApiError> {
         let bytes = Bytes::copy_from_slice(json.as_bytes());
         let headers = HeaderMap::new();
-        let (parsed, request) = parse::parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default())?;
+        let (parsed, request) =
+            parse::parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), &|_| false)?;
         let origin = Origin {
             id: self.front.new_request_id(),
             hop: 0,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use shoal_routing::{
     Decision, LoadBook, MAX_ATTEMPTS, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit,
-    Route, Router, Snapshot as RouterSnapshot,
+    Route, Router, Snapshot as RouterSnapshot, UpstreamId,
 };
 use tokio::sync::Semaphore;
 
@@ -302,6 +302,9 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
     .to_owned();
     ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
     ticket.priced(choice.offer.price);
+    if choice.offer.model.remote && matches!(choice.offer.upstream, UpstreamId::Device(_)) {
+        ticket.egress().handed_to(&choice.offer.name);
+    }
 }
 
 fn log_attempt(ticket: &mut Ticket, choice: &Choice, ended: &str) {
