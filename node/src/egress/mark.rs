@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Providers that one client's request was sent to, over all its attempts; shared by its clones.
 ///
-/// Egress writes it at the moment of sending (and the pipeline for a device's remote model), so that the header `x-shoal-egress` is a fact and not an
-/// intention: a request refused for an empty purse never left.
+/// Egress writes it at the moment of sending, so that the header `x-shoal-egress` is a fact and not an
+/// intention: a request refused for an empty purse never left. What a device's engine sends on is out of our
+/// sight, so there the attempt itself counts.
 #[derive(Debug, Clone, Default)]
 pub struct EgressMark(Arc<Mutex<BTreeSet<Arc<str>>>>);
 
@@ -20,8 +21,8 @@ impl EgressMark {
         sent.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(",")
     }
 
-    /// Notes that the request goes to a device whose model runs outside of the mesh; no socket of ours leads there.
-    pub(crate) fn handed_to_remote(&self, device: &Arc<str>) {
+    /// Notes that the request goes to a device whose engine sends it out of the mesh.
+    pub(crate) fn handed_to(&self, device: &Arc<str>) {
         self.sent_to(device);
     }
 

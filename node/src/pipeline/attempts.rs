@@ -141,7 +141,7 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
     }
     .to_owned();
     if choice.offer.is_cloud() && matches!(choice.offer.upstream, UpstreamId::Device(_)) {
-        ticket.egress().handed_to_remote(&choice.offer.name);
+        ticket.egress().handed_to(&choice.offer.name);
     }
     ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
     ticket.priced(choice.offer.price);
