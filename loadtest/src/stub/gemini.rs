@@ -26,13 +26,16 @@ use super::{
 use crate::script::Script;
 
 pub(super) fn router() -> Router<Arc<Shared>> {
-    Router::new()
-        .route("/v1beta/models", get(models))
-        .route("/v1beta/models/{call}", post(call).get(model))
+    Router::new().route("/v1beta/models", get(models)).route("/v1beta/models/{call}", post(call).get(model))
 }
 
 /// An error as Google writes it.
-pub(super) fn error(status: StatusCode, message: &str, reason: Option<&str>, wait_s: Option<u64>) -> Response {
+pub(super) fn error(
+    status: StatusCode,
+    message: &str,
+    reason: Option<&str>,
+    wait_s: Option<u64>,
+) -> Response {
     let word = match status.as_u16() {
         400 => "INVALID_ARGUMENT",
         401 => "UNAUTHENTICATED",
@@ -52,7 +55,8 @@ pub(super) fn error(status: StatusCode, message: &str, reason: Option<&str>, wai
         let delay = format!("{seconds}s");
         details.push(json!({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}));
     }
-    let body = json!({"error": {"code": status.as_u16(), "message": message, "status": word, "details": details}});
+    let body =
+        json!({"error": {"code": status.as_u16(), "message": message, "status": word, "details": details}});
     (status, Json(body)).into_response()
 }
 
@@ -121,7 +125,8 @@ async fn call(
         let script = Script { no_done: true, ..script };
         let frames = frames(&request, &script, &choices).into_iter();
         let out = Outgoing { script, frames, guard, _slot: slot, first };
-        return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(body::events(out))).into_response();
+        return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(body::events(out)))
+            .into_response();
     }
     let longest = choices.iter().map(|choice| choice.pieces.len()).max().unwrap_or(0);
     tokio::time::sleep_until(first + body::pace(script.itl, longest.saturating_sub(1))).await;
@@ -134,10 +139,17 @@ async fn call(
 /// Reads what a stub needs, strictly where the real server is strict: an unknown top-level field is an error.
 fn parse(model: &str, stream: bool, body: &[u8]) -> Result<Request, String> {
     const KNOWN: [&str; 8] = [
-        "contents", "systemInstruction", "generationConfig", "tools", "toolConfig", "safetySettings",
-        "cachedContent", "labels",
+        "contents",
+        "systemInstruction",
+        "generationConfig",
+        "tools",
+        "toolConfig",
+        "safetySettings",
+        "cachedContent",
+        "labels",
     ];
-    let body: Value = serde_json::from_slice(body).map_err(|error| format!("Invalid JSON payload: {error}"))?;
+    let body: Value =
+        serde_json::from_slice(body).map_err(|error| format!("Invalid JSON payload: {error}"))?;
     let map = body.as_object().ok_or("Invalid JSON payload.")?;
     if let Some(name) = map.keys().find(|name| !KNOWN.contains(&name.as_str())) {
         return Err(format!("Invalid JSON payload received. Unknown name \"{name}\": Cannot find field."));
@@ -182,7 +194,8 @@ fn parse(model: &str, stream: bool, body: &[u8]) -> Result<Request, String> {
 }
 
 fn tools(tools: &Value) -> Vec<Tool> {
-    let declared = tools.as_array().into_iter().flatten().filter_map(|tool| tool["functionDeclarations"].as_array());
+    let declared =
+        tools.as_array().into_iter().flatten().filter_map(|tool| tool["functionDeclarations"].as_array());
     let tool = |function: &Value| {
         let schema = [&function["parametersJsonSchema"], &function["parameters"]];
         let parameters = schema.into_iter().find(|schema| schema.is_object()).cloned().unwrap_or_default();

@@ -173,8 +173,7 @@ fn router(shared: Arc<Shared>) -> Router {
             .route("/v1/completions", post(infer::completion))
             .merge(inventory::router(kind)),
     };
-    api
-        .layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))
+    api.layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))
         .route("/stub/log", get(read_log).delete(clear_log))
         .fallback(unknown_path)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -54,14 +54,6 @@ pub struct Parsed {
     pub warnings: Vec<String>,
 }
 
-impl Shape {
-    /// Returns the class under which the request is handed on: what must stay local goes nowhere as anything less
-    /// than restricted, so that no later hop and no egress can send it on.
-    pub fn travels_as(&self) -> DataClass {
-        if self.mode == Mode::Local { DataClass::Restricted } else { self.data_class }
-    }
-}
-
 /// A request's properties that policy and filters look at.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -79,6 +71,14 @@ pub struct Shape {
     pub max_output: Option<Tokens>,
     /// Explicit threshold for escalation, 0..1.
     pub confidence_threshold: Option<f64>,
+}
+
+impl Shape {
+    /// Returns the class under which the request is handed on: what must stay local goes nowhere as anything less
+    /// than restricted, so that no later hop and no egress can send it on.
+    pub fn travels_as(&self) -> DataClass {
+        if self.mode == Mode::Local { DataClass::Restricted } else { self.data_class }
+    }
 }
 
 impl Parsed {

@@ -163,6 +163,8 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
+    // Model files come from hubs that redirect, which `upstream::http_client` never follows; no prompt goes there.
+    #[allow(clippy::disallowed_methods)]
     pub(super) fn new() -> Result<Self, FetchError> {
         let client = |policy: Policy| {
             reqwest::Client::builder()
