@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use shoal_routing::UpstreamId;
+
 use super::*;
 use crate::testing::{
     Act, BODY, Beat, ROLE, STOP, Scene, WORD, broken, offer, say, stream_answer, whole_answer,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Stop sequences that Gemini takes; the rest is dropped by no one, so more is refused.
+/// Stop sequences that Gemini takes; dropping the rest would change the answer, so more is refused.
 const MAX_STOPS: usize = 5;
 
 /// Thinking budgets, in tokens, for OpenAI's words; as in Google's own compatibility layer.
