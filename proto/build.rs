@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         protox::compile(["shoal/v1/gossip.proto", "shoal/v1/rpc.proto", "shoal/v1/control.proto"], ["."])?;
     tonic_prost_build::configure()
         .bytes("shoal.v1.InferRequest.body")
-        .bytes("shoal.v1.InferFrame.kind.chunk")
+        .bytes("shoal.v1.InferFrame.chunk")
         .compile_fds(files)?;
     Ok(())
 }

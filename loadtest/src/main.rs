@@ -1,2 +1,169 @@
-//! Placeholder
-fn main() {}
+//! The command `shoal-loadtest`: parses its line and calls the library.
+
+use std::{io::Write, net::SocketAddr, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use shoal_loadtest::{
+    run::{self, Load},
+    script::Script,
+    stub::{Kind, Options, Stub},
+};
+
+/// Load and stub upstreams for Shoal, through its public API.
+#[derive(Parser)]
+#[command(name = "shoal-loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends requests in a closed loop over one or more nodes and judges every answer.
+    Run(RunArgs),
+    /// Serves a stub upstream.
+    #[command(subcommand)]
+    Stub(StubCommand),
+}
+
+#[derive(Subcommand)]
+enum StubCommand {
+    /// An OpenAI-compatible inference server with faults on request; see GET /stub/log.
+    Device(DeviceArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Base URL of a node; repeat it to spread the requests.
+    #[arg(long = "url", required = true)]
+    urls: Vec<String>,
+    /// API key.
+    #[arg(long, env = "SHOAL_API_KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// Model to ask for.
+    #[arg(long)]
+    model: String,
+    /// Requests in all.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    requests: u32,
+    /// Requests under way at once.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
+    /// Share of streamed requests, 0 to 1.
+    #[arg(long, default_value_t = 0.5, value_parser = share)]
+    stream: f64,
+    /// Prompt; {i} becomes the request's number. A stub obeys a marker such as [[stub n=32 itl=5]].
+    #[arg(long, default_value = "Request {i}: name a colour.")]
+    prompt: String,
+    /// Limit on generated tokens.
+    #[arg(long)]
+    max_tokens: Option<usize>,
+    /// Cap on one request, in seconds.
+    #[arg(long, default_value_t = 120)]
+    timeout: u64,
+    /// Requests that may fail with an explicit error before the exit code is 1.
+    #[arg(long, default_value_t = 0)]
+    allow_failed: u64,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DeviceArgs {
+    /// Address to listen on; port 0 takes a free one. The first line of output names it.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Model to serve; repeat it for several.
+    #[arg(long = "model", default_value = "stub")]
+    models: Vec<String>,
+    /// Requests served at once; more wait.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    slots: u16,
+    /// Context length announced, in tokens.
+    #[arg(long, default_value_t = 8192)]
+    context: u32,
+    /// Time to first token, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    ttft_ms: u64,
+    /// Time between tokens, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    itl_ms: u64,
+    /// Tokens in an answer.
+    #[arg(long, default_value_t = 16)]
+    tokens: usize,
+    /// Default faults, in the words of a marker: "err=503 retry_after=2".
+    #[arg(long = "fault")]
+    faults: Vec<String>,
+    /// Server to imitate.
+    #[arg(long, value_enum, default_value_t)]
+    kind: Kind,
+    /// Bearer key to require.
+    #[arg(long)]
+    key: Option<String>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "a number from 0 to 1".to_owned())
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
+    match Cli::parse().command {
+        Command::Run(args) => load(args).await,
+        Command::Stub(StubCommand::Device(args)) => device(args).await,
+    }
+}
+
+async fn load(args: RunArgs) -> Result<ExitCode> {
+    let report = run::run(Load {
+        urls: args.urls,
+        key: args.key,
+        model: args.model,
+        requests: args.requests as usize,
+        concurrency: usize::from(args.concurrency),
+        stream_share: args.stream,
+        prompt: args.prompt,
+        max_tokens: args.max_tokens,
+        timeout: Duration::from_secs(args.timeout),
+    })
+    .await
+    .context("setting up the HTTP client")?;
+    let text = if args.json { format!("{}\n", report.json()) } else { report.to_string() };
+    std::io::stdout().write_all(text.as_bytes()).context("writing the report")?;
+    let good = report.forbidden() == 0 && report.not_ok() <= args.allow_failed;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn device(args: DeviceArgs) -> Result<ExitCode> {
+    let mut script = Script {
+        ttft: Duration::from_millis(args.ttft_ms),
+        itl: Duration::from_millis(args.itl_ms),
+        ..Script::default()
+    };
+    script.apply(&format!("n={}", args.tokens))?;
+    for fault in &args.faults {
+        script.apply(fault)?;
+    }
+    let options = Options {
+        listen: args.listen,
+        models: args.models,
+        slots: usize::from(args.slots),
+        context: args.context,
+        kind: args.kind,
+        script,
+        key: args.key,
+    };
+    let stub = Stub::start(options).await.with_context(|| format!("listening on {}", args.listen))?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening {}", stub.url())
+        .and_then(|()| stdout.flush())
+        .context("printing the address")?;
+    stub.run().await;
+    Ok(ExitCode::SUCCESS)
+}

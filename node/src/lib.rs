@@ -1,3 +1,24 @@
-//! A Shoal node.
+//! The Shoal router: configuration, API, pipeline, upstreams, device agent and command line.
+//!
+//! Reading order: [`cli`] starts a [`node`]; [`api`] parses a request and hands it to [`pipeline`], which
+//! asks the pure core (`shoal_routing`) where it goes and an [`upstream`] to run it; [`inventory`] and
+//! [`feedback`] keep the snapshots that the core reads; [`mesh`] and [`replication`] connect all of it to the
+//! other routers. [`device`] is the other half of the program: the agent that lends a host's engines to a mesh.
 
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod device;
+pub mod feedback;
+pub mod inventory;
+pub mod judge;
+pub mod mesh;
 pub mod model;
+pub mod node;
+pub mod pipeline;
+pub mod replication;
+pub mod store;
+pub mod tasks;
+pub mod telemetry;
+pub mod upstream;

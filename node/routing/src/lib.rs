@@ -1,1 +1,50 @@
-//! Placeholder
+//! The pure core of a Shoal router: which model and which host a request goes to, and what is learnt from it.
+//!
+//! Everything here is values in, values out. `now`, randomness and all state that others own come in as
+//! arguments; nothing in this package reads a clock, a file, a socket or the environment, and the manifest
+//! and `clippy.toml` prove it. So the same seed and the same inputs give the same decision, and a month of
+//! traffic can be replayed in a second. The shell around it (sockets, tasks, clocks) is the package `shoal`.
+//!
+//! Three ideas are kept apart, because mixing them is how routers go wrong:
+//!
+//! * **policy** says what is *allowed*: [`router`] filters candidates by data class and mode before anything ranks them;
+//! * **the bandit** says which *model* is worth it: quality is learnt ([`bandit`]), price and speed are known;
+//! * **the balancer** says which *host* of that model gets the request ([`balance`]), from what was just measured.
+//!
+//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`domain`], [`profile`],
+//! [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`].
+
+pub mod balance;
+pub mod bandit;
+pub mod breaker;
+pub mod choice;
+pub mod class;
+pub mod domain;
+pub mod ids;
+pub mod limit;
+pub mod outcome;
+pub mod profile;
+pub mod registry;
+pub mod request;
+pub mod router;
+pub mod tokens;
+pub mod units;
+
+#[cfg(test)]
+mod testing;
+
+pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
+pub use bandit::{ArmStats, ArmView, Context, Observations, Policy, Posterior, Reward, Selection, Thompson};
+pub use breaker::{Admission, CircuitBreaker};
+pub use choice::ModelChoice;
+pub use class::{DataClass, Mode, Preference, UnknownWord};
+pub use domain::Domain;
+pub use ids::{ArmId, UpstreamId};
+pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
+pub use outcome::{FinishReason, Outcome, OutcomeStatus};
+pub use profile::RequestProfile;
+pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
+pub use request::{Message, MessageRole, Needs, Request};
+pub use router::{Decision, Fallback, NoRoute, RouteReason, Router, Snapshot};
+pub use tokens::count_tokens;
+pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};

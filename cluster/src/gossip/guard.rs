@@ -1,0 +1,553 @@
+//! The gate between a peer's gossip and chitchat: what a frame claims is proven here, or left out.
+//!
+//! chitchat believes every member about every other. So each inbound frame is read ([`super::frame`]), each
+//! value offered to the [`Ledger`], and only what was proven is written into a new frame for chitchat:
+//! - values and members that are not signed by their owner do not enter it at all;
+//! - heartbeats are replaced by the number of the member's newest signed lease, so that none can be forged;
+//! - deletions, resets and maximum versions, which carry no signature, are left out: keys are withdrawn by a
+//!   signed value, and a reader that missed one for longer than tombstones live has forgotten the member.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::frame::{self, DigestEntry, Frame, NodeDelta, RawId, Status};
+use super::ledger::{Authority, FORGET_AFTER, Ledger, MAX_MEMBERS, Taken};
+use crate::ids::NodeId;
+use crate::keyspace::{Origin, Refusal};
+use crate::view::ClusterView;
+
+/// Frames that a peer may send at once after a pause.
+const FRAME_BURST: f64 = 600.0;
+
+/// Frames a second that a peer may send for long; at 100 ms intervals an honest one sends about 30, in a mesh
+/// of two about 60.
+const FRAMES_PER_SECOND: f64 = 200.0;
+
+/// What a new value costs its sender, in frames: it took a signature's check of some 0.1 ms. A newcomer to a
+/// mesh of 100 routers is told about 500 at once.
+const NEW_VALUE_COST: f64 = 0.25;
+
+/// What a value costs that did not hold what it claimed. An honest peer sends none.
+const FALSE_VALUE_COST: f64 = 2.0;
+
+/// Lives of members that chitchat may know at once. Each takes 80 bytes of a digest, and chitchat panics
+/// when a digest outgrows a message of 65,507 bytes.
+const MAX_LIVES: usize = 2 * MAX_MEMBERS;
+
+/// Lives of one member that chitchat may know at once: restarts within [`FORGET_AFTER`].
+const MAX_LIVES_OF_ONE: usize = 8;
+
+/// Addresses of one router that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// How long chitchat may still know a life that was superseded: its grace period and the time to notice.
+const LIFE_KEPT: Duration = FORGET_AFTER.saturating_add(Duration::from_secs(60));
+
+/// Counts of what was refused, dropped or restarted, by word.
+#[derive(Debug, Default)]
+pub struct Counters(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Counters {
+    /// Adds one to a count.
+    pub fn count(&self, what: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
+    }
+
+    /// Returns all counts that are not zero.
+    pub fn snapshot(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// State of the gate of one router.
+pub struct Guard {
+    me: Origin,
+    cluster_id: String,
+    authority: Arc<dyn Authority>,
+    ledger: Ledger,
+    counters: Arc<Counters>,
+    buckets: BTreeMap<NodeId, Bucket>,
+    /// Lives that were let through to chitchat, with the time of the last mention.
+    lives: BTreeMap<Origin, Instant>,
+}
+
+/// Token bucket of one peer's frames.
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// Pays for something; false when there is not enough left.
+    fn spend(&mut self, cost: f64, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + elapsed * FRAMES_PER_SECOND).min(FRAME_BURST);
+        self.at = now;
+        let enough = self.tokens >= cost;
+        if enough {
+            self.tokens -= cost;
+        }
+        enough
+    }
+}
+
+impl Guard {
+    /// Makes the gate of the router `me` in the mesh `cluster_id`.
+    pub fn new(
+        me: Origin,
+        cluster_id: String,
+        authority: Arc<dyn Authority>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let ledger = Ledger::new(me.id.clone());
+        Self { me, cluster_id, authority, ledger, counters, buckets: BTreeMap::new(), lives: BTreeMap::new() }
+    }
+
+    /// Starts a new life of this router, after its gossip task had to be restarted.
+    pub fn set_me(&mut self, me: Origin) {
+        self.me = me;
+    }
+
+    /// Checks a frame that came over `from`'s authenticated connection and returns what chitchat may see.
+    ///
+    /// `None` when nothing is left of it; what was left out is counted.
+    pub fn admit(&mut self, from: &NodeId, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
+        if !self.spend(from, 1.0, now) {
+            return None;
+        }
+        let frame = match Frame::decode(bytes) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let word = match error {
+                    frame::Error::TooLarge => "frame_too_large",
+                    frame::Error::Malformed(_) => "frame_malformed",
+                };
+                self.counters.count(word);
+                return None;
+            }
+        };
+        let admitted = match frame {
+            Frame::Syn { cluster_id, digest } if cluster_id == self.cluster_id => {
+                Frame::Syn { digest: self.admit_digest(digest, now), cluster_id }
+            }
+            Frame::SynAck { digest, delta } => {
+                let delta = self.admit_delta(from, delta, now);
+                Frame::SynAck { digest: self.admit_digest(digest, now), delta }
+            }
+            Frame::Ack { delta } => {
+                let delta = self.admit_delta(from, delta, now);
+                if delta.is_empty() {
+                    return None;
+                }
+                Frame::Ack { delta }
+            }
+            Frame::Syn { .. } | Frame::BadCluster => {
+                self.counters.count("frame_wrong_mesh");
+                return None;
+            }
+        };
+        Some(admitted.encode())
+    }
+
+    /// Takes a value that this router itself publishes.
+    ///
+    /// # Errors
+    /// The [`Refusal`] that every reader would answer with.
+    pub fn publish(&mut self, value: (&str, u64, &str), now: Instant) -> Result<(), Refusal> {
+        self.ledger.offer(&*self.authority, &self.me, value, true, now).map(|_| ())
+    }
+
+    /// Tells that the last connection to a router was lost, or that there is one again.
+    pub fn set_connected(&mut self, id: &NodeId, connected: bool, now: Instant) {
+        self.ledger.set_connected(id, connected, now);
+    }
+
+    /// Forgets what is too old to matter.
+    pub fn tick(&mut self, now: Instant) {
+        self.ledger.forget_silent(now);
+        let ledger = &self.ledger;
+        self.lives
+            .retain(|life, at| ledger.is_current(life) || now.saturating_duration_since(*at) < LIFE_KEPT);
+        self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < FORGET_AFTER);
+    }
+
+    /// Returns the mesh as it is known.
+    pub fn view(&self, now: Instant) -> ClusterView {
+        self.ledger.view(now)
+    }
+
+    /// Returns where a router receives gossip: its gossip address, then all others that it named.
+    pub fn addresses_of(&self, id: &NodeId) -> Vec<SocketAddr> {
+        let Some((gossip, info)) = self.ledger.whereabouts(id) else { return Vec::new() };
+        let mut addrs = vec![gossip];
+        let named = info.into_iter().flat_map(|info| info.mesh_addrs.iter());
+        for addr in named.filter_map(|text| text.parse().ok()).take(MAX_ADDRESSES) {
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        }
+        addrs
+    }
+
+    /// Returns the router that receives gossip at an address.
+    pub fn id_at(&self, addr: SocketAddr) -> Option<NodeId> {
+        let mut current = self.lives.keys().filter(|life| self.ledger.is_current(life));
+        current.find(|life| life.addr == addr).map(|life| life.id.clone())
+    }
+
+    /// Returns the bytes of all values held, for tests of the memory bound.
+    pub fn held_bytes(&self) -> usize {
+        self.ledger.held_bytes()
+    }
+
+    fn spend(&mut self, from: &NodeId, cost: f64, now: Instant) -> bool {
+        // Peers are routers with a certificate of the mesh, so their number is bounded like its members.
+        let full = Bucket { tokens: FRAME_BURST, at: now };
+        let enough = self.buckets.entry(from.clone()).or_insert(full).spend(cost, now);
+        if !enough {
+            self.counters.count("frame_rate");
+        }
+        enough
+    }
+
+    fn admit_delta(&mut self, from: &NodeId, deltas: Vec<NodeDelta>, now: Instant) -> Vec<NodeDelta> {
+        deltas.into_iter().filter_map(|delta| self.admit_node(from, delta, now)).collect()
+    }
+
+    fn admit_node(&mut self, from: &NodeId, delta: NodeDelta, now: Instant) -> Option<NodeDelta> {
+        let origin = self.origin(&delta.id)?;
+        if origin.id == self.me.id {
+            // Nobody tells a node about itself.
+            self.counters.count(Refusal::ForeignOrigin.as_str());
+            return None;
+        }
+        if !self.may_live(&origin) {
+            self.counters.count("too_many_lives");
+            return None;
+        }
+        let direct = origin.id == *from;
+        let mut values = Vec::with_capacity(delta.values.len());
+        for mut value in delta.values {
+            if value.status == Status::Deleted {
+                self.counters.count("unsigned_deletion");
+                continue;
+            }
+            let offered = (value.key.as_str(), value.version, value.value.as_str());
+            let outcome = self.ledger.offer(&*self.authority, &origin, offered, direct, now);
+            let cost = match &outcome {
+                Ok(Taken::Known) => 0.0,
+                Ok(Taken::New | Taken::Uninterpreted) => NEW_VALUE_COST,
+                Err(refusal) => {
+                    self.counters.count(refusal.as_str());
+                    if is_false(*refusal) { FALSE_VALUE_COST } else { 0.0 }
+                }
+            };
+            if let Ok(taken) = outcome {
+                if taken == Taken::Uninterpreted {
+                    self.counters.count(Refusal::UnknownKey.as_str());
+                }
+                let withdrawn = self.ledger.is_withdrawn(&origin, &value.key);
+                value.status = if withdrawn { Status::DeleteAfterTtl } else { Status::Set };
+                values.push(value);
+            }
+            // What came before is complete in itself: versions grow.
+            if cost > 0.0 && !self.spend(from, cost, now) {
+                break;
+            }
+        }
+        if values.is_empty() || !self.ledger.is_current(&origin) {
+            return None;
+        }
+        self.lives.insert(origin, now);
+        Some(NodeDelta { last_gc_version: 0, values, ..delta })
+    }
+
+    /// Returns false if the life is new and chitchat knows as many as it may.
+    fn may_live(&self, origin: &Origin) -> bool {
+        let of_one = self.lives.keys().filter(|life| life.id == origin.id).count();
+        self.lives.contains_key(origin) || (self.lives.len() < MAX_LIVES && of_one < MAX_LIVES_OF_ONE)
+    }
+
+    fn admit_digest(&mut self, digest: Vec<DigestEntry>, now: Instant) -> Vec<DigestEntry> {
+        let mut admitted = Vec::with_capacity(digest.len());
+        for entry in digest {
+            let Some(origin) = self.origin(&entry.id) else { continue };
+            if origin == self.me {
+                admitted.push(DigestEntry { last_gc_version: 0, ..entry });
+            } else if origin.id != self.me.id
+                && self.lives.contains_key(&origin)
+                && self.ledger.is_current(&origin)
+            {
+                let heartbeat = self.ledger.lease_seq(&origin);
+                self.lives.insert(origin, now);
+                admitted.push(DigestEntry { heartbeat, last_gc_version: 0, ..entry });
+            }
+        }
+        admitted
+    }
+
+    fn origin(&self, raw: &RawId) -> Option<Origin> {
+        let id = raw.node_id.parse().ok();
+        if id.is_none() {
+            self.counters.count("bad_node_id");
+        }
+        Some(Origin { id: id?, generation: raw.generation, addr: raw.addr })
+    }
+}
+
+/// Whether only a liar sends such a value; the others come from relays that know less than we do.
+fn is_false(refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::ForeignOrigin
+        | Refusal::BadSignature
+        | Refusal::Oversized
+        | Refusal::Undecodable
+        | Refusal::BadCertificate => true,
+        Refusal::OldGeneration
+        | Refusal::NotNewer
+        | Refusal::NoCertificate
+        | Refusal::StaleLease
+        | Refusal::UnknownKey => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::KeyValue;
+    use super::*;
+    use crate::gossip::testing::{TestAuthority, Writer};
+    use crate::keyspace::Key;
+    use chitchat::{ChitchatMessage, Deserializable};
+    use proptest::prelude::*;
+
+    const MESH: &str = "mesh";
+
+    struct Gate {
+        guard: Guard,
+        now: Instant,
+    }
+
+    fn gate() -> Gate {
+        let me = Writer::new(9, 1).origin;
+        let guard = Guard::new(me, MESH.to_owned(), Arc::new(TestAuthority), Arc::default());
+        Gate { guard, now: Instant::now() }
+    }
+
+    impl Gate {
+        fn admit(&mut self, from: &Writer, frame: &Frame) -> Option<Frame> {
+            self.admit_bytes(from, &frame.encode())
+        }
+
+        fn admit_bytes(&mut self, from: &Writer, bytes: &[u8]) -> Option<Frame> {
+            let admitted = self.guard.admit(from.id(), bytes, self.now)?;
+            ChitchatMessage::deserialize(&mut admitted.as_slice()).expect("chitchat reads what is admitted");
+            Some(Frame::decode(&admitted).unwrap())
+        }
+
+        fn counted(&self, what: &str) -> u64 {
+            self.guard.counters.snapshot().get(what).copied().unwrap_or(0)
+        }
+
+        fn view(&self) -> ClusterView {
+            self.guard.view(self.now)
+        }
+    }
+
+    fn raw(origin: &Origin) -> RawId {
+        RawId { node_id: origin.id.to_string(), generation: origin.generation, addr: origin.addr }
+    }
+
+    fn set(key: &str, version: u64, value: String) -> KeyValue {
+        KeyValue { key: key.to_owned(), value, version, status: Status::Set }
+    }
+
+    fn news(writer: &Writer) -> NodeDelta {
+        let values = vec![
+            set("cert", 1, writer.chain()),
+            set("node", 2, writer.node(2, "first")),
+            set("lease", 3, writer.lease(3)),
+        ];
+        NodeDelta { id: raw(&writer.origin), last_gc_version: 0, from_version_excluded: 0, values }
+    }
+
+    fn entry(origin: &Origin, heartbeat: u64) -> DigestEntry {
+        DigestEntry { id: raw(origin), heartbeat, last_gc_version: 77, max_version: 3 }
+    }
+
+    fn syn(digest: Vec<DigestEntry>) -> Frame {
+        Frame::Syn { cluster_id: MESH.to_owned(), digest }
+    }
+
+    #[test]
+    fn a_member_enters_with_its_signed_values_and_not_before() {
+        let (mut gate, a, b) = (gate(), Writer::new(1, 5), Writer::new(2, 5));
+        let me = gate.guard.me.clone();
+        let hello = syn(vec![entry(&a.origin, 9), entry(&b.origin, 9), entry(&me, 4)]);
+        let Some(Frame::Syn { digest, .. }) = gate.admit(&a, &hello) else { panic!("a digest") };
+        assert_eq!(digest.len(), 1, "only this node is known: {digest:?}");
+        let answer =
+            Frame::SynAck { digest: vec![entry(&a.origin, u64::MAX)], delta: vec![news(&a), news(&b)] };
+        let Some(Frame::SynAck { digest, delta }) = gate.admit(&a, &answer) else { panic!("an answer") };
+        assert_eq!(delta.len(), 2);
+        assert_eq!((digest[0].heartbeat, digest[0].last_gc_version), (3, 0), "the lease is the heartbeat");
+        let view = gate.view();
+        assert!(view.members[a.id()].alive, "it spoke itself");
+        assert!(!view.members[b.id()].alive, "it was only spoken of");
+    }
+
+    #[test]
+    fn the_version_trick_leaves_nothing_that_chitchat_would_assert_on() {
+        let (mut gate, a, evil) = (gate(), Writer::new(1, 5), Writer::new(2, 5));
+        gate.admit(&a, &Frame::Ack { delta: vec![news(&a)] }).unwrap();
+        let mut delta = news(&evil);
+        delta.values.push(set("lease", 100, evil.lease(100)));
+        delta.values.remove(2);
+        let mut operations = Frame::Ack { delta: vec![delta] }.encode();
+        // The block's end is rewritten: another operation, "set the maximum version to 50".
+        operations.pop();
+        operations.extend_from_slice(&[2, 9, 0, 2]);
+        operations.extend_from_slice(&50u64.to_le_bytes());
+        operations.push(0);
+        let Some(Frame::Ack { delta }) = gate.admit_bytes(&evil, &operations) else {
+            panic!("its own values")
+        };
+        assert_eq!(delta[0].values.last().unwrap().version, 100);
+    }
+
+    #[test]
+    fn nothing_of_another_owner_changes() {
+        let (mut gate, a, evil) = (gate(), Writer::new(1, 5), Writer::new(2, 5));
+        gate.admit(&a, &Frame::Ack { delta: vec![news(&a)] }).unwrap();
+        gate.admit(&evil, &Frame::Ack { delta: vec![news(&evil)] }).unwrap();
+        let before = gate.view();
+        let me = gate.guard.me.clone();
+        let of_a = |values| NodeDelta { values, from_version_excluded: 3, ..news(&a) };
+        let moved = Origin { addr: evil.origin.addr, ..a.origin.clone() };
+        let later = Origin { generation: u64::MAX, ..a.origin.clone() };
+        let attacks = [
+            ("signed by the attacker", of_a(vec![set("node", 4, evil.node(4, "forged"))])),
+            ("replayed as newer", of_a(vec![set("node", 400, a.node(2, "first"))])),
+            ("renamed", of_a(vec![set("stats", 4, a.node(4, "x"))])),
+            ("certificate at a newer version", of_a(vec![set("cert", 1 << 60, a.chain())])),
+            ("another address", NodeDelta { id: raw(&moved), ..news(&a) }),
+            ("another life", NodeDelta { id: raw(&later), ..news(&a) }),
+            ("about the victim itself", NodeDelta { id: raw(&me), ..news(&a) }),
+            ("not ASCII", of_a(vec![set("\u{e9}", 4, a.node(4, "x"))])),
+            ("too long", of_a(vec![set("node", 4, "A".repeat(60_000))])),
+            ("deleted", of_a(vec![KeyValue { status: Status::Deleted, ..set("node", 4, String::new()) }])),
+        ];
+        for (name, attack) in attacks {
+            assert_eq!(gate.admit(&evil, &Frame::Ack { delta: vec![attack] }), None, "{name}");
+            assert_eq!(before.changes(&gate.view()), vec![], "{name}");
+        }
+        let forged = syn(vec![entry(&a.origin, u64::MAX), entry(&moved, 1), entry(&later, 1)]);
+        let Some(Frame::Syn { digest, .. }) = gate.admit(&evil, &forged) else { panic!("a digest") };
+        assert_eq!(digest.len(), 1);
+        assert_eq!(digest[0].heartbeat, 3, "frozen only if forged heartbeats counted");
+        let reset = NodeDelta { last_gc_version: u64::MAX, ..of_a(vec![set("lease", 4, a.lease(4))]) };
+        let Some(Frame::Ack { delta }) = gate.admit(&evil, &Frame::Ack { delta: vec![reset] }) else {
+            panic!()
+        };
+        assert_eq!(delta[0].last_gc_version, 0, "no reset");
+        for what in ["bad_signature", "foreign_origin", "unsigned_deletion", "oversized", "undecodable"] {
+            assert!(gate.counted(what) > 0, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_withdrawal_is_let_through_as_one() {
+        let (mut gate, a) = (gate(), Writer::new(1, 5));
+        let mut delta = news(&a);
+        delta.values.push(set("stats", 4, a.seal(&Key::Stats, 4, None)));
+        let mut lying = set("lease", 5, a.lease(5));
+        lying.status = Status::DeleteAfterTtl;
+        delta.values.push(lying);
+        let Some(Frame::Ack { delta }) = gate.admit(&a, &Frame::Ack { delta: vec![delta] }) else { panic!() };
+        let status = |key: &str| delta[0].values.iter().rfind(|value| value.key == key).unwrap().status;
+        assert_eq!((status("stats"), status("lease")), (Status::DeleteAfterTtl, Status::Set));
+    }
+
+    #[test]
+    fn a_peer_that_floods_is_cut_to_its_rate() {
+        let (mut gate, a, b) = (gate(), Writer::new(1, 5), Writer::new(2, 5));
+        let passed = (0..2_000).filter(|_| gate.admit(&a, &syn(vec![])).is_some()).count();
+        assert_eq!(passed, FRAME_BURST as usize);
+        assert!(gate.admit(&b, &syn(vec![])).is_some(), "others are not held back");
+        gate.now += Duration::from_secs(1);
+        let passed = (0..2_000).filter(|_| gate.admit(&a, &syn(vec![])).is_some()).count();
+        assert_eq!(passed, FRAMES_PER_SECOND as usize);
+    }
+
+    #[test]
+    fn checking_forgeries_is_bounded_by_their_senders_budget() {
+        let (mut gate, a, evil) = (gate(), Writer::new(1, 5), Writer::new(2, 5));
+        gate.admit(&a, &Frame::Ack { delta: vec![news(&a)] }).unwrap();
+        let forgery = evil.node(4, "forged");
+        for _ in 0..100 {
+            let values = (10..100).map(|version| set("node", version, forgery.clone())).collect();
+            gate.admit(&evil, &Frame::Ack { delta: vec![NodeDelta { values, ..news(&a) }] });
+        }
+        assert!(gate.counted("foreign_origin") <= (FRAME_BURST / FALSE_VALUE_COST) as u64 + 1);
+        assert!(gate.admit(&a, &syn(vec![])).is_some());
+    }
+
+    #[test]
+    fn restarting_for_ever_does_not_fill_chitchat() {
+        let mut gate = gate();
+        for generation in 1..100 {
+            let life = Writer::new(1, generation);
+            gate.admit(&life, &Frame::Ack { delta: vec![news(&life)] });
+        }
+        assert_eq!(gate.guard.lives.len(), MAX_LIVES_OF_ONE);
+        gate.now += LIFE_KEPT;
+        gate.guard.tick(gate.now);
+        assert!(gate.guard.lives.len() <= 1);
+    }
+
+    #[test]
+    fn another_mesh_is_not_heard() {
+        let (mut gate, a) = (gate(), Writer::new(1, 5));
+        let other = Frame::Syn { cluster_id: "other".into(), digest: vec![] };
+        assert_eq!(gate.admit(&a, &other), None);
+        assert_eq!(gate.admit(&a, &Frame::BadCluster), None);
+        assert_eq!(gate.counted("frame_wrong_mesh"), 2);
+        assert_eq!(gate.admit_bytes(&a, b"junk"), None);
+        assert_eq!(gate.counted("frame_malformed"), 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        /// Any frame about a known member, made of real and forged parts: chitchat always reads what is left,
+        /// versions still grow, and the member's name is one that its owner signed.
+        #[test]
+        fn no_mixture_gets_through(
+            picks in prop::collection::vec((0usize..6, 1u64..30, any::<bool>()), 0..8), of_a: bool, heartbeat: u64,
+        ) {
+            let (mut gate, a, evil) = (gate(), Writer::new(1, 5), Writer::new(2, 5));
+            gate.admit(&a, &Frame::Ack { delta: vec![news(&a)] }).unwrap();
+            let owner = if of_a { &a } else { &evil };
+            let mut values: Vec<KeyValue> = picks.iter().map(|(which, version, by_evil)| {
+                let signer = if *by_evil { &evil } else { owner };
+                match which {
+                    0 => set("node", *version, signer.node(*version, if *by_evil { "forged" } else { "true" })),
+                    1 => set("node", *version, signer.node(version + 1, "forged")),
+                    2 => set("lease", *version, signer.lease(*version)),
+                    3 => set("cert", *version, signer.chain()),
+                    4 => set("\u{1f980}", *version, String::new()),
+                    _ => KeyValue { status: Status::Deleted, ..set("node", *version, String::new()) },
+                }
+            }).collect();
+            values.sort_by_key(|value| value.version);
+            values.dedup_by_key(|value| value.version);
+            let delta = NodeDelta { values, last_gc_version: heartbeat, ..news(owner) };
+            let digest = vec![entry(&a.origin, heartbeat), entry(&evil.origin, heartbeat)];
+            gate.admit(&evil, &Frame::SynAck { digest, delta: vec![delta] });
+            let name = gate.view().members[a.id()].info.name.clone();
+            prop_assert!(name == "first" || name == "true", "{}", name);
+        }
+    }
+}

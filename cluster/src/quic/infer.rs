@@ -1,0 +1,91 @@
+//! One inference, one stream: the opener sends a request, the other end streams the answer's frames.
+//!
+//! Cancelling costs nothing to arrange: the opener drops its [`InferStream`], the transport says STOP_SENDING,
+//! and [`Responder::cancelled`] resolves at the other end. A responder that is dropped resets the stream, so
+//! an answer that broke off never looks complete.
+
+use shoal_proto::{InferFrame, InferRequest};
+
+use super::frames::{FrameReader, FrameWriter, StreamKind};
+use super::{Error, Link, code};
+
+/// Largest body of a request: a prompt with some images.
+pub const REQUEST_BODY_LIMIT: usize = 32 * 1024 * 1024;
+/// The fields around a body are small.
+pub(super) const REQUEST_LIMIT: usize = REQUEST_BODY_LIMIT + 64 * 1024;
+/// Largest frame of an answer; a longer body travels in several chunks.
+pub const FRAME_LIMIT: usize = 8 * 1024 * 1024;
+
+/// The answer to a request, as it comes. Dropping it cancels the inference at the other end.
+#[derive(Debug)]
+pub struct InferStream {
+    frames: FrameReader,
+}
+
+impl InferStream {
+    /// Sends `request` on a new stream of `link`. If this is cancelled, the stream is reset.
+    ///
+    /// # Errors
+    /// [`Error::FrameTooLarge`] for a body over 32 MiB, [`Error::Connection`] when the link is down.
+    pub async fn open(link: &Link, request: &InferRequest) -> Result<Self, Error> {
+        let size = request.body.len();
+        if size > REQUEST_BODY_LIMIT {
+            return Err(Error::FrameTooLarge { size, limit: REQUEST_BODY_LIMIT });
+        }
+        let (send, receive) = link.connection.open_bi().await?;
+        let (mut writer, frames) = (FrameWriter::new(send), FrameReader::new(receive));
+        let stream = Self { frames };
+        writer.kind(StreamKind::Infer).await?;
+        writer.send(request, REQUEST_LIMIT).await?;
+        writer.finish()?;
+        Ok(stream)
+    }
+
+    /// Waits for the next frame; `None` when the peer has finished. Safe to cancel.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the peer gave up, [`Error::Connection`] when it is gone.
+    pub async fn next(&mut self) -> Result<Option<InferFrame>, Error> {
+        self.frames.next(FRAME_LIMIT).await
+    }
+}
+
+impl Drop for InferStream {
+    fn drop(&mut self) {
+        self.frames.stop(code::CANCELLED);
+    }
+}
+
+/// Where the answer to a request goes. Dropping it before [`Responder::finish`] resets the stream.
+#[derive(Debug)]
+pub struct Responder {
+    writer: FrameWriter,
+}
+
+impl Responder {
+    pub(super) fn new(writer: FrameWriter) -> Self {
+        Self { writer }
+    }
+
+    /// Sends one frame, waiting while the opener reads slowly. If cancelled, only dropping is left.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the opener no longer wants the answer; [`Error::FrameTooLarge`] over 8 MiB,
+    /// after which smaller frames may still follow.
+    pub async fn send(&mut self, frame: InferFrame) -> Result<(), Error> {
+        self.writer.send(&frame, FRAME_LIMIT).await
+    }
+
+    /// Ends the answer in order. What was sent is still delivered.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the opener no longer wants it.
+    pub async fn finish(mut self) -> Result<(), Error> {
+        self.writer.finish()
+    }
+
+    /// Resolves when the opener dropped its stream or the connection died. Safe to cancel.
+    pub async fn cancelled(&mut self) {
+        self.writer.stopped().await;
+    }
+}

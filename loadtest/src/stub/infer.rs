@@ -1,0 +1,176 @@
+//! One generating request from body to answer.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::{ConnectInfo, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::{
+    Shared, answer,
+    body::{self, Cut, Outgoing},
+    conn::KillSwitch,
+    error,
+    log::{End, Entry, Guard, Phase},
+    render::Envelope,
+    request::{Path, Refusal, Request},
+};
+use crate::{script::Script, words::fnv1a};
+
+type Connection = ConnectInfo<KillSwitch>;
+
+pub(super) async fn chat(state: State<Arc<Shared>>, connection: Connection, body: Bytes) -> Response {
+    infer(&state, connection, Path::Chat, &body).await
+}
+
+pub(super) async fn completion(state: State<Arc<Shared>>, connection: Connection, body: Bytes) -> Response {
+    infer(&state, connection, Path::Completion, &body).await
+}
+
+async fn infer(shared: &Arc<Shared>, connection: Connection, path: Path, body: &[u8]) -> Response {
+    let parsed = Request::parse(path, body).and_then(|request| {
+        let script = shared
+            .options
+            .script
+            .for_prompt(&request.prompt)
+            .map_err(|error| Refusal(error.to_string(), Some("messages")))?;
+        Ok((request, script))
+    });
+    let (request, script) = match parsed {
+        Ok(parsed) => parsed,
+        Err(Refusal(message, param)) => {
+            shared.log.open(entry(path, None, None)).end(End::Refused, 400);
+            return error(StatusCode::BAD_REQUEST, &message, "invalid_request_error", param);
+        }
+    };
+    let guard = shared.log.open(entry(path, Some(&request), script.tag.clone()));
+    if !shared.options.models.contains(&request.model) {
+        let message = format!("The model '{}' does not exist.", request.model);
+        return refuse(guard, error(StatusCode::NOT_FOUND, &message, "model_not_found", Some("model")));
+    }
+    serve(shared, connection, request, script, guard).await
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    ConnectInfo(connection): Connection,
+    request: Request,
+    script: Script,
+    mut guard: Guard,
+) -> Response {
+    let slot = Arc::clone(&shared.slots).acquire_owned().await.expect("the semaphore is never closed");
+    guard.phase(Phase::Prefill);
+    if script.drop {
+        guard.end(End::Fault, 0);
+        connection.kill();
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let first = Instant::now() + script.ttft;
+    if let Some(status) = script.status {
+        tokio::time::sleep_until(first).await;
+        return refuse(guard, scripted_status(status, script.retry_after));
+    }
+    if script.html {
+        tokio::time::sleep_until(first).await;
+        guard.end(End::Fault, 200);
+        return ([(header::CONTENT_TYPE, "text/html")], "<html><body>Sign in</body></html>").into_response();
+    }
+    let choices = answer::plan(&request, &script, nonce(shared, guard.seq()));
+    let id = match request.path {
+        Path::Chat => format!("chatcmpl-{}", guard.seq()),
+        Path::Completion => format!("cmpl-{}", guard.seq()),
+    };
+    let envelope = Envelope { request: &request, script: &script, id, created: shared.started_unix };
+    if script.hang == Some(0) {
+        return std::future::pending().await;
+    }
+    if request.stream {
+        let frames = envelope.frames(&choices).into_iter();
+        tokio::time::sleep_until(first).await;
+        let out = Outgoing { script, frames, guard, _slot: slot, first };
+        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+        return (headers, Body::from_stream(body::events(out))).into_response();
+    }
+    let longest = choices.iter().map(|choice| choice.pieces.len()).max().unwrap_or(0);
+    tokio::time::sleep_until(first).await;
+    guard.phase(Phase::Decode);
+    if script.hang.is_some() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep_until(first + body::pace(script.itl, longest.saturating_sub(1))).await;
+    whole(&script, guard, envelope.body(&choices), super::render::tokens_of(&choices))
+}
+
+fn whole(script: &Script, mut guard: Guard, body: serde_json::Value, tokens: usize) -> Response {
+    if script.garbage {
+        guard.end(End::Fault, 200);
+        return ([(header::CONTENT_TYPE, "application/json")], "{\"choices\": [garbage").into_response();
+    }
+    if script.cut.is_some() || script.inband.is_some() {
+        guard.end(End::Fault, 200);
+        let text = body.to_string();
+        let half = Bytes::copy_from_slice(&text.as_bytes()[..text.len() / 2]);
+        let cut = stream::once(async {
+            body::flushed().await;
+            Err(Cut)
+        });
+        let half_then_cut = stream::once(std::future::ready(Ok(half))).chain(cut);
+        let length = HeaderValue::from(text.len());
+        let headers = [
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (header::CONTENT_LENGTH, length),
+        ];
+        return (headers, Body::from_stream(half_then_cut)).into_response();
+    }
+    guard.sent(tokens as u64);
+    guard.end(End::Completed, 200);
+    Json(body).into_response()
+}
+
+fn scripted_status(status: u16, retry_after: Option<u64>) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let code = match status.as_u16() {
+        401 => "invalid_api_key",
+        404 => "model_not_found",
+        429 => "rate_limit_exceeded",
+        503 => "overloaded",
+        _ => "scripted",
+    };
+    let mut response = error(status, "scripted error", code, None);
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn refuse(mut guard: Guard, response: Response) -> Response {
+    guard.end(End::Refused, response.status().as_u16());
+    response
+}
+
+/// Differs between two attempts at one stub, and (by its models and start) between two stubs.
+fn nonce(shared: &Shared, seq: u64) -> u16 {
+    let salt = fnv1a(format!("{}{:p}{}", std::process::id(), Arc::as_ptr(&shared.log), seq).as_bytes());
+    (salt ^ (salt >> 16) ^ (salt >> 32)) as u16
+}
+
+fn entry(path: Path, request: Option<&Request>, tag: Option<String>) -> Entry {
+    Entry {
+        seq: 0,
+        path: path.as_str(),
+        model: request.map(|request| request.model.clone()).unwrap_or_default(),
+        stream: request.is_some_and(|request| request.stream),
+        tag,
+        fields: request.map(|request| request.fields.clone()).unwrap_or_default(),
+        phase: Phase::Queued,
+        end: End::Open,
+        tokens_sent: 0,
+        status: 0,
+    }
+}

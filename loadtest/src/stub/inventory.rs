@@ -1,0 +1,108 @@
+//! Listings and health paths, in the manner of the server that the stub imitates.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+
+use super::{Kind, Shared, error};
+
+pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
+    let common = Router::new().route("/v1/models", get(models)).route("/v1/models/{*id}", get(model));
+    match kind {
+        Kind::Openai => common,
+        Kind::Ollama => common
+            .route("/", get(|| async { "Ollama is running" }))
+            .route("/api/version", get(|| async { Json(json!({"version": "0.12.0"})) }))
+            .route("/api/tags", get(ollama_models))
+            .route("/api/ps", get(ollama_models))
+            .route("/api/show", post(ollama_show)),
+        Kind::LlamaCpp => common
+            .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
+            .route("/props", get(llama_props))
+            .route("/slots", get(llama_slots)),
+        Kind::Vllm => common
+            .route("/health", get(|| async { StatusCode::OK }))
+            .route("/version", get(|| async { Json(json!({"version": "0.11.0"})) })),
+        Kind::Lmstudio => common.route("/api/v0/models", get(lmstudio_models)),
+    }
+}
+
+fn describe(shared: &Shared, id: &str) -> Value {
+    let owner = match shared.options.kind {
+        Kind::Openai => "stub",
+        Kind::Ollama => "library",
+        Kind::LlamaCpp => "llamacpp",
+        Kind::Vllm => "vllm",
+        Kind::Lmstudio => "organization_owner",
+    };
+    let mut model = json!({"id": id, "object": "model", "created": shared.started_unix, "owned_by": owner});
+    match shared.options.kind {
+        Kind::Vllm => model["max_model_len"] = shared.options.context.into(),
+        Kind::LlamaCpp => model["meta"] = json!({"n_ctx_train": shared.options.context, "n_vocab": 49152}),
+        Kind::Openai | Kind::Ollama | Kind::Lmstudio => {}
+    }
+    model
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    let data: Vec<Value> = shared.options.models.iter().map(|id| describe(&shared, id)).collect();
+    Json(json!({"object": "list", "data": data})).into_response()
+}
+
+async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    if shared.options.models.contains(&id) {
+        return Json(describe(&shared, &id)).into_response();
+    }
+    let message = format!("The model '{id}' does not exist.");
+    error(StatusCode::NOT_FOUND, &message, "model_not_found", Some("model"))
+}
+
+async fn ollama_models(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let models: Vec<Value> = shared
+        .options
+        .models
+        .iter()
+        .map(|id| json!({"name": id, "model": id, "size": 1_000_000, "digest": "stub",
+            "details": {"format": "gguf", "family": "stub", "parameter_size": "1B", "quantization_level": "Q4_0"}}))
+        .collect();
+    Json(json!({"models": models}))
+}
+
+async fn ollama_show(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({"details": {"format": "gguf", "family": "stub"}, "capabilities": ["completion", "tools"],
+        "model_info": {"general.architecture": "stub", "stub.context_length": shared.options.context}}))
+}
+
+async fn llama_props(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({"default_generation_settings": {"n_ctx": shared.options.context},
+        "total_slots": shared.options.slots, "model_path": shared.options.models.first(),
+        "chat_template": "", "chat_template_caps": {"supports_tools": true}, "build_info": "stub"}))
+}
+
+async fn llama_slots(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let free = shared.slots.available_permits();
+    let slots: Vec<Value> = (0..shared.options.slots)
+        .map(|id| json!({"id": id, "n_ctx": shared.options.context, "is_processing": id >= free}))
+        .collect();
+    Json(slots.into())
+}
+
+async fn lmstudio_models(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let data: Vec<Value> = shared
+        .options
+        .models
+        .iter()
+        .map(|id| {
+            json!({"id": id, "object": "model", "type": "llm", "state": "loaded",
+            "max_context_length": shared.options.context})
+        })
+        .collect();
+    Json(json!({"object": "list", "data": data}))
+}

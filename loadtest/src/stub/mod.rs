@@ -1,0 +1,202 @@
+//! A scriptable OpenAI-compatible server that stands in for a device or a provider in tests.
+//!
+//! It behaves as the real servers do where a router can tell the difference (errors, streams, logprobs, usage,
+//! cancellation), and misbehaves on request ([`crate::script`]). `GET /stub/log` says what it saw.
+
+mod answer;
+mod body;
+mod conn;
+mod infer;
+mod inventory;
+mod log;
+mod render;
+mod request;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use clap::ValueEnum;
+use serde_json::json;
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
+
+pub use self::log::{End, Entry, Log, Phase};
+use crate::script::Script;
+
+/// Largest request body taken; the same order as real servers allow for images.
+const MAX_BODY_BYTES: usize = 32 << 20;
+
+/// Which server the stub imitates where they differ: health and discovery paths, model listings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Nothing but the OpenAI paths.
+    #[default]
+    Openai,
+    /// Ollama.
+    Ollama,
+    /// llama.cpp's server.
+    #[value(name = "llama.cpp", alias = "llamacpp")]
+    LlamaCpp,
+    /// vLLM.
+    Vllm,
+    /// LM Studio.
+    Lmstudio,
+}
+
+/// How a stub is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Models it serves; requests for others get 404.
+    pub models: Vec<String>,
+    /// Requests served at once; more wait in a queue, as in llama.cpp.
+    pub slots: usize,
+    /// Context length it announces, in tokens.
+    pub context: u32,
+    /// Which server it imitates.
+    pub kind: Kind,
+    /// Pace and faults of requests that carry no marker.
+    pub script: Script,
+    /// Bearer key that requests must carry, if any.
+    pub key: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            models: vec!["stub".to_owned()],
+            slots: 4,
+            context: 8192,
+            kind: Kind::Openai,
+            script: Script::default(),
+            key: None,
+        }
+    }
+}
+
+/// What every handler shares.
+struct Shared {
+    options: Options,
+    slots: Arc<Semaphore>,
+    log: Arc<Log>,
+    started_unix: u64,
+}
+
+/// A running stub; dropping it stops it and breaks its connections.
+#[derive(Debug)]
+pub struct Stub {
+    address: SocketAddr,
+    log: Arc<Log>,
+    server: JoinHandle<()>,
+    kill: tokio_util::sync::CancellationToken,
+}
+
+impl Stub {
+    /// Binds and serves in the background.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn start(options: Options) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(options.listen).await?;
+        let address = listener.local_addr()?;
+        let kill = tokio_util::sync::CancellationToken::new();
+        let listener = conn::KillableListener::new(listener, kill.clone());
+        let log = Arc::new(Log::default());
+        let started_unix = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs();
+        let shared = Arc::new(Shared {
+            slots: Arc::new(Semaphore::new(options.slots.max(1))),
+            log: Arc::clone(&log),
+            started_unix,
+            options,
+        });
+        let app = router(shared).into_make_service_with_connect_info::<conn::KillSwitch>();
+        let server = crate::tasks::spawn_named("stub", async move {
+            if let Err(error) = axum::serve(listener, app).await {
+                tracing::error!(%error, "stub stopped");
+            }
+        });
+        Ok(Self { address, log, server, kill })
+    }
+
+    /// Base URL, without a trailing slash and without `/v1`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What it saw so far.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Waits until the server ends, which it does only when its listener fails.
+    pub async fn run(mut self) {
+        // A panic in the accept loop ends the wait as well; there is nothing to hand on.
+        let _ = (&mut self.server).await;
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.kill.cancel();
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(infer::chat))
+        .route("/v1/completions", post(infer::completion))
+        .merge(inventory::router(shared.options.kind))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))
+        .route("/stub/log", get(read_log).delete(clear_log))
+        .fallback(unknown_path)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(shared)
+}
+
+async fn require_key(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let Some(key) = &shared.options.key else {
+        return next.run(request).await;
+    };
+    let given = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+    if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key) {
+        return next.run(request).await;
+    }
+    error(StatusCode::UNAUTHORIZED, "Incorrect API key provided.", "invalid_api_key", None)
+}
+
+async fn read_log(State(shared): State<Arc<Shared>>) -> Response {
+    Json(shared.log.snapshot()).into_response()
+}
+
+async fn clear_log(State(shared): State<Arc<Shared>>) -> StatusCode {
+    shared.log.clear();
+    StatusCode::NO_CONTENT
+}
+
+async fn unknown_path() -> Response {
+    error(StatusCode::NOT_FOUND, "Unknown path.", "not_found", None)
+}
+
+/// An error body as OpenAI writes it.
+fn error(status: StatusCode, message: &str, code: &str, param: Option<&str>) -> Response {
+    let kind = match status.as_u16() {
+        401 => "authentication_error",
+        429 => "rate_limit_error",
+        500.. => "server_error",
+        _ => "invalid_request_error",
+    };
+    let body = json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
+    (status, Json(body)).into_response()
+}

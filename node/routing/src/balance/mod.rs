@@ -1,0 +1,15 @@
+//! Which host of a model gets a request: two at random, the cheaper one, by what was just measured.
+//!
+//! [`LoadBook`] keeps one cell per model and host: requests under way, time to first token, time per token,
+//! failures, breaker. An [`InFlight`] guard feeds it while a request runs and frees its slot when it drops, so a
+//! cancelled stream counts as load exactly as long as it runs. [`Balancer`] reads the cells and picks.
+
+pub mod ewma;
+pub mod load;
+pub mod p2c;
+
+mod cell;
+
+pub use ewma::PeakEwma;
+pub use load::{InFlight, Load, LoadBook};
+pub use p2c::Balancer;

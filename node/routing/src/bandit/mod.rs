@@ -1,0 +1,18 @@
+//! Which model is worth it: statistics that add up over the mesh, and the policies that read them.
+//!
+//! Every node counts what it saw itself ([`ArmStats`]). Nodes exchange those sums, keyed by who observed them and
+//! in which life ([`Observations`]); a reader adds the origins when it reads, so no message order and no
+//! duplicate can count anything twice. A [`Policy`] turns the sums, a prior and what is known of price and speed
+//! into a choice, and says with what probability it made it.
+
+pub mod policy;
+pub mod prior;
+pub mod reward;
+pub mod stats;
+pub mod thompson;
+
+pub use policy::{ArmView, Context, Policy, Selection};
+pub use prior::SizeClass;
+pub use reward::Reward;
+pub use stats::{ArmStats, Implausible, Observations, Posterior};
+pub use thompson::Thompson;

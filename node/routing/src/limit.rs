@@ -1,0 +1,183 @@
+//! How often a request may be tried again, so that retries never become the load that keeps a host down.
+//!
+//! Two bounds hold together: a token bucket per class of fault (the AWS SDKs' scheme: a retry costs, a success
+//! pays back a little), and a share of the requests under way (Envoy's retry budget). Both live at the entry
+//! node; a router that was forwarded to does not retry beyond what it was told.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Upstreams that one request may try.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+/// Times that a request may be handed on: entry router to another router, router to device.
+pub const MAX_HOPS: u32 = 2;
+
+/// Tokens of a full bucket.
+const CAPACITY: u32 = 500;
+
+/// Retries allowed at any load: a quiet node must be able to fail over.
+const MIN_RETRIES: u32 = 3;
+
+/// Retries per hundred requests under way.
+const MAX_RETRY_PERCENT: u32 = 20;
+
+/// Shortest and longest range of the pause before a retry.
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why a request is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RetryKind {
+    /// The upstream broke, could not be reached or did not answer in time.
+    Transient,
+    /// The upstream asked for less traffic.
+    Throttle,
+}
+
+impl RetryKind {
+    /// Returns the tokens that a retry takes from the bucket of its class.
+    pub fn cost(self) -> u32 {
+        match self {
+            Self::Transient => 14,
+            Self::Throttle => 5,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Budget {
+    /// Tokens left, by kind.
+    tokens: [u32; 2],
+    active: u32,
+    retrying: u32,
+}
+
+/// Budget of retries that all requests of a node share. Clones share it.
+#[derive(Debug, Clone)]
+pub struct RetryBudget {
+    state: Arc<Mutex<Budget>>,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        let budget = Budget { tokens: [CAPACITY; 2], active: 0, retrying: 0 };
+        Self { state: Arc::new(Mutex::new(budget)) }
+    }
+}
+
+impl RetryBudget {
+    /// Counts a request as under way until the guard drops.
+    pub fn enter(&self) -> ActiveRequest {
+        let mut budget = self.lock();
+        budget.active = budget.active.saturating_add(1);
+        ActiveRequest { budget: self.clone() }
+    }
+
+    /// Pays one token back into every bucket: call it for each request that succeeded at its first attempt.
+    pub fn deposit(&self) {
+        for tokens in &mut self.lock().tokens {
+            *tokens = (*tokens + 1).min(CAPACITY);
+        }
+    }
+
+    /// Asks for a retry. `None` = the budget is spent; give the client the error at once.
+    ///
+    /// The retry counts as under way until the permit drops.
+    pub fn try_retry(&self, kind: RetryKind) -> Option<RetryPermit> {
+        let mut budget = self.lock();
+        let allowed = (budget.active.saturating_mul(MAX_RETRY_PERCENT) / 100).max(MIN_RETRIES);
+        let left = budget.tokens[kind as usize].checked_sub(kind.cost())?;
+        if budget.retrying >= allowed {
+            return None;
+        }
+        budget.tokens[kind as usize] = left;
+        budget.retrying += 1;
+        Some(RetryPermit { budget: self.clone() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Budget> {
+        // Arithmetic that cannot panic: a poisoned lock still holds a valid budget.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct ActiveRequest {
+    budget: RetryBudget,
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        let mut budget = self.budget.lock();
+        budget.active = budget.active.saturating_sub(1);
+    }
+}
+
+/// A retry under way.
+#[derive(Debug)]
+pub struct RetryPermit {
+    budget: RetryBudget,
+}
+
+impl Drop for RetryPermit {
+    fn drop(&mut self) {
+        let mut budget = self.budget.lock();
+        budget.retrying = budget.retrying.saturating_sub(1);
+    }
+}
+
+/// Returns the pause before attempt `attempt` (2 = the first retry): full jitter under a doubling ceiling.
+///
+/// `jitter` is between 0 and 1. The pause is never below 50 ms, never above 2 s.
+pub fn backoff(attempt: u32, jitter: f64) -> Duration {
+    let doublings = attempt.saturating_sub(1).min(16);
+    let ceiling = (MIN_PAUSE * 2u32.pow(doublings)).min(MAX_PAUSE);
+    MIN_PAUSE + (ceiling - MIN_PAUSE).mul_f64(jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_node_may_retry_but_only_a_few_at_once() {
+        let budget = RetryBudget::default();
+        let permits: Vec<_> = (0..5).map_while(|_| budget.try_retry(RetryKind::Transient)).collect();
+        assert_eq!(permits.len(), MIN_RETRIES as usize);
+        drop(permits);
+        assert!(budget.try_retry(RetryKind::Transient).is_some());
+    }
+
+    #[test]
+    fn retries_under_way_are_a_fifth_of_the_requests_under_way() {
+        let budget = RetryBudget::default();
+        let active: Vec<_> = (0..100).map(|_| budget.enter()).collect();
+        let permits: Vec<_> = (0..100).map_while(|_| budget.try_retry(RetryKind::Throttle)).collect();
+        assert_eq!(permits.len(), 20);
+        drop((active, permits));
+        assert_eq!(budget.lock().active, 0);
+        assert_eq!(budget.lock().retrying, 0);
+    }
+
+    #[test]
+    fn an_empty_bucket_refuses_its_own_class_until_successes_refill_it() {
+        let budget = RetryBudget::default();
+        let spent = (0..1_000).take_while(|_| budget.try_retry(RetryKind::Transient).is_some()).count();
+        assert_eq!(spent, (CAPACITY / RetryKind::Transient.cost()) as usize);
+        assert!(budget.try_retry(RetryKind::Throttle).is_some());
+        for _ in 0..RetryKind::Transient.cost() {
+            budget.deposit();
+        }
+        assert!(budget.try_retry(RetryKind::Transient).is_some());
+    }
+
+    #[test]
+    fn pauses_grow_and_stay_within_bounds() {
+        assert_eq!(backoff(2, 0.0), MIN_PAUSE);
+        assert_eq!(backoff(2, 1.0), Duration::from_millis(100));
+        assert_eq!(backoff(3, 1.0), Duration::from_millis(200));
+        assert_eq!(backoff(u32::MAX, 1.0), MAX_PAUSE);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the router needs to know of a request, borrowed from the body that the API parsed.
+
+use std::borrow::Cow;
+
+use crate::choice::ModelChoice;
+use crate::class::{DataClass, Mode, Preference};
+use crate::units::Tokens;
+
+/// Who wrote a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageRole {
+    /// Instructions of the application.
+    System,
+    /// The person or program that asks.
+    User,
+    /// An earlier answer of a model.
+    Assistant,
+    /// The result of a tool call.
+    Tool,
+}
+
+/// One message of a conversation, text only.
+#[derive(Debug, Clone)]
+pub struct Message<'a> {
+    /// Who wrote it.
+    pub role: MessageRole,
+    /// Its text; the parts of a multi-part message joined by newlines.
+    pub text: Cow<'a, str>,
+}
+
+/// What a request asks of a model beyond text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Tools are offered to the model.
+    pub tools: bool,
+    /// The answer must follow a JSON schema.
+    pub schema: bool,
+    /// A message holds an image.
+    pub vision: bool,
+    /// A message holds sound.
+    pub audio: bool,
+    /// Vectors are wanted, not text.
+    pub embeddings: bool,
+    /// The caller wants log probabilities.
+    pub logprobs: bool,
+}
+
+/// One request, as far as routing cares.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The conversation, oldest first; for completions and embeddings one user message per input.
+    pub messages: Vec<Message<'a>>,
+    /// Longest answer that the caller asked for.
+    pub max_output: Option<Tokens>,
+    /// What it asks of a model.
+    pub needs: Needs,
+    /// The answer is to be streamed.
+    pub stream: bool,
+    /// Which model, or that we may choose.
+    pub choice: ModelChoice,
+    /// Where it may run.
+    pub mode: Mode,
+    /// What matters most when we choose; a preference inside `choice` wins.
+    pub preference: Preference,
+    /// How far it may travel.
+    pub data_class: DataClass,
+    /// Routers that forwarded it before this one; 0 where the client connected.
+    pub hop: u32,
+}
+
+impl Request<'_> {
+    /// Returns the preference that counts: the one of the model's name (`auto:fast`) before the one of the body.
+    pub fn effective_preference(&self) -> Preference {
+        match self.choice {
+            ModelChoice::Auto(preference) if preference != Preference::Balanced => preference,
+            _ => self.preference,
+        }
+    }
+
+    /// Returns where the request may run: `auto:local` means local, whatever the body says.
+    pub fn effective_mode(&self) -> Mode {
+        match self.choice {
+            ModelChoice::AutoLocal => Mode::Local,
+            ModelChoice::Auto(_)
+            | ModelChoice::Named(_)
+            | ModelChoice::OnDevice { .. }
+            | ModelChoice::Provider { .. } => self.mode,
+        }
+    }
+}

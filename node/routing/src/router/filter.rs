@@ -1,0 +1,148 @@
+//! What is allowed and what is possible, offer by offer; remembers why offers fell away, so that the client can
+//! be told the reason it can do something about.
+
+use crate::class::{DataClass, Mode};
+use crate::limit::MAX_HOPS;
+use crate::profile::RequestProfile;
+use crate::registry::Offer;
+use crate::request::Request;
+use crate::router::NoRoute;
+use crate::tokens;
+use crate::units::Tokens;
+
+/// An estimate this close to a limit is replaced by an exact count: one part in so many.
+const NEAR_LIMIT: u32 = 10;
+
+/// Passes offers one by one and counts what it refused.
+pub(super) struct Filter<'a> {
+    request: &'a Request<'a>,
+    context: Tokens,
+    exact: bool,
+    mode: Mode,
+    seen: bool,
+    refused_class: bool,
+    refused_dead: bool,
+    refused_need: Option<&'static str>,
+    longest_context: Option<Tokens>,
+}
+
+impl<'a> Filter<'a> {
+    pub(super) fn new(request: &'a Request<'a>, profile: &RequestProfile) -> Self {
+        Self {
+            request,
+            context: profile.context_tokens(),
+            exact: profile.exact,
+            mode: request.effective_mode(),
+            seen: false,
+            refused_class: false,
+            refused_dead: false,
+            refused_need: None,
+            longest_context: None,
+        }
+    }
+
+    /// True when the offer may and can serve the request. Policy first, then what is possible.
+    pub(super) fn admits(&mut self, offer: &Offer) -> bool {
+        self.seen = true;
+        self.is_allowed(offer) && self.is_possible(offer)
+    }
+
+    fn is_allowed(&mut self, offer: &Offer) -> bool {
+        if !offer.admits(self.request.data_class) {
+            self.refused_class = true;
+            return false;
+        }
+        let wanted = match self.mode {
+            Mode::Auto => true,
+            Mode::Local => !offer.is_cloud(),
+            Mode::Cloud => offer.is_cloud(),
+        };
+        wanted && self.request.hop < MAX_HOPS
+    }
+
+    fn is_possible(&mut self, offer: &Offer) -> bool {
+        // A router that was forwarded to uses only what it reaches itself; a device that left it is gone for it.
+        if !offer.is_alive() || offer.routes_at(self.request.hop).next().is_none() {
+            self.refused_dead = true;
+            return false;
+        }
+        if let Some(what) = self.missing(offer) {
+            self.refused_need = Some(what);
+            return false;
+        }
+        match offer.model.context {
+            Some(limit) if !self.fits(limit) => {
+                self.longest_context = self.longest_context.max(Some(limit));
+                false
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    /// Returns what the request needs and the model is known to lack.
+    fn missing(&self, offer: &Offer) -> Option<&'static str> {
+        self.needs(offer)
+            .into_iter()
+            .find(|(needed, has, _)| *needed && *has == Some(false))
+            .map(|need| need.2)
+    }
+
+    /// True when the model is known to have everything that the request needs.
+    pub(super) fn is_known_to_fit(&self, offer: &Offer) -> bool {
+        self.needs(offer).into_iter().all(|(needed, has, _)| !needed || has == Some(true))
+    }
+
+    fn needs(&self, offer: &Offer) -> [(bool, Option<bool>, &'static str); 4] {
+        let (needs, model) = (&self.request.needs, &offer.model);
+        [
+            (needs.tools, model.tools, "tools"),
+            (needs.vision, model.vision, "images"),
+            (needs.embeddings, model.embeddings, "embeddings"),
+            (needs.logprobs, model.logprobs, "log probabilities"),
+        ]
+    }
+
+    /// True when prompt and answer fit. An estimate near the limit is first replaced by an exact count.
+    fn fits(&mut self, limit: Tokens) -> bool {
+        if !self.exact && self.context.0.abs_diff(limit.0) <= limit.0 / NEAR_LIMIT {
+            self.exact = true;
+            self.context =
+                tokens::count_messages(&self.request.messages) + self.request.max_output.unwrap_or_default();
+        }
+        self.context <= limit
+    }
+
+    /// True when the filter was shown an offer, whatever it said to it.
+    pub(super) fn has_seen(&self) -> bool {
+        self.seen
+    }
+
+    /// Returns the reason to give when nothing passed: what came closest to serving, since that is what to change.
+    pub(super) fn refusal(&self) -> NoRoute {
+        if let Some(limit) = self.longest_context {
+            return NoRoute::ContextTooLong { limit, tokens: self.context };
+        }
+        if let Some(what) = self.refused_need {
+            return NoRoute::Unsupported { what };
+        }
+        if self.request.hop >= MAX_HOPS {
+            return NoRoute::PolicyBlocked { why: "it was forwarded too often" };
+        }
+        match self.mode {
+            Mode::Local if !self.refused_dead || self.request.choice.is_auto() => NoRoute::NoLocalCapacity,
+            Mode::Local => NoRoute::NoDevice { model: None },
+            Mode::Auto | Mode::Cloud if self.refused_dead => NoRoute::NoDevice { model: None },
+            Mode::Auto | Mode::Cloud if self.refused_class => NoRoute::PolicyBlocked {
+                why: match self.request.data_class {
+                    DataClass::Restricted => "restricted data stays on the devices of the mesh",
+                    DataClass::Internal => "no provider of it is marked as fit for internal data",
+                    DataClass::Public => "its data class forbids it",
+                },
+            },
+            Mode::Cloud => {
+                NoRoute::PolicyBlocked { why: "mode 'cloud' asks for a provider, and none serves it" }
+            }
+            Mode::Auto => NoRoute::NoDevice { model: None },
+        }
+    }
+}

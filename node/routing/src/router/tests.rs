@@ -1,0 +1,305 @@
+//! Decisions on small meshes, one rule at a time.
+
+use super::*;
+use crate::bandit::{ArmStats, Observations};
+use crate::class::{DataClass, Mode, Preference};
+use crate::limit::MAX_HOPS;
+use crate::registry::{ModelSpec, Route};
+use crate::request::{Message, MessageRole, Needs};
+use crate::testing::{seeded, start};
+use crate::units::{Price, Tokens};
+
+fn spec(model: &str) -> ModelSpec {
+    ModelSpec::new(model, "test")
+}
+
+fn on_device(device: &str, spec: ModelSpec) -> Offer {
+    Offer::new(UpstreamId::Device(device.into()), Arc::new(spec))
+}
+
+fn at_provider(provider: &str, model: &str) -> Offer {
+    let price = Price { input_per_million: MicroUsd(2_500_000), output_per_million: MicroUsd(10_000_000) };
+    let offer = Offer::new(UpstreamId::Provider(provider.into()), Arc::new(spec(model)));
+    Offer { price: Some(price), ..offer }
+}
+
+/// Two models on devices and one at a provider.
+fn mesh() -> Vec<Offer> {
+    vec![
+        on_device("laptop", spec("llama3.2:1b")),
+        on_device("gpu", spec("llama3.2:1b")),
+        on_device("gpu", spec("qwen2.5:32b")),
+        at_provider("openai", "openai/gpt-4o"),
+    ]
+}
+
+fn request(choice: &str) -> Request<'static> {
+    Request {
+        messages: vec![Message { role: MessageRole::User, text: "Tell me a story".into() }],
+        max_output: None,
+        needs: Needs::default(),
+        stream: false,
+        choice: ModelChoice::parse(choice, &|name| name == "openai"),
+        mode: Mode::Auto,
+        preference: Preference::Balanced,
+        data_class: DataClass::Internal,
+        hop: 0,
+    }
+}
+
+fn decide(offers: Vec<Offer>, request: &Request<'_>) -> Result<Decision, NoRoute> {
+    decide_with(offers, request, &Posterior::default(), 1)
+}
+
+fn decide_with(
+    offers: Vec<Offer>,
+    request: &Request<'_>,
+    posterior: &Posterior,
+    seed: u64,
+) -> Result<Decision, NoRoute> {
+    let (registry, loads) = (Registry::new(offers), LoadBook::default());
+    let snapshot = Snapshot { registry: &registry, posterior, loads: &loads };
+    let profile = RequestProfile::of(request);
+    Router::<Thompson>::default().decide(request, &profile, &snapshot, start(), &mut seeded(seed))
+}
+
+/// Returns the models that a decision may end up at, the chosen one first.
+fn reachable(decision: &Decision) -> Vec<&str> {
+    let fallbacks = decision.fallback_models.iter().map(|fallback| &*fallback.model);
+    std::iter::once(&*decision.model).chain(fallbacks).collect()
+}
+
+#[test]
+fn a_named_model_goes_to_everyone_who_serves_it() {
+    let decision = decide(mesh(), &request("llama3.2:1b")).unwrap();
+    assert_eq!((&*decision.model, decision.offers.len()), ("llama3.2:1b", 2));
+    assert_eq!((decision.reason.as_str(), decision.propensity), ("named", 1.0));
+    assert!(decision.fallback_models.is_empty());
+}
+
+#[test]
+fn an_unknown_model_is_answered_with_near_names() {
+    let error = decide(mesh(), &request("lama3.2:1b")).unwrap_err();
+    assert_eq!(
+        error,
+        NoRoute::UnknownModel { model: "lama3.2:1b".into(), nearest: vec!["llama3.2:1b".into()] }
+    );
+    let mut local = request("nothing-like-it-at-all");
+    local.mode = Mode::Local;
+    assert_eq!(decide(mesh(), &local).unwrap_err().code(), "model_not_found");
+}
+
+#[test]
+fn a_pinned_device_is_the_only_one_by_id_or_by_name() {
+    for pin in ["device:gpu/llama3.2:1b", "device:Big Box/llama3.2:1b"] {
+        let mut offers = mesh();
+        offers[1].name = "Big Box".into();
+        let decision = decide(offers, &request(pin)).unwrap();
+        assert_eq!(decision.offers.len(), 1, "{pin}");
+        assert_eq!(decision.offers[0].upstream, UpstreamId::Device("gpu".into()), "{pin}");
+        assert_eq!(decision.reason, RouteReason::PinnedDevice);
+    }
+    let elsewhere = decide(mesh(), &request("device:laptop/qwen2.5:32b")).unwrap_err();
+    assert_eq!(elsewhere.code(), "no_device");
+}
+
+#[test]
+fn a_providers_model_is_found_with_or_without_its_prefix_in_the_registry() {
+    for id in ["openai/gpt-4o", "gpt-4o"] {
+        let decision = decide(vec![at_provider("openai", id)], &request("openai/gpt-4o")).unwrap();
+        assert_eq!((&*decision.model, decision.reason), (id, RouteReason::PinnedProvider));
+    }
+    let error = decide(mesh(), &request("openai/gpt-4")).unwrap_err();
+    assert_eq!(error.to_string(), "The model 'openai/gpt-4' does not exist. Did you mean openai/gpt-4o?");
+}
+
+#[test]
+fn auto_weighs_every_model_and_ranks_the_rest_for_failover() {
+    let decision = decide(mesh(), &request("auto")).unwrap();
+    assert_eq!(decision.reason, RouteReason::AutoThompson);
+    assert_eq!(decision.considered.len(), 3);
+    assert!(decision.considered.is_sorted_by(|a, b| a.1 >= b.1));
+    assert!(decision.propensity > 0.0 && decision.propensity < 1.0);
+    let mut models = reachable(&decision);
+    models.sort_unstable();
+    assert_eq!(models, ["llama3.2:1b", "openai/gpt-4o", "qwen2.5:32b"]);
+}
+
+#[test]
+fn one_candidate_is_certain() {
+    let decision = decide(vec![on_device("a", spec("m"))], &request("auto")).unwrap();
+    assert_eq!((decision.reason.as_str(), decision.propensity), ("only_candidate", 1.0));
+}
+
+#[test]
+fn restricted_data_stays_on_devices_even_where_the_engine_is_remote() {
+    let mut restricted = request("auto");
+    restricted.data_class = DataClass::Restricted;
+    let mut offers = mesh();
+    offers.push(on_device("gpu", ModelSpec { remote: true, ..spec("gpt-oss:120b-cloud") }));
+    for seed in 0..50 {
+        let decision = decide_with(offers.clone(), &restricted, &Posterior::default(), seed).unwrap();
+        let models = reachable(&decision);
+        assert!(models.iter().all(|model| matches!(*model, "llama3.2:1b" | "qwen2.5:32b")), "{models:?}");
+    }
+    for named in ["openai/gpt-4o", "gpt-oss:120b-cloud"] {
+        restricted.choice = request(named).choice;
+        assert_eq!(decide(offers.clone(), &restricted).unwrap_err().code(), "policy_blocked", "{named}");
+    }
+}
+
+#[test]
+fn internal_data_goes_only_to_providers_that_are_marked_for_it() {
+    let mut offer = at_provider("openai", "openai/gpt-4o");
+    offer.internal_ok = false;
+    assert_eq!(decide(vec![offer.clone()], &request("auto")).unwrap_err().code(), "policy_blocked");
+    let mut public = request("auto");
+    public.data_class = DataClass::Public;
+    assert!(decide(vec![offer], &public).is_ok());
+}
+
+#[test]
+fn local_means_local_and_cloud_means_cloud() {
+    let cloud_only = || vec![at_provider("openai", "openai/gpt-4o")];
+    let mut local = request("auto");
+    local.mode = Mode::Local;
+    assert_eq!(decide(cloud_only(), &local).unwrap_err(), NoRoute::NoLocalCapacity);
+    assert_eq!(decide(cloud_only(), &request("auto:local")).unwrap_err(), NoRoute::NoLocalCapacity);
+    let decision = decide(mesh(), &request("auto:local")).unwrap();
+    assert!(!reachable(&decision).contains(&"openai/gpt-4o"));
+    let mut cloud = request("auto");
+    cloud.mode = Mode::Cloud;
+    assert_eq!(reachable(&decide(mesh(), &cloud).unwrap()), ["openai/gpt-4o"]);
+    cloud.choice = request("llama3.2:1b").choice;
+    assert_eq!(decide(mesh(), &cloud).unwrap_err().code(), "policy_blocked");
+}
+
+#[test]
+fn a_forwarded_request_uses_only_what_this_router_reaches_itself() {
+    let mut offers = mesh();
+    offers[1].routes = vec![Route::Via("n2".into())];
+    let mut forwarded = request("llama3.2:1b");
+    forwarded.hop = 1;
+    let decision = decide(offers.clone(), &forwarded).unwrap();
+    assert_eq!(decision.offers.len(), 1);
+    assert_eq!(decision.offers[0].upstream, UpstreamId::Device("laptop".into()));
+    assert_eq!(decide(vec![offers[1].clone()], &forwarded).unwrap_err().code(), "no_device");
+    forwarded.hop = MAX_HOPS;
+    assert_eq!(decide(offers, &forwarded).unwrap_err().code(), "policy_blocked");
+}
+
+#[test]
+fn devices_that_drain_or_left_take_nothing() {
+    let mut offers = vec![on_device("a", spec("m")), on_device("b", spec("m"))];
+    offers[0].draining = true;
+    offers[1].routes.clear();
+    let error = decide(offers.clone(), &request("m")).unwrap_err();
+    assert_eq!(error, NoRoute::NoDevice { model: Some("m".into()) });
+    assert_eq!(decide(offers.clone(), &request("auto")).unwrap_err(), NoRoute::NoDevice { model: None });
+    offers[0].draining = false;
+    assert_eq!(decide(offers, &request("m")).unwrap().offers.len(), 1);
+    assert_eq!(decide(vec![], &request("auto")).unwrap_err(), NoRoute::NoDevice { model: None });
+}
+
+#[test]
+fn prompt_and_answer_must_fit_the_context() {
+    let small = ModelSpec { context: Some(Tokens(100)), ..spec("small") };
+    let large = ModelSpec { context: Some(Tokens(1_000)), ..spec("large") };
+    let offers = || vec![on_device("a", small.clone()), on_device("a", large.clone())];
+    let mut long = request("auto");
+    long.max_output = Some(Tokens(200));
+    assert_eq!(reachable(&decide(offers(), &long).unwrap()), ["large"]);
+    long.max_output = Some(Tokens(5_000));
+    let error = decide(offers(), &long).unwrap_err();
+    assert!(
+        matches!(error, NoRoute::ContextTooLong { limit: Tokens(1_000), tokens } if tokens > Tokens(5_000)),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn an_estimate_near_the_limit_is_counted_exactly() {
+    let text = "seven plain words make up this sentence. ".repeat(500);
+    let mut long = request("m");
+    long.messages[0].text = text.into();
+    let exact = crate::tokens::count_messages(&long.messages);
+    assert!(!RequestProfile::of(&long).exact);
+    for (limit, fits) in [(exact, true), (Tokens(exact.0 - 1), false)] {
+        let offer = on_device("a", ModelSpec { context: Some(limit), ..spec("m") });
+        assert_eq!(decide(vec![offer], &long).is_ok(), fits, "{limit}");
+    }
+}
+
+#[test]
+fn what_a_model_is_known_to_lack_rules_it_out_and_the_unknown_is_tried_last() {
+    let with_tools = |model: &str, tools| on_device("a", ModelSpec { tools, ..spec(model) });
+    let mut needy = request("auto");
+    needy.needs.tools = true;
+    let lacking = with_tools("no", Some(false));
+    assert_eq!(decide(vec![lacking.clone()], &needy).unwrap_err(), NoRoute::Unsupported { what: "tools" });
+    let unknown = with_tools("perhaps", None);
+    assert_eq!(reachable(&decide(vec![lacking.clone(), unknown.clone()], &needy).unwrap()), ["perhaps"]);
+    let knowing = with_tools("yes", Some(true));
+    assert_eq!(reachable(&decide(vec![lacking, unknown.clone(), knowing], &needy).unwrap()), ["yes"]);
+    needy.choice = request("perhaps").choice;
+    assert!(decide(vec![unknown], &needy).is_ok());
+}
+
+#[test]
+fn a_model_that_makes_vectors_is_not_asked_to_chat_nor_the_other_way_round() {
+    let offers = || vec![on_device("a", spec("nomic-embed-text")), on_device("a", spec("llama3.2:1b"))];
+    assert_eq!(reachable(&decide(offers(), &request("auto")).unwrap()), ["llama3.2:1b"]);
+    let mut vectors = request("auto");
+    vectors.needs.embeddings = true;
+    assert_eq!(reachable(&decide(offers(), &vectors).unwrap()), ["nomic-embed-text"]);
+    let mut two = offers();
+    two.push(on_device("b", spec("bge-m3")));
+    for seed in 0..20 {
+        let decision = decide_with(two.clone(), &vectors, &Posterior::default(), seed).unwrap();
+        assert_eq!(reachable(&decision), ["bge-m3"], "vectors of two models cannot be compared");
+    }
+    let chat_only = vec![on_device("a", spec("llama3.2:1b"))];
+    assert_eq!(decide(chat_only, &vectors).unwrap_err(), NoRoute::Unsupported { what: "embeddings" });
+}
+
+#[test]
+fn what_the_mesh_learnt_moves_the_choice() {
+    let offers = || vec![on_device("a", spec("first:3b")), on_device("a", spec("second:3b"))];
+    let mut observations = Observations::default();
+    let judged = |mean: f64| ArmStats {
+        count: 200,
+        scored: 200,
+        reward_sum: 200.0 * mean,
+        version: 200,
+        ..ArmStats::default()
+    };
+    let origin = Arc::from("n1");
+    observations.put(&origin, 1, &ArmId::new("first:3b", None), judged(0.2)).unwrap();
+    observations.put(&origin, 1, &ArmId::new("second:3b", None), judged(0.9)).unwrap();
+    let posterior = observations.posterior();
+    let second = (0..200).filter(|seed| {
+        let decision = decide_with(offers(), &request("auto"), &posterior, *seed).unwrap();
+        &*decision.model == "second:3b"
+    });
+    assert!(second.count() > 180);
+}
+
+#[test]
+fn a_preference_in_the_models_name_wins_over_the_one_in_the_body() {
+    let mut asked = request("auto:cheap");
+    asked.preference = Preference::Best;
+    assert_eq!(asked.effective_preference(), Preference::Cheap);
+    asked.choice = request("auto").choice;
+    assert_eq!(asked.effective_preference(), Preference::Best);
+}
+
+#[test]
+fn equal_inputs_and_seeds_give_equal_decisions() {
+    let shown = |offers: Vec<Offer>| {
+        let decision = decide_with(offers, &request("auto"), &Posterior::default(), 9).unwrap();
+        (decision.model.clone(), decision.propensity, decision.considered)
+    };
+    let mut reversed = mesh();
+    reversed.reverse();
+    assert_eq!(shown(mesh()), shown(reversed));
+}

@@ -1,0 +1,106 @@
+//! Errors as OpenAI clients know them: a status, and a body `{"error":{message,type,param,code}}`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::upstream::UpstreamError;
+
+/// An error for a client.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: u16,
+    /// Machine-readable cause.
+    pub code: Cow<'static, str>,
+    /// Field of the request that is at fault, where one is.
+    pub param: Option<String>,
+    /// Sentence: the cause and the next step. Holds no prompt text.
+    pub message: String,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+impl ApiError {
+    /// Makes an error without a parameter.
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code: Cow::Borrowed(code), param: None, message: message.into(), retry_after: None }
+    }
+
+    /// Makes a 400 that names the field at fault.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(400, "invalid_request_error", message) }
+    }
+
+    /// Adds when to come back.
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Returns the `type` that OpenAI's clients expect for the status.
+    pub fn kind(&self) -> &'static str {
+        match self.status {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            503 => "overloaded_error",
+            _ => "server_error",
+        }
+    }
+
+    /// Returns the JSON body; the same object goes in-band into a stream that already began.
+    pub fn body(&self) -> Vec<u8> {
+        let inner = Inner {
+            message: &self.message,
+            r#type: self.kind(),
+            param: self.param.as_deref(),
+            code: &self.code,
+        };
+        serde_json::to_vec(&Envelope { error: inner }).expect("plain strings serialise")
+    }
+}
+
+impl From<UpstreamError> for ApiError {
+    fn from(error: UpstreamError) -> Self {
+        Self {
+            status: error.status,
+            code: error.code,
+            param: None,
+            message: error.message,
+            retry_after: error.retry_after,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, self.body()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, never zero: a client that comes back at once gains nothing.
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        response
+    }
+}

@@ -1,0 +1,343 @@
+//! What the node shows of itself and of the mesh, as JSON; the dashboard and the commands read the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shoal_proto::DeviceInfo;
+use shoal_routing::{Route, UpstreamId};
+
+use super::error::ApiError;
+use crate::node::Node;
+use crate::store::RequestRecord;
+
+/// Most rows of one answer.
+const MAX_ROWS: usize = 1000;
+
+pub(super) async fn healthz() -> &'static str {
+    "ok"
+}
+
+/// Ready = accepting and not draining; models are listed, not required.
+pub(super) async fn readyz(State(node): State<Arc<Node>>) -> Response {
+    let draining = node.is_draining();
+    let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let inventory = node.pipeline.inventory.load();
+    let models: Vec<&str> = inventory.registry.models().iter().map(AsRef::as_ref).collect();
+    let alive = node.mesh.view().borrow().alive().count();
+    let body = json!({
+        "ready": !draining,
+        "reason": if draining { "draining" } else { "accepting" },
+        "models": models,
+        "nodes_alive": alive,
+    });
+    if draining {
+        let error = ApiError::new(503, "draining", "this node is stopping");
+        return (
+            status,
+            Json(json!({"ready": false, "error": {"message": error.message, "code": "draining"}})),
+        )
+            .into_response();
+    }
+    (status, Json(body)).into_response()
+}
+
+pub(super) async fn metrics(State(node): State<Arc<Node>>) -> Response {
+    let mut response = node.metrics.render().into_response();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// `GET /v1/models`, with our extra fields under `shoal`.
+pub(super) async fn models(State(node): State<Arc<Node>>) -> Json<Value> {
+    let inventory = node.pipeline.inventory.load();
+    let mut data: Vec<Value> = inventory.registry.models().iter().map(|m| model_entry(&node, m)).collect();
+    if !data.is_empty() {
+        for (id, what) in [
+            ("auto", "the best for each request"),
+            ("auto:cheap", "the cheapest that will do"),
+            ("auto:fast", "the fastest that will do"),
+            ("auto:best", "the strongest"),
+            ("auto:local", "the best on the mesh's devices"),
+        ] {
+            data.push(json!({
+                "id": id, "object": "model", "created": node.started_ms / 1000, "owned_by": "shoal",
+                "shoal": {"virtual": true, "chooses": what},
+            }));
+        }
+    }
+    Json(json!({"object": "list", "data": data}))
+}
+
+/// `GET /v1/models/{id}`
+pub(super) async fn model(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let Json(list) = models(State(node.clone())).await;
+    let found = list["data"].as_array().into_iter().flatten().find(|m| m["id"] == id.as_str()).cloned();
+    found.map(Json).ok_or_else(|| {
+        let near = node.pipeline.inventory.load().registry.nearest(&id, 3);
+        let near: Vec<&str> = near.iter().map(AsRef::as_ref).collect();
+        let hint = if near.is_empty() {
+            String::new()
+        } else {
+            format!("; served are, for example: {}", near.join(", "))
+        };
+        let shown: String = id.chars().filter(|c| !c.is_control()).take(128).collect();
+        let error =
+            ApiError::new(404, "model_not_found", format!("no device serves a model named '{shown}'{hint}"));
+        ApiError { param: Some("model".into()), ..error }
+    })
+}
+
+fn model_entry(node: &Node, id: &str) -> Value {
+    let facts = model_facts(node, id);
+    json!({"id": id, "object": "model", "created": node.started_ms / 1000, "owned_by": "shoal", "shoal": facts})
+}
+
+fn model_facts(node: &Node, id: &str) -> Value {
+    let inventory = node.pipeline.inventory.load();
+    let offers = inventory.registry.by_model(id);
+    let spec = offers.first().map(|o| o.model.clone());
+    let context = offers.iter().filter_map(|o| o.model.context).max();
+    json!({
+        "devices": offers.iter().map(|o| o.name.to_string()).collect::<Vec<_>>(),
+        "engine": spec.as_ref().map(|s| s.engine.to_string()),
+        "context_length": context.map(|c| c.0),
+        "quantization": spec.as_ref().and_then(|s| s.quantization.as_ref().map(ToString::to_string)),
+        "digest": spec.as_ref().and_then(|s| s.digest.as_ref().map(ToString::to_string)),
+        "size_bytes": spec.as_ref().and_then(|s| s.size_bytes),
+        "egress": if offers.iter().any(|o| !o.is_cloud()) { "none" } else { "provider" },
+    })
+}
+
+/// `GET /shoal/v1/models`
+pub(super) async fn mesh_models(State(node): State<Arc<Node>>) -> Json<Value> {
+    let inventory = node.pipeline.inventory.load();
+    let models: Vec<Value> = inventory
+        .registry
+        .models()
+        .iter()
+        .map(|id| {
+            let mut facts = model_facts(&node, id);
+            facts["id"] = json!(&**id);
+            facts
+        })
+        .collect();
+    Json(json!({"models": models}))
+}
+
+/// `GET /shoal/v1/status`
+pub(super) async fn status(State(node): State<Arc<Node>>) -> Json<Value> {
+    let view = node.mesh.view().borrow().clone();
+    let inventory = node.pipeline.inventory.load();
+    let devices = view.devices().len().max(inventory.direct.len());
+    let totals = &node.pipeline.sinks.totals;
+    Json(json!({
+        "node": {
+            "id": node.mesh.node_id().as_str(),
+            "name": node.config.name,
+            "version": env!("CARGO_PKG_VERSION"),
+            "api_url": node.api_url,
+            "mesh_addrs": node.mesh.advertised().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "uptime_s": node.started.elapsed().as_secs(),
+            "ready": !node.is_draining(),
+            "draining": node.is_draining(),
+        },
+        "mesh": {
+            "id": node.identity.mesh_id().to_string(),
+            "nodes": view.members.len(),
+            "alive": view.alive().count(),
+            "devices": devices,
+            "models": inventory.registry.models().len(),
+        },
+        "requests": {
+            "accepted": totals.of("accepted"),
+            "completed": totals.of("completed"),
+            "failed": totals.of("failed"),
+            "cancelled": totals.of("cancelled"),
+            "rejected": totals.of("rejected"),
+            "in_flight": node.pipeline.sinks.live.len(),
+            "history_rows_lost": node.pipeline.sinks.history.lost(),
+        },
+        "statistics": statistics(&node),
+    }))
+}
+
+/// `GET /shoal/v1/router`
+pub(super) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
+    let learnt = node.pipeline.sinks.feedback.learnt();
+    let origins: Vec<Value> = learnt
+        .origins
+        .iter()
+        .map(|(origin, arm, s)| {
+            json!({"origin": &**origin, "arm": arm.as_str(), "count": s.count, "failures": s.failures,
+                   "scored": s.scored, "reward_sum": s.reward_sum, "version": s.version})
+        })
+        .collect();
+    Json(json!({"policy": "thompson", "statistics": statistics(&node), "origins": origins}))
+}
+
+fn statistics(node: &Node) -> Vec<Value> {
+    let learnt = node.pipeline.sinks.feedback.learnt();
+    let mut sources: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, arm, _) in &learnt.origins {
+        *sources.entry(arm.as_str()).or_default() += 1;
+    }
+    learnt
+        .posterior
+        .arms()
+        .map(|(arm, s)| {
+            json!({
+                "arm": arm.as_str(),
+                "count": s.count,
+                "failures": s.failures,
+                "scored": s.scored,
+                "mean_reward": (s.scored > 0).then(|| s.reward_sum / s.scored as f64),
+                "mean_ttft_ms": s.ttft_ms(),
+                "origins": sources.get(arm.as_str()).copied().unwrap_or(0),
+            })
+        })
+        .collect()
+}
+
+/// `GET /shoal/v1/nodes`
+pub(super) async fn nodes(State(node): State<Arc<Node>>) -> Json<Value> {
+    let view = node.mesh.view().borrow().clone();
+    let nodes: Vec<Value> = view
+        .members
+        .values()
+        .map(|m| {
+            json!({
+                "id": m.id.as_str(),
+                "name": m.info.name,
+                "self": m.id == view.me,
+                "alive": m.alive,
+                "draining": m.info.draining,
+                "version": m.info.version,
+                "api_url": m.info.api_url,
+                "mesh_addrs": m.info.mesh_addrs,
+                "generation": m.generation,
+                "last_seen_ms": Instant::now().saturating_duration_since(m.last_seen).as_millis() as u64,
+                "devices": m.devices.values().map(|d| d.name.clone()).collect::<Vec<_>>(),
+                "statistics": m.stats.as_ref().map(|s| s.arms.iter().map(|a| {
+                    json!({"arm": a.arm, "count": a.count, "version": a.version})
+                }).collect::<Vec<_>>()),
+            })
+        })
+        .collect();
+    Json(json!({"nodes": nodes}))
+}
+
+/// `GET /shoal/v1/devices`
+pub(super) async fn devices(State(node): State<Arc<Node>>) -> Json<Value> {
+    let view = node.mesh.view().borrow().clone();
+    let inventory = node.pipeline.inventory.load();
+    let name_of = |id: &str| {
+        view.members
+            .values()
+            .find(|m| m.id.as_str() == id)
+            .map_or_else(|| id.to_owned(), |m| m.info.name.clone())
+    };
+    let mut all: BTreeMap<String, &DeviceInfo> =
+        inventory.direct.iter().map(|(k, v)| (k.to_string(), v)).collect();
+    for (id, device) in view.devices() {
+        all.entry(id.to_string()).or_insert(device.info);
+    }
+    let devices: Vec<Value> = all
+        .iter()
+        .map(|(id, d)| {
+            let offer =
+                inventory.registry.offers().iter().find(|o| o.upstream.name().as_ref() == id.as_str());
+            let routes = offer.map(|o| o.routes.clone()).unwrap_or_default();
+            let nodes: Vec<String> = routes
+                .iter()
+                .map(|r| match r {
+                    Route::Direct => node.config.name.clone(),
+                    Route::Via(id) => name_of(id),
+                })
+                .collect();
+            device_view(&node, id, d, nodes, routes.contains(&Route::Direct))
+        })
+        .collect();
+    Json(json!({"devices": devices}))
+}
+
+fn device_view(node: &Node, id: &str, d: &DeviceInfo, nodes: Vec<String>, direct: bool) -> Value {
+    let upstream = UpstreamId::Device(id.into());
+    let loads = &node.pipeline.loads;
+    let models: Vec<Value> = d
+        .models
+        .iter()
+        .map(|m| {
+            let load = loads.load(&upstream, &m.id, Instant::now());
+            json!({
+                "id": m.id, "engine": m.engine, "context_length": m.context_length, "quantization": m.quantization,
+                "digest": m.digest, "size_bytes": m.size_bytes, "tools": m.tools, "vision": m.vision,
+                "logprobs": m.logprobs, "embeddings": m.embeddings, "remote": m.remote,
+                "ttft_ms": load.ttft_ms, "ms_per_token": load.ms_per_token, "breaker": load.breaker,
+            })
+        })
+        .collect();
+    let ttft = models.iter().filter_map(|m| m["ttft_ms"].as_f64()).reduce(f64::min);
+    json!({
+        "id": id,
+        "name": d.name,
+        "platform": d.platform,
+        "version": d.version,
+        "nodes": nodes,
+        "direct": direct,
+        "slots": d.slots,
+        "in_flight": d.in_flight.max(loads.in_flight(&upstream)),
+        "ttft_ms": ttft,
+        "battery_percent": d.battery_percent,
+        "charging": d.charging,
+        "models": models,
+    })
+}
+
+#[derive(Deserialize)]
+pub(super) struct Page {
+    limit: Option<usize>,
+}
+
+/// `GET /shoal/v1/requests`
+pub(super) async fn requests(
+    State(node): State<Arc<Node>>,
+    Query(page): Query<Page>,
+) -> Result<Json<Value>, ApiError> {
+    let limit = page.limit.unwrap_or(50).clamp(1, MAX_ROWS);
+    let active: Vec<RequestRecord> = node
+        .pipeline
+        .sinks
+        .live
+        .list()
+        .into_iter()
+        .map(|mut r| {
+            r.outcome = "in progress".into();
+            r
+        })
+        .collect();
+    let history = node.pipeline.sinks.history.clone();
+    let finished = tokio::task::spawn_blocking(move || history.newest(limit))
+        .await
+        .map_err(|e| ApiError::new(500, "internal_error", e.to_string()))?
+        .map_err(|e| ApiError::new(500, "store_failed", e.to_string()))?;
+    Ok(Json(json!({"active": active, "requests": finished})))
+}
+
+/// `GET /shoal/v1/requests/{id}`: here, or asked from the node that accepted it.
+pub(super) async fn request(
+    State(node): State<Arc<Node>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    node.find_request(&id).await.map(Json)
+}

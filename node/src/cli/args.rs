@@ -1,0 +1,307 @@
+//! What people type. The names are promises; see the contract in `docs/cli.md`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A mesh of LLM routers: one OpenAI endpoint over the phones, laptops and GPU boxes you own.
+#[derive(Debug, Parser)]
+#[command(name = "shoal", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    /// More log lines (-v debug, -vv trace); SHOAL_LOG sets filters by module.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Only warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands, in the order in which a newcomer meets them.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a router node; the first one makes the mesh.
+    Up(UpArgs),
+    /// Join a mesh by a token, as a router or a device; without a token, resume.
+    Join(JoinArgs),
+    /// Start a whole mesh on this machine: 3 routers, 3 devices with a real model.
+    Dev(DevArgs),
+    /// Ask a model and stream its answer.
+    Chat(ChatArgs),
+    /// Show what the mesh is doing.
+    Status(ClientArgs),
+    /// List the router nodes.
+    Nodes(ClientArgs),
+    /// List the devices.
+    Devices(ClientArgs),
+    /// List the models.
+    Models(ClientArgs),
+    /// List requests in progress and the newest finished ones.
+    Ps(ClientArgs),
+    /// Show why a request went where it went.
+    Explain(ExplainArgs),
+    /// Make, list and revoke join tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Fetch a model for the embedded engine.
+    Pull(PullArgs),
+    /// Exit with 0 when the local node is healthy.
+    Health(ClientArgs),
+    /// Print the variables that point OpenAI clients at the local node.
+    Env(ClientArgs),
+    /// Stop the local node.
+    Down(ClientArgs),
+    /// Check and show the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Write shell completions to standard output.
+    Completions {
+        /// Shell to write for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where a client command finds its node.
+#[derive(Debug, Clone, Args)]
+pub struct ClientArgs {
+    /// Data directory of the node [default: the platform's data directory].
+    #[arg(long, env = "SHOAL_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Base URL of a node elsewhere; needs an API key.
+    #[arg(long, env = "SHOAL_URL")]
+    pub url: Option<String>,
+    /// API key for --url.
+    #[arg(long, env = "SHOAL_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Machine-readable output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Role of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RoleArg {
+    /// An inference host.
+    Device,
+    /// A router node.
+    Router,
+}
+
+/// `shoal up`
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Config file [default: shoal.toml here, in the user's or in the system's config directory].
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Data directory.
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the HTTP API [default: 127.0.0.1:8080, or the next free port].
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// UDP address of the mesh port [default: [::]:7411].
+    #[arg(long)]
+    pub mesh: Option<SocketAddr>,
+    /// Address that others are told to dial; repeat for several.
+    #[arg(long)]
+    pub advertise: Vec<SocketAddr>,
+    /// Display name [default: the host's name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// OpenAI-compatible inference server to attach; repeat for several.
+    #[arg(long = "device", value_name = "URL")]
+    pub devices: Vec<String>,
+    /// Answer with the engine inside this program too.
+    #[arg(long)]
+    pub embedded: bool,
+    /// Do not look for inference servers on loopback.
+    #[arg(long)]
+    pub no_detect: bool,
+    /// Serve without an API key; allowed on loopback only.
+    #[arg(long)]
+    pub no_auth: bool,
+    /// Write a join token to a file once the mesh is up; repeat for several.
+    #[arg(long = "write-token", value_name = "ROLE:FILE[:USES]")]
+    pub write_tokens: Vec<String>,
+    /// End when standard input closes; for a parent process.
+    #[arg(long, hide = true)]
+    pub follow_stdin: bool,
+}
+
+/// `shoal join`
+#[derive(Debug, Clone, Args)]
+pub struct JoinArgs {
+    /// The token, `@FILE` to read it from a file, or `-` for standard input; SHOAL_JOIN_TOKEN works too.
+    pub token: Option<String>,
+    /// Data directory.
+    #[arg(long, env = "SHOAL_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Router: address of the HTTP API.
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// UDP address of the mesh port.
+    #[arg(long)]
+    pub mesh: Option<SocketAddr>,
+    /// Router: address that others are told to dial; repeat for several.
+    #[arg(long)]
+    pub advertise: Vec<SocketAddr>,
+    /// Display name [default: the host's name].
+    #[arg(long, env = "SHOAL_NAME")]
+    pub name: Option<String>,
+    /// Engine to serve with: a URL, or `embedded`; repeat for several [default: what is found on loopback, else embedded].
+    #[arg(long = "engine", value_name = "URL|embedded")]
+    pub engines: Vec<String>,
+    /// Model of the embedded engine.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// GGUF file of the embedded engine.
+    #[arg(long)]
+    pub model_file: Option<PathBuf>,
+    /// Router: do not look for inference servers on loopback.
+    #[arg(long)]
+    pub no_detect: bool,
+    /// End when standard input closes; for a parent process.
+    #[arg(long, hide = true)]
+    pub follow_stdin: bool,
+}
+
+/// `shoal dev`
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Router nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub nodes: u16,
+    /// Devices, spread over the nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=16))]
+    pub devices: u16,
+    /// Data directory of the whole mesh [default: dev/ in the platform's data directory].
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Port of the first node's API; the others follow.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Model of the devices.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// GGUF file of the devices.
+    #[arg(long)]
+    pub model_file: Option<PathBuf>,
+}
+
+/// `shoal chat`
+#[derive(Debug, Clone, Args)]
+pub struct ChatArgs {
+    /// Model to ask.
+    #[arg(long, default_value = "auto")]
+    pub model: String,
+    /// What to say; without it a conversation begins.
+    pub text: Option<String>,
+    /// Where the node is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// `shoal explain`
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// Id of the request, `req_…`.
+    pub id: String,
+    /// Where the node is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// `shoal token …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokenCommand {
+    /// Make a join token; it is shown once.
+    Create {
+        /// What the token makes of who holds it.
+        #[arg(long, value_enum, default_value = "device")]
+        role: RoleArg,
+        /// How long it is good for: 30m, 1h, 7d.
+        #[arg(long, default_value = "1h")]
+        ttl: String,
+        /// How many may join with it.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        uses: u32,
+        /// Where the node is.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// List tokens, without their secrets.
+    Ls(ClientArgs),
+    /// Make a token useless.
+    Revoke {
+        /// Id from `shoal token ls`.
+        id: String,
+        /// Where the node is.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+/// `shoal keys …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeysCommand {
+    /// Make an API key; it is shown once and works on every node.
+    Create {
+        /// What it is for.
+        #[arg(default_value = "key")]
+        name: String,
+        /// Requests with it never leave the devices of the mesh.
+        #[arg(long)]
+        local_only: bool,
+        /// Where the node is.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// List keys, without their secrets.
+    Ls(ClientArgs),
+    /// Make a key useless on every node.
+    Revoke {
+        /// Id from `shoal keys ls`.
+        id: String,
+        /// Where the node is.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+/// `shoal pull`
+#[derive(Debug, Clone, Args)]
+pub struct PullArgs {
+    /// Known name, `owner/repository/file.gguf` on the hub, or URL of a GGUF file.
+    pub model: String,
+    /// Data directory to keep it in.
+    #[arg(long, env = "SHOAL_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Machine-readable output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `shoal config …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Read the configuration and say whether it is right.
+    Check {
+        /// File to read.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Show the merged configuration.
+    Show {
+        /// File to read.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Show a file with every key.
+    Schema,
+}

@@ -1,0 +1,279 @@
+//! Configuration: one file type, the environment and the flags become one validated [`Config`].
+//!
+//! Order: flag, then environment (`SHOAL_*`), then file, then default. Nothing else in the package reads the
+//! environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
+//! safety setting must not be silent.
+
+mod file;
+mod paths;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use file::{FileConfig, FileDevice, FileLimits};
+pub use paths::{default_config_files, default_data_dir};
+
+/// Default address of the HTTP API; 8080 is where people look first, and loopback needs no decision.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+/// Default address of the mesh port: mutually authenticated, so it may bind all interfaces.
+pub const DEFAULT_MESH: &str = "[::]:7411";
+
+/// A problem with the configuration, with its cause and the next step.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read the config file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file or a variable does not fit the schema.
+    #[error("{origin}: {message}")]
+    Invalid {
+        /// File or variable.
+        origin: String,
+        /// What is wrong, with a suggestion where there is one.
+        message: String,
+    },
+}
+
+/// Values given on the command line; `None` = not given.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+    /// `--listen`
+    pub listen: Option<SocketAddr>,
+    /// `--mesh`
+    pub mesh: Option<SocketAddr>,
+    /// `--advertise`
+    pub advertise: Vec<SocketAddr>,
+    /// `--name`
+    pub name: Option<String>,
+    /// `--device`
+    pub devices: Vec<String>,
+    /// `--embedded`
+    pub embedded: bool,
+    /// `--no-detect`
+    pub no_detect: bool,
+    /// `--no-auth`
+    pub no_auth: bool,
+}
+
+/// Validated settings of a router node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where identity, store, models and the admin socket live.
+    pub data_dir: PathBuf,
+    /// Address of the HTTP API.
+    pub listen: SocketAddr,
+    /// True when the address was chosen by somebody; else the next free port may be taken.
+    pub listen_chosen: bool,
+    /// UDP address of the mesh port.
+    pub mesh_listen: SocketAddr,
+    /// True when the mesh address was chosen by somebody.
+    pub mesh_chosen: bool,
+    /// Addresses that others are told to dial; empty = worked out from the interfaces.
+    pub advertise: Vec<SocketAddr>,
+    /// Display name; the host's name by default.
+    pub name: String,
+    /// Inference servers attached to this node by URL.
+    pub devices: Vec<FileDevice>,
+    /// Runs the embedded engine inside the node.
+    pub embedded: bool,
+    /// Model of the embedded engine, by name.
+    pub model: Option<String>,
+    /// GGUF file of the embedded engine.
+    pub model_file: Option<PathBuf>,
+    /// Looks for engines on loopback.
+    pub detect: bool,
+    /// Serves without a key; loopback only.
+    pub no_auth: bool,
+    /// Sizes, counts and waits.
+    pub limits: Limits,
+}
+
+/// Bounds on what one client or upstream may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Largest request body, bytes; 32 MiB leaves room for images.
+    pub body_bytes: usize,
+    /// Requests in progress at once; more are refused with 503 and `Retry-After`.
+    pub concurrent_requests: usize,
+    /// Wait for the first byte of an upstream; long, since a big prompt on a phone takes minutes.
+    pub first_byte: Duration,
+    /// Wait between two chunks of an upstream.
+    pub between_chunks: Duration,
+    /// Days that request history is kept.
+    pub history_days: u32,
+}
+
+impl Config {
+    /// Merges flags, the given environment and the file.
+    ///
+    /// `env` are the variables to look at (name, value); the caller passes the process's own.
+    pub fn load(flags: Flags, env: &[(String, String)]) -> Result<Self, Error> {
+        let path = flags.config.clone().or_else(|| lookup(env, "SHOAL_CONFIG").map(PathBuf::from));
+        let file = match path {
+            Some(path) => FileConfig::read(&path, env)?,
+            None => match default_config_files(env).into_iter().find(|p| p.is_file()) {
+                Some(path) => FileConfig::read(&path, env)?,
+                None => FileConfig::from_env(env)?,
+            },
+        };
+        Self::merge(flags, file, env)
+    }
+
+    fn merge(flags: Flags, file: FileConfig, env: &[(String, String)]) -> Result<Self, Error> {
+        let listen = flags.listen.or(file.listen);
+        let mesh = flags.mesh.or(file.mesh_addr);
+        let mut devices = file.devices;
+        for url in flags.devices {
+            devices.push(FileDevice { url, name: None, slots: None });
+        }
+        for device in &devices {
+            check_device_url(&device.url)?;
+        }
+        let config = Self {
+            data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| default_data_dir(env)),
+            listen: listen.unwrap_or(DEFAULT_LISTEN.parse().expect("the default is an address")),
+            listen_chosen: listen.is_some(),
+            mesh_listen: mesh.unwrap_or(DEFAULT_MESH.parse().expect("the default is an address")),
+            mesh_chosen: mesh.is_some(),
+            advertise: if flags.advertise.is_empty() { file.advertise } else { flags.advertise },
+            name: valid_name(flags.name.or(file.name).unwrap_or_else(host_name))?,
+            devices,
+            embedded: flags.embedded || file.embedded.unwrap_or(false),
+            model: file.model,
+            model_file: file.model_file,
+            detect: !flags.no_detect && file.detect.unwrap_or(true),
+            no_auth: flags.no_auth || file.no_auth.unwrap_or(false),
+            limits: file.limits.into_limits()?,
+        };
+        if config.no_auth && !config.listen.ip().is_loopback() {
+            return Err(Error::Invalid {
+                origin: "no_auth".into(),
+                message: format!(
+                    "serving without a key is allowed on loopback only, not on {}; drop --no-auth or listen on 127.0.0.1",
+                    config.listen
+                ),
+            });
+        }
+        Ok(config)
+    }
+}
+
+/// Looks a variable up; empty counts as unset.
+pub fn lookup<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    env.iter().find(|(k, v)| k == name && !v.is_empty()).map(|(_, v)| v.as_str())
+}
+
+/// Returns the process's variables; the only place that reads them.
+pub fn process_env() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+/// Returns the host's name without its domain, or `node` where there is none.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/etc/hostname")
+        .ok()
+        .or_else(|| lookup(&process_env(), "HOSTNAME").map(str::to_owned))
+        .or_else(|| lookup(&process_env(), "COMPUTERNAME").map(str::to_owned))
+        .unwrap_or_default();
+    let first = name.trim().split('.').next().unwrap_or_default();
+    let clean: String =
+        first.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_').take(40).collect();
+    if clean.is_empty() { "node".into() } else { clean }
+}
+
+/// Checks a display name: it ends up in headers, tables and logs.
+pub fn valid_name(name: String) -> Result<String, Error> {
+    let fits = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if fits {
+        return Ok(name);
+    }
+    Err(Error::Invalid {
+        origin: "name".into(),
+        message: "a name has 1 to 64 letters, digits, '-', '_' or '.'; choose one with --name".into(),
+    })
+}
+
+fn check_device_url(url: &str) -> Result<(), Error> {
+    let scheme_fits = ["http://", "https://"].iter().any(|s| url.starts_with(s));
+    let parsed = url.parse::<http::Uri>().ok().filter(|u| u.host().is_some());
+    if scheme_fits && parsed.is_some() {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        origin: "device".into(),
+        message: format!(
+            "'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434"
+        ),
+    })
+}
+
+/// Reads and checks a file without starting anything.
+pub fn check_file(path: &Path, env: &[(String, String)]) -> Result<Config, Error> {
+    Config::merge(Flags::default(), FileConfig::read(path, env)?, env)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn flag_beats_environment_beats_file_beats_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shoal.toml");
+        std::fs::write(&path, "version = 1\nname = \"file\"\nlisten = \"127.0.0.1:1\"\n").unwrap();
+        let flags = Flags { config: Some(path.clone()), ..Flags::default() };
+        let e = env(&[("SHOAL_LISTEN", "127.0.0.1:2")]);
+        let from_env = Config::load(flags.clone(), &e).unwrap();
+        assert_eq!((from_env.listen.port(), from_env.name.as_str()), (2, "file"));
+        let with_flag = Flags { listen: Some("127.0.0.1:3".parse().unwrap()), ..flags };
+        assert_eq!(Config::load(with_flag, &e).unwrap().listen.port(), 3);
+        let default = Config::load(Flags::default(), &env(&[("HOME", "/nowhere")])).unwrap();
+        assert_eq!(default.listen.port(), 8080);
+        assert!(!default.listen_chosen);
+    }
+
+    #[test]
+    fn nested_variables_reach_nested_keys() {
+        let config = Config::load(Flags::default(), &env(&[("SHOAL_LIMITS__BODY_BYTES", "1024")])).unwrap();
+        assert_eq!(config.limits.body_bytes, 1024);
+    }
+
+    #[test]
+    fn bad_settings_are_refused_with_a_reason() {
+        let cases: &[(&str, &str)] = &[
+            ("version = 1\nlissten = \"127.0.0.1:1\"", "did you mean 'listen'"),
+            ("version = 2", "version"),
+            ("listen = \"127.0.0.1:1\"", "version = 1"),
+            ("version = 1\nlisten = \"nonsense\"", "listen"),
+            ("version = 1\n[limits]\nbody_bytes = 0", "body_bytes"),
+            ("version = 1\n[limits]\nbody_bytes = -5", "body_bytes"),
+            ("version = 1\n[[devices]]\nurl = \"ftp://x\"", "not a URL"),
+            ("version = 1\nno_auth = true\nlisten = \"0.0.0.0:80\"", "loopback only"),
+            ("version = 1\nname = \"a b\"", "1 to 64 letters"),
+            ("version = ", "line 1"),
+        ];
+        for (text, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("shoal.toml");
+            std::fs::write(&path, text).unwrap();
+            let error = check_file(&path, &[]).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text:?} gave {error:?}, expected {expected:?}");
+        }
+    }
+}

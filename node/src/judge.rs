@@ -1,0 +1,48 @@
+//! Explicit feedback on a finished request, at the node that accepted it.
+//!
+//! The record says which arm answered; the score goes to that arm's statistics, once for each request.
+
+use shoal_proto::FeedbackVerdict;
+use shoal_routing::{ArmId, Score};
+
+use crate::feedback::FeedbackHandle;
+use crate::store::{Error, HistoryWriter, Store};
+
+/// Longest comment that is kept, characters.
+pub const MAX_COMMENT: usize = 4096;
+
+/// Takes judgements of this node's own requests.
+#[derive(Clone)]
+pub struct Judge {
+    /// Where scores are kept.
+    pub store: Store,
+    /// Where records are found.
+    pub history: HistoryWriter,
+    /// Where they are learnt from.
+    pub feedback: FeedbackHandle,
+}
+
+impl Judge {
+    /// Takes a score for a request that this node accepted; the first one counts.
+    pub async fn take(&self, id: &str, score: Score, comment: &str) -> Result<FeedbackVerdict, Error> {
+        let (judge, wanted) = (self.clone(), id.to_owned());
+        let comment: String = comment.chars().take(MAX_COMMENT).collect();
+        let kept = tokio::task::spawn_blocking(move || -> Result<Result<String, FeedbackVerdict>, Error> {
+            let Some(record) = judge.history.find(&wanted)? else { return Ok(Err(FeedbackVerdict::Unknown)) };
+            if record.outcome != "completed" || record.arm.is_empty() {
+                return Ok(Err(FeedbackVerdict::NoAnswer));
+            }
+            let new = judge.store.keep_score(&wanted, score.value(), &comment)?;
+            Ok(if new { Ok(record.arm) } else { Err(FeedbackVerdict::Repeated) })
+        })
+        .await
+        .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
+        match kept {
+            Ok(arm) => {
+                self.feedback.judge(ArmId(arm.into()), score).await;
+                Ok(FeedbackVerdict::Taken)
+            }
+            Err(verdict) => Ok(verdict),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! From an offer and a route to something that can be called.
+
+use std::sync::Arc;
+
+use shoal_cluster::ids::{NodeId, Peer, Role};
+use shoal_cluster::{Error, Handle, InferStream};
+use shoal_proto::InferRequest;
+use shoal_routing::{Offer, Route, UpstreamId};
+
+use crate::device::mesh::unopened;
+use crate::pipeline::Resolve;
+use crate::upstream::tunnel::{Opener, Tunnel};
+use crate::upstream::{BoxUpstream, UpstreamError};
+
+/// Resolves offers of this node's own engines, linked devices and other routers' devices.
+pub struct MeshResolver {
+    me: Arc<str>,
+    own: BoxUpstream,
+    mesh: Handle,
+}
+
+impl MeshResolver {
+    /// `own` runs inference on this node's own engines.
+    pub fn new(me: &NodeId, own: BoxUpstream, mesh: Handle) -> Self {
+        Self { me: me.as_str().into(), own, mesh }
+    }
+}
+
+impl Resolve for MeshResolver {
+    fn resolve(&self, offer: &Offer, route: &Route) -> Option<BoxUpstream> {
+        let UpstreamId::Device(device) = &offer.upstream else { return None };
+        let peer = match route {
+            Route::Direct if *device == self.me => return Some(self.own.clone()),
+            Route::Direct => Peer { role: Role::Device, id: device.parse().ok()? },
+            Route::Via(node) => Peer { role: Role::Router, id: node.parse().ok()? },
+        };
+        Some(BoxUpstream::new(Tunnel::new(Streams(self.mesh.clone()), peer, offer.name.to_string())))
+    }
+}
+
+/// Opens inference streams through a router's handle.
+#[derive(Clone)]
+struct Streams(Handle);
+
+impl Opener for Streams {
+    type Frames = InferStream;
+
+    async fn open(&self, to: Peer, request: InferRequest) -> Result<InferStream, UpstreamError> {
+        self.0.open_infer(&to, request).await.map_err(|error| match error {
+            Error::Net(error) => unopened(&error),
+            other => UpstreamError::retryable(
+                502,
+                "upstream_error",
+                format!("the mesh does not get through: {other}"),
+            ),
+        })
+    }
+}

@@ -1,0 +1,455 @@
+//! A router node: puts the parts together, starts their tasks and stops them in order.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::Value;
+use shoal_cluster::identity::Identity;
+use shoal_cluster::ids::NodeId;
+use shoal_cluster::{Handle, RouterAddr, Settings, TokenBook};
+use shoal_proto::{FeedbackRequest, FeedbackVerdict, GetRequestRequest};
+use shoal_routing::{LoadBook, Score};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::error::ApiError;
+use crate::config::Config;
+use crate::control::ControlService;
+use crate::device::set::EngineSet;
+use crate::feedback;
+use crate::inventory::{self, EVENT_QUEUE};
+use crate::judge::Judge;
+use crate::mesh::{self, GossipPublisher, MeshResolver};
+use crate::pipeline::Pipeline;
+use crate::pipeline::ticket::{Live, Sinks};
+use crate::store::{HistoryWriter, KeyRing, NewKey, Store, StoreBook, unix_ms};
+use crate::tasks::{self, TaskKind};
+
+/// Time between two rounds of gossip; measured: a key reaches 10 nodes in 0.3 s at 17 kB/s each.
+const GOSSIP_INTERVAL: Duration = Duration::from_millis(200);
+/// Ports tried after the first when 8080 is taken and nobody asked for it.
+const PORT_TRIES: u16 = 50;
+/// Wait for another router's answer about a request.
+const ASK_WAIT: Duration = Duration::from_secs(5);
+/// Time between "not ready" and the end of accepting, so that load balancers and peers notice first.
+const LAME_DUCK: Duration = Duration::from_millis(500);
+
+/// Everything that handlers need.
+pub struct Node {
+    /// Settings.
+    pub config: Config,
+    /// Base URL of the API.
+    pub api_url: String,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// The mesh.
+    pub mesh: Handle,
+    /// Requests.
+    pub pipeline: Arc<Pipeline>,
+    /// Database.
+    pub store: Store,
+    /// API keys.
+    pub keys: Arc<KeyRing>,
+    /// Join tokens.
+    pub book: Arc<StoreBook>,
+    /// Feedback on requests that this node accepted.
+    pub judge: Judge,
+    /// Metrics in Prometheus' text form.
+    pub metrics: PrometheusHandle,
+    /// Cancelled when the node stops.
+    pub shutdown: CancellationToken,
+    /// Start on the monotonic clock.
+    pub started: Instant,
+    /// Start on the wall clock, milliseconds.
+    pub started_ms: u64,
+    draining: AtomicBool,
+}
+
+/// A started node and what must be awaited when it ends.
+pub struct Started {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The API key, if one was made at this start.
+    pub new_key: Option<NewKey>,
+    tasks: Vec<JoinHandle<()>>,
+    servers: Vec<JoinHandle<()>>,
+    stop_background: CancellationToken,
+    stop_serving: CancellationToken,
+    _lock: File,
+}
+
+/// What a node starts from besides its configuration.
+pub struct Parts {
+    /// Who it is.
+    pub identity: Identity,
+    /// Routers to dial first.
+    pub seeds: Vec<RouterAddr>,
+    /// Key records from the router that let it in.
+    pub keys: shoal_proto::KeyRecords,
+    /// Own engines.
+    pub engines: EngineSet,
+    /// The data directory's lock.
+    pub lock: File,
+    /// Stops the node.
+    pub shutdown: CancellationToken,
+    /// Metrics recorder of the process.
+    pub metrics: PrometheusHandle,
+}
+
+impl Node {
+    /// Makes a request id: which node accepted it is part of it, so that any node knows whom to ask.
+    pub fn new_request_id(&self) -> Arc<str> {
+        format!("req_{}_{}", self.mesh.node_id().short(), uuid::Uuid::now_v7().simple()).into()
+    }
+
+    /// Returns true once the node began to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Tells the other routers of changed keys, in the background.
+    pub fn share_keys(&self) {
+        tasks::spawn(TaskKind::Keys, mesh::push_keys(self.mesh.clone(), self.keys.clone()));
+    }
+
+    /// Takes feedback on a request, here or at the node that accepted it.
+    pub async fn take_feedback(
+        &self,
+        id: &str,
+        score: Score,
+        comment: &str,
+    ) -> Result<FeedbackVerdict, ApiError> {
+        let failed = |e: &dyn std::fmt::Display| ApiError::new(500, "store_failed", e.to_string());
+        let owner = match self.owner_of(id)? {
+            Owner::Me => return self.judge.take(id, score, comment).await.map_err(|e| failed(&e)),
+            Owner::Gone => return Ok(FeedbackVerdict::Unknown),
+            Owner::Other(owner) => owner,
+        };
+        let asked = async {
+            let mut client = self.mesh.control(&owner).await?;
+            let request =
+                FeedbackRequest { id: id.to_owned(), score: score.value(), comment: comment.to_owned() };
+            anyhow::Ok(client.give_feedback(request).await?.into_inner().verdict())
+        };
+        match tokio::time::timeout(ASK_WAIT, asked).await {
+            Ok(Ok(verdict)) => Ok(verdict),
+            _ => {
+                let message = "the node that accepted this request does not answer now; try again";
+                Err(ApiError::new(503, "node_away", message).after(Duration::from_secs(1)))
+            }
+        }
+    }
+
+    fn owner_of(&self, id: &str) -> Result<Owner, ApiError> {
+        let short = id.strip_prefix("req_").and_then(|rest| rest.split('_').next()).unwrap_or_default();
+        if short.len() != 8 || id.len() > 96 {
+            let message = "a request id looks like req_ab12cd34_…; the header x-request-id shows it";
+            return Err(ApiError::invalid("id", message));
+        }
+        if short == self.mesh.node_id().short() {
+            return Ok(Owner::Me);
+        }
+        let view = self.mesh.view().borrow().clone();
+        let owner = view.alive().find(|m| m.id.short() == short).map(|m| m.id.clone());
+        Ok(owner.map_or(Owner::Gone, Owner::Other))
+    }
+
+    /// Finds a request's record: in progress here, in the store, or on the node that accepted it.
+    pub async fn find_request(&self, id: &str) -> Result<Value, ApiError> {
+        let not_found = || {
+            let message = "no record of this request; the node that accepted it is away, or it is older than the history kept";
+            ApiError::new(404, "not_found", message)
+        };
+        let owner = self.owner_of(id)?;
+        if let Some(live) = self.pipeline.sinks.live.find(id) {
+            return serde_json::to_value(live)
+                .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+        }
+        let owner = match owner {
+            Owner::Me => {
+                let (history, wanted) = (self.pipeline.sinks.history.clone(), id.to_owned());
+                let record = tokio::task::spawn_blocking(move || history.find(&wanted)).await;
+                let record = record.ok().and_then(Result::ok).flatten().ok_or_else(not_found)?;
+                return serde_json::to_value(record)
+                    .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+            }
+            Owner::Other(owner) => owner,
+            Owner::Gone => return Err(not_found()),
+        };
+        let asked = async {
+            let mut client = self.mesh.control(&owner).await?;
+            let reply = client.get_request(GetRequestRequest { id: id.to_owned() }).await?.into_inner();
+            anyhow::Ok(reply)
+        };
+        match tokio::time::timeout(ASK_WAIT, asked).await {
+            Ok(Ok(reply)) if reply.found => serde_json::from_slice(&reply.json).map_err(|_| not_found()),
+            _ => Err(not_found()),
+        }
+    }
+}
+
+/// Who accepted a request.
+enum Owner {
+    Me,
+    Other(NodeId),
+    Gone,
+}
+
+impl Started {
+    /// Starts all parts; the API listens when this returns, the mesh is joined in the background.
+    pub async fn start(mut config: Config, parts: Parts) -> anyhow::Result<Self> {
+        let Parts { identity, seeds, keys: handed_keys, engines, lock, shutdown, metrics } = parts;
+        let store = Store::open(&config.data_dir)?;
+        let keys = KeyRing::load(store.clone())?;
+        keys.merge(handed_keys.keys.into_iter().filter_map(crate::replication::key_from_proto).collect())?;
+        let (listener, api_url) = bind_api(&mut config).await?;
+        let new_key =
+            if keys.is_empty() && !config.no_auth { Some(keys.create("first", false)?) } else { None };
+        let identity = Arc::new(identity);
+        let me = identity.node_id().clone();
+        let generation = store.next_generation()?;
+        let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
+        let book = Arc::new(StoreBook::new(store.clone(), keys.clone()));
+        // Two tokens: the API and running answers end first, then what they depend on.
+        let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());
+        let (history, history_task) =
+            HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
+        let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
+        let control = ControlService::routes(judge.clone(), keys.clone(), me.as_str());
+        let (service, mesh, inbound) =
+            bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
+        let (links, link_events) = mpsc::channel(EVENT_QUEUE);
+        let engines = engines.named(me.as_str(), &config.name);
+        let own = engines.describe(generation);
+        let (inventory_service, snapshot) =
+            inventory::Service::new(me.clone(), own, link_events, mesh.view());
+        let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
+        let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone()));
+        let loads = Arc::new(LoadBook::new(generation));
+        let pipeline =
+            Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
+        let node = Arc::new(Node {
+            api_url,
+            identity,
+            mesh: mesh.clone(),
+            pipeline: pipeline.clone(),
+            store: store.clone(),
+            keys: keys.clone(),
+            book,
+            judge,
+            metrics,
+            shutdown,
+            started: Instant::now(),
+            started_ms: unix_ms(),
+            draining: AtomicBool::new(false),
+            config,
+        });
+
+        // The token table takes 0.2 s to build; the first request should not wait for it.
+        tokio::task::spawn_blocking(shoal_routing::tokens::warm_up);
+        let background = stop_background.clone();
+        let publisher = GossipPublisher(mesh.clone());
+        let publish = move |value| inventory::Publish::publish(&publisher, value);
+        let tasks = vec![
+            history_task,
+            tasks::spawn(TaskKind::Cluster, {
+                let stop = background.clone();
+                async move {
+                    if let Err(error) = service.run(stop).await {
+                        tracing::error!(%error, "the mesh part stopped; this node goes on with its own devices");
+                    }
+                }
+            }),
+            tasks::spawn(
+                TaskKind::Inventory,
+                inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
+            ),
+            tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
+            tasks::spawn(TaskKind::Inbound, mesh::receive(inbound, links, pipeline, background.clone())),
+            tasks::spawn(TaskKind::Keys, mesh::keep_keys_equal(mesh.clone(), keys, background.clone())),
+            tasks::spawn(TaskKind::Store, remember_routers(mesh, store, background)),
+        ];
+        let mut servers = vec![tasks::spawn(
+            TaskKind::Api,
+            crate::api::serve::tcp(listener, crate::api::public(node.clone()), stop_serving.clone()),
+        )];
+        #[cfg(unix)]
+        servers.push(admin_socket(&node, stop_serving.clone())?);
+        Ok(Self { node, new_key, tasks, servers, stop_background, stop_serving, _lock: lock })
+    }
+
+    /// Waits for shutdown, then drains: not ready, tell the mesh, stop accepting, let answers finish, stop.
+    pub async fn finish(self) {
+        self.node.shutdown.cancelled().await;
+        tracing::info!("stopping: running answers may finish");
+        self.node.draining.store(true, Ordering::Relaxed);
+        self.node.mesh.set_draining(true);
+        tokio::time::sleep(LAME_DUCK).await;
+        self.stop_serving.cancel();
+        for server in self.servers {
+            let _ = server.await;
+        }
+        self.stop_background.cancel();
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        #[cfg(unix)]
+        let _ = std::fs::remove_file(self.node.config.data_dir.join(crate::cli::client::ADMIN_SOCKET));
+        tracing::info!("stopped");
+    }
+}
+
+fn bind_mesh(
+    config: &Config,
+    identity: Arc<Identity>,
+    book: Arc<StoreBook>,
+    control: tonic::service::Routes,
+    api_url: String,
+    seeds: Vec<RouterAddr>,
+    generation: u64,
+) -> anyhow::Result<(shoal_cluster::Service, Handle, mpsc::Receiver<shoal_cluster::Inbound>)> {
+    let settings = |listen| Settings {
+        name: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        api_url: api_url.clone(),
+        listen,
+        advertise: config.advertise.clone(),
+        seeds: seeds.clone(),
+        gossip_interval: GOSSIP_INTERVAL,
+        generation,
+    };
+    let bind = |listen| {
+        shoal_cluster::Service::bind(
+            settings(listen),
+            identity.clone(),
+            book.clone() as Arc<dyn TokenBook>,
+            control.clone(),
+        )
+    };
+    let mut listen = config.mesh_listen;
+    let first = bind(listen);
+    if first.is_ok() || config.mesh_chosen {
+        return Ok(first?);
+    }
+    // A second node on one machine is common while trying things out; a host without IPv6 is common too.
+    for port in 1..=PORT_TRIES {
+        listen.set_port(config.mesh_listen.port() + port);
+        if let Ok(bound) = bind(listen) {
+            tracing::info!(%listen, "the usual mesh port is taken; using this one");
+            return Ok(bound);
+        }
+    }
+    let v4 = std::net::SocketAddr::from(([0, 0, 0, 0], config.mesh_listen.port()));
+    Ok(bind(v4).or(first)?)
+}
+
+async fn bind_api(config: &mut Config) -> anyhow::Result<(TcpListener, String)> {
+    let tries = if config.listen_chosen { 0 } else { PORT_TRIES };
+    let mut address = config.listen;
+    for extra in 0..=tries {
+        address.set_port(if config.listen.port() == 0 { 0 } else { config.listen.port() + extra });
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let bound = listener.local_addr().context("the API socket has no address")?;
+                if extra > 0 {
+                    tracing::info!(
+                        "port {} is taken; the API is on port {}",
+                        config.listen.port(),
+                        bound.port()
+                    );
+                }
+                config.listen = bound;
+                let host =
+                    if bound.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_text(bound.ip()) };
+                return Ok((listener, format!("http://{host}:{}", bound.port())));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && extra < tries => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                anyhow::bail!(
+                    "the address {address} is in use by another program; stop it, or choose another with --listen"
+                )
+            }
+            Err(error) => {
+                anyhow::bail!("cannot listen on {address}: {error}; choose another address with --listen")
+            }
+        }
+    }
+    unreachable!("the loop returns at its last round")
+}
+
+fn host_text(ip: std::net::IpAddr) -> String {
+    match ip {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
+#[cfg(unix)]
+fn admin_socket(node: &Arc<Node>, stop: CancellationToken) -> anyhow::Result<JoinHandle<()>> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = node.config.data_dir.join(crate::cli::client::ADMIN_SOCKET);
+    // The data directory's lock is held: a socket that is left over belongs to nobody.
+    let _ = std::fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).with_context(|| {
+        format!("cannot make the admin socket {}; choose a shorter --data-dir", path.display())
+    })?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect the admin socket {}", path.display()))?;
+    let app = crate::api::admin(node.clone());
+    Ok(tasks::spawn(TaskKind::AdminSocket, crate::api::serve::unix(listener, app, stop)))
+}
+
+/// Keeps the addresses of the other routers in the store, so that a restart finds them without a token.
+async fn remember_routers(mesh: Handle, store: Store, shutdown: CancellationToken) {
+    let mut view = mesh.view();
+    let mut known: Vec<String> = Vec::new();
+    loop {
+        let now: Vec<String> = {
+            let view = view.borrow_and_update();
+            let others = view.alive().filter(|m| m.id != view.me);
+            others.flat_map(|m| m.info.mesh_addrs.iter().map(move |a| format!("{}@{a}", m.id))).collect()
+        };
+        if now != known && !now.is_empty() {
+            known.clone_from(&now);
+            let store = store.clone();
+            let written = tokio::task::spawn_blocking(move || store.remember_routers(&now)).await;
+            if let Ok(Err(error)) = written {
+                tracing::warn!(%error, "the routers' addresses could not be stored");
+            }
+        }
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Makes the data directory and takes its lock; a second process on it is refused.
+pub fn lock_data_dir(dir: &Path) -> anyhow::Result<File> {
+    let shown = dir.display();
+    std::fs::create_dir_all(dir).map_err(|e| {
+        anyhow::anyhow!("cannot use the data directory {shown}: {e}; choose another with --data-dir")
+    })?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("lock"))
+        .map_err(|e| anyhow::anyhow!("cannot write to the data directory {shown}: {e}; check its owner, or choose another with --data-dir"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!(
+                "another shoal already runs with the data directory {shown}; stop it with `shoal down`, or choose another with --data-dir"
+            )
+        }
+        Err(std::fs::TryLockError::Error(e)) => anyhow::bail!("cannot lock the data directory {shown}: {e}"),
+    }
+}

@@ -1,0 +1,210 @@
+//! Reads what we must know of an answer as it passes: content, finish reason, usage, errors.
+//!
+//! Before the commit point each payload is parsed, since the decision to commit depends on it. After it a
+//! payload is searched for three keys (a key inside a string would be followed by `\"`, so there are no false
+//! hits) and parsed only when one of them holds more than `null`.
+
+use std::borrow::Cow;
+
+use memchr::memmem;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Tokens of an answer as the upstream counted them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer.
+    pub completion_tokens: u64,
+}
+
+/// What one payload of a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    /// Nothing that a reader would see: the role, an empty delta.
+    Lifecycle,
+    /// Text, a tool call, a refusal.
+    Content,
+    /// Carries a finish reason (and maybe content).
+    Finish,
+    /// Carries usage and no choice.
+    Usage,
+    /// An error object inside a stream that began well.
+    Error,
+}
+
+/// Facts of one answer, gathered payload by payload.
+#[derive(Debug, Clone, Default)]
+pub struct Tap {
+    /// Last finish reason seen.
+    pub finish_reason: Option<String>,
+    /// Usage, once the upstream told it.
+    pub usage: Option<Usage>,
+    /// Payloads with content; close to the number of tokens for engines that send one at a time.
+    pub content_payloads: u64,
+    /// True once a payload had something a reader would see.
+    pub content_seen: bool,
+}
+
+#[derive(Deserialize)]
+struct View<'a> {
+    #[serde(default, borrow)]
+    choices: Vec<Choice<'a>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow)]
+    message: Option<Delta<'a>>,
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+}
+
+impl Delta<'_> {
+    fn says_something(&self) -> bool {
+        [self.content, self.tool_calls, self.refusal, self.reasoning_content]
+            .into_iter()
+            .flatten()
+            .any(|v| !matches!(v.get(), "null" | "\"\"" | "[]"))
+    }
+}
+
+impl Tap {
+    /// Looks at one payload of a stream.
+    pub fn inspect(&mut self, payload: &[u8]) -> Payload {
+        if self.content_seen && !worth_parsing(payload) {
+            self.content_payloads += 1;
+            return Payload::Content;
+        }
+        let Ok(view) = serde_json::from_slice::<View<'_>>(payload) else {
+            // Not an object we know: it passes, and counts as content so that nothing is held back for ever.
+            self.content_seen = true;
+            return Payload::Content;
+        };
+        if view.error.is_some_and(|e| e.get() != "null") && view.choices.is_empty() {
+            return Payload::Error;
+        }
+        self.read_usage(view.usage);
+        let content = view.choices.iter().any(|c| {
+            c.delta.as_ref().or(c.message.as_ref()).is_some_and(Delta::says_something)
+                || c.text.is_some_and(|t| !matches!(t.get(), "null" | "\"\""))
+        });
+        if content {
+            self.content_seen = true;
+            self.content_payloads += 1;
+        }
+        if let Some(reason) = view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back() {
+            self.finish_reason = Some(reason.to_owned());
+            return Payload::Finish;
+        }
+        match (content, view.choices.is_empty(), view.usage.is_some_and(|u| u.get() != "null")) {
+            (true, _, _) => Payload::Content,
+            (false, true, true) => Payload::Usage,
+            _ => Payload::Lifecycle,
+        }
+    }
+
+    /// Looks at the whole body of an answer that is not streamed; false if it is no JSON object.
+    pub fn inspect_body(&mut self, body: &[u8]) -> bool {
+        let Ok(view) = serde_json::from_slice::<View<'_>>(body) else { return false };
+        self.read_usage(view.usage);
+        self.finish_reason =
+            view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back().map(str::to_owned);
+        self.content_seen = view.choices.iter().any(|c| {
+            c.message.as_ref().or(c.delta.as_ref()).is_some_and(Delta::says_something)
+                || c.text.is_some_and(|t| !matches!(t.get(), "null" | "\"\""))
+        });
+        true
+    }
+
+    fn read_usage(&mut self, usage: Option<&RawValue>) {
+        if let Some(raw) = usage
+            && let Ok(Some(usage)) = serde_json::from_str::<Option<Usage>>(raw.get())
+        {
+            self.usage = Some(usage);
+        }
+    }
+}
+
+/// True when a payload has one of the keys we read with more than `null` in it.
+fn worth_parsing(payload: &[u8]) -> bool {
+    [&b"\"finish_reason\""[..], b"\"usage\"", b"\"error\""].iter().any(|key| {
+        memmem::find_iter(payload, key).any(|at| {
+            let rest = payload[at + key.len()..].trim_ascii_start();
+            rest.strip_prefix(b":").is_some_and(|value| !value.trim_ascii_start().starts_with(b"null"))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_are_told_apart() {
+        let cases: &[(&str, Payload)] = &[
+            (
+                r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+                Payload::Lifecycle,
+            ),
+            (
+                r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":null}],"usage":null}"#,
+                Payload::Content,
+            ),
+            (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Payload::Content),
+            (r#"{"choices":[{"text":"Hi","finish_reason":null}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Payload::Finish),
+            (r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#, Payload::Usage),
+            (r#"{"error":{"message":"boom"}}"#, Payload::Error),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Tap::default().inspect(text.as_bytes()), *expected, "fresh: {text}");
+            let mut late = Tap { content_seen: true, ..Tap::default() };
+            let late_kind = late.inspect(text.as_bytes());
+            if *expected != Payload::Lifecycle {
+                assert_eq!(late_kind, *expected, "after content: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quoted_key_inside_the_answer_is_not_a_finish() {
+        let mut tap = Tap { content_seen: true, ..Tap::default() };
+        let text =
+            r#"{"choices":[{"delta":{"content":"say \"finish_reason\": \"stop\""},"finish_reason":null}]}"#;
+        assert_eq!(tap.inspect(text.as_bytes()), Payload::Content);
+        assert_eq!(tap.finish_reason, None);
+    }
+
+    #[test]
+    fn usage_and_reason_are_kept() {
+        let mut tap = Tap::default();
+        tap.inspect(br#"{"choices":[{"delta":{"content":"x"}}]}"#);
+        tap.inspect(br#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#);
+        tap.inspect(br#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#);
+        assert_eq!(tap.finish_reason.as_deref(), Some("length"));
+        assert_eq!(tap.usage, Some(Usage { prompt_tokens: 3, completion_tokens: 4 }));
+    }
+}

@@ -1,0 +1,274 @@
+//! One accepted request, from acceptance to its single outcome.
+//!
+//! The ticket is a guard: whoever holds it last ends it, and dropped without an end it says that the client went
+//! away. So every accepted request is counted exactly once, on every path.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+use shoal_routing::{
+    ArmId, DataClass, FinishReason, Outcome, OutcomeStatus, RouteReason, Tokens, UpstreamId,
+};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::tap::Tap;
+use crate::feedback::FeedbackHandle;
+use crate::store::{HistoryWriter, RequestRecord};
+
+/// Requests in progress, for `shoal ps`.
+#[derive(Debug, Clone, Default)]
+pub struct Live(Arc<Mutex<BTreeMap<Arc<str>, RequestRecord>>>);
+
+impl Live {
+    /// Returns the records of all requests in progress, oldest first.
+    pub fn list(&self) -> Vec<RequestRecord> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Returns the number of requests in progress.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Returns true when nothing is in progress.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns one record.
+    pub fn find(&self, id: &str) -> Option<RequestRecord> {
+        self.lock().get(id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, RequestRecord>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where ended requests are told.
+#[derive(Clone)]
+pub struct Sinks {
+    /// Learning.
+    pub feedback: FeedbackHandle,
+    /// The request log.
+    pub history: HistoryWriter,
+    /// Requests in progress.
+    pub live: Live,
+    /// Counts since the start.
+    pub totals: Arc<Totals>,
+}
+
+/// Counts of this node since its start.
+#[derive(Debug, Default)]
+pub struct Totals {
+    counts: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Totals {
+    fn add(&self, what: &'static str) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_insert(0) += 1;
+    }
+
+    /// Returns a count: `accepted`, `completed`, `failed`, `cancelled` or `rejected`.
+    pub fn of(&self, what: &str) -> u64 {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).get(what).copied().unwrap_or(0)
+    }
+}
+
+/// What an answer says about itself, to the client.
+#[derive(Debug, Serialize)]
+pub struct Metadata<'a> {
+    request_id: &'a str,
+    target: &'a str,
+    model: &'a str,
+    upstream: &'a str,
+    confidence: Option<f64>,
+    routing_reason: &'a str,
+    local_attempt: bool,
+    escalated: bool,
+    attempts: u32,
+    cost_usd: Option<f64>,
+    data_class: &'a str,
+    egress: &'a str,
+}
+
+/// Guard of one accepted request.
+pub struct Ticket {
+    /// What is known of it so far.
+    pub record: RequestRecord,
+    id: Arc<str>,
+    started: Instant,
+    hop: u32,
+    data_class: DataClass,
+    reason: RouteReason,
+    arm: Option<ArmId>,
+    upstream: Option<UpstreamId>,
+    sinks: Sinks,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Ticket {
+    /// Opens the ticket of a request just accepted.
+    pub fn open(
+        record: RequestRecord,
+        hop: u32,
+        data_class: DataClass,
+        sinks: Sinks,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let id: Arc<str> = record.id.as_str().into();
+        sinks.totals.add("accepted");
+        sinks.live.lock().insert(id.clone(), record.clone());
+        Self {
+            record,
+            id,
+            started: Instant::now(),
+            hop,
+            data_class,
+            reason: RouteReason::None,
+            arm: None,
+            upstream: None,
+            sinks,
+            ended: false,
+            _permit: permit,
+        }
+    }
+
+    /// Returns the request's id.
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// Notes where an attempt goes.
+    pub fn attempt(&mut self, upstream: &UpstreamId, arm: ArmId, reason: RouteReason) {
+        self.upstream = Some(upstream.clone());
+        self.record.arm = arm.as_str().to_owned();
+        self.arm = Some(arm);
+        self.reason = reason;
+        self.record.routing_reason = reason.as_str().to_owned();
+        self.record.attempts += 1;
+        if let Some(live) = self.sinks.live.lock().get_mut(&self.id) {
+            live.clone_from(&self.record);
+            live.duration_ms = self.elapsed_ms();
+        }
+    }
+
+    /// Notes the first byte of content; later calls change nothing.
+    pub fn first_content(&mut self) {
+        if self.record.ttft_ms.is_none() {
+            self.record.ttft_ms = Some(self.elapsed_ms());
+        }
+    }
+
+    /// Takes over what the tap read of the answer; `content_payloads` stands in where no usage was told.
+    pub fn read(&mut self, tap: &Tap) {
+        if let Some(usage) = tap.usage {
+            self.record.prompt_tokens = usage.prompt_tokens;
+            self.record.completion_tokens = usage.completion_tokens;
+        } else {
+            self.record.completion_tokens = tap.content_payloads;
+        }
+        if let Some(reason) = &tap.finish_reason {
+            self.record.finish_reason.clone_from(reason);
+        }
+    }
+
+    /// Returns the metadata that goes with the answer, as JSON.
+    pub fn metadata(&self) -> Vec<u8> {
+        let r = &self.record;
+        let metadata = Metadata {
+            request_id: &r.id,
+            target: &r.target,
+            model: &r.model,
+            upstream: &r.upstream,
+            confidence: r.confidence,
+            routing_reason: &r.routing_reason,
+            local_attempt: r.target != "cloud",
+            escalated: r.escalated,
+            attempts: r.attempts,
+            cost_usd: r.cost_usd,
+            data_class: &r.data_class,
+            egress: &r.egress,
+        };
+        serde_json::to_vec(&metadata).expect("plain fields serialise")
+    }
+
+    /// Ends the request well.
+    pub fn complete(mut self) {
+        self.end(OutcomeStatus::Completed, 200, "");
+    }
+
+    /// Ends the request with an error.
+    pub fn fail(mut self, status: u16, code: &str) {
+        let outcome = OutcomeStatus::Failed { code: code.to_owned().into() };
+        self.end(outcome, status, code);
+    }
+
+    /// Ends the request before any upstream was tried.
+    pub fn reject(mut self, status: u16, code: &str) {
+        self.end(OutcomeStatus::Rejected, status, code);
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn end(&mut self, outcome: OutcomeStatus, status: u16, error: &str) {
+        self.ended = true;
+        let word = outcome.as_str();
+        self.record.outcome = word.to_owned();
+        self.record.status = status;
+        self.record.error = error.to_owned();
+        self.record.duration_ms = self.elapsed_ms();
+        self.sinks.live.lock().remove(&self.id);
+        self.sinks.totals.add(word);
+        metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
+        metrics::histogram!("shoal_request_seconds", "outcome" => word)
+            .record(self.started.elapsed().as_secs_f64());
+        if let Some(ttft) = self.record.ttft_ms {
+            metrics::histogram!("shoal_time_to_first_token_seconds").record(ttft as f64 / 1000.0);
+        }
+        metrics::counter!("shoal_tokens_total", "type" => "prompt").increment(self.record.prompt_tokens);
+        metrics::counter!("shoal_tokens_total", "type" => "completion")
+            .increment(self.record.completion_tokens);
+        // The entry node observed the whole request; a router in the middle would count it a second time.
+        if self.hop == 0 {
+            self.sinks.feedback.observe(self.outcome(outcome));
+        }
+        self.sinks.history.record(std::mem::take(&mut self.record));
+    }
+
+    fn outcome(&self, status: OutcomeStatus) -> Outcome {
+        let r = &self.record;
+        let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
+        Outcome {
+            request_id: self.id.clone(),
+            upstream: self.upstream.clone(),
+            arm: self.arm.clone(),
+            status,
+            finish_reason: (!r.finish_reason.is_empty()).then(|| FinishReason::parse(&r.finish_reason)),
+            prompt_tokens: tokens(r.prompt_tokens),
+            completion_tokens: tokens(r.completion_tokens),
+            ttft_ms: r.ttft_ms,
+            duration_ms: r.duration_ms,
+            attempts: r.attempts,
+            hop: self.hop,
+            data_class: self.data_class,
+            escalated: r.escalated,
+            propensity: r.propensity.unwrap_or(1.0),
+            reason: self.reason,
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            // 499: the client closed the connection; never sent, only recorded.
+            self.end(OutcomeStatus::Cancelled, 499, "cancelled");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Between the mesh's messages and the node's own types, in both directions; pure.
+//!
+//! What comes from another member is checked here once: names are cut and cleaned, numbers bounded, so that the
+//! registry and the statistics never hold what a peer made up beyond what it may claim.
+
+use std::sync::Arc;
+
+use shoal_cluster::ClusterView;
+use shoal_cluster::ids::NodeId;
+use shoal_proto as proto;
+use shoal_routing::{ArmId, ArmStats, ModelSpec, Observations, Offer, Registry, Route, Tokens, UpstreamId};
+
+use crate::store::KeyRecord;
+
+/// Longest name of a device or model that is believed.
+const NAME_LEN: usize = 128;
+/// Most requests at once that a device may claim to take; a claim attracts traffic.
+const MAX_SLOTS: u32 = 1024;
+/// Most models of one device.
+const MAX_MODELS: usize = 256;
+
+/// Makes an API-key record for the wire.
+pub fn key_to_proto(key: KeyRecord) -> proto::KeyRecord {
+    proto::KeyRecord {
+        id: key.id,
+        sha256: key.sha256.to_vec(),
+        name: key.name,
+        local_only: key.local_only,
+        created_unix_ms: key.created_ms,
+        revoked_unix_ms: key.revoked_ms,
+    }
+}
+
+/// Reads an API-key record; `None` if it is malformed.
+pub fn key_from_proto(key: proto::KeyRecord) -> Option<KeyRecord> {
+    let id_fits = key.id.len() == 8 && key.id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    Some(KeyRecord {
+        id: id_fits.then_some(key.id)?,
+        sha256: key.sha256.try_into().ok()?,
+        name: clean(&key.name, NAME_LEN),
+        local_only: key.local_only,
+        created_ms: key.created_unix_ms,
+        revoked_ms: key.revoked_unix_ms,
+    })
+}
+
+/// Makes the gossip summary of own statistics.
+pub fn summaries<'a>(arms: impl Iterator<Item = (&'a ArmId, &'a ArmStats)>) -> proto::ArmSummaries {
+    let arms = arms
+        .map(|(arm, s)| proto::ArmSummary {
+            arm: arm.as_str().to_owned(),
+            count: s.count,
+            reward_sum: s.reward_sum,
+            failures: s.failures,
+            version: s.version,
+            scored: s.scored,
+            ttft_count: s.ttft_count,
+            ttft_ms_sum: s.ttft_ms_sum,
+        })
+        .collect();
+    proto::ArmSummaries { arms }
+}
+
+/// Takes the statistics of all members of a view in; implausible ones are skipped and counted.
+pub fn observe_view(observations: &mut Observations, view: &ClusterView) {
+    for member in view.members.values().filter(|m| m.id != view.me) {
+        let Some(stats) = &member.stats else { continue };
+        let origin: Arc<str> = member.id.as_str().into();
+        for arm in &stats.arms {
+            let stats = ArmStats {
+                count: arm.count,
+                failures: arm.failures,
+                scored: arm.scored,
+                reward_sum: arm.reward_sum,
+                ttft_count: arm.ttft_count,
+                ttft_ms_sum: arm.ttft_ms_sum,
+                version: arm.version,
+            };
+            let id = ArmId(clean(&arm.arm, NAME_LEN).into());
+            if observations.put(&origin, member.generation, &id, stats).is_err() {
+                metrics::counter!("shoal_gossip_rejected_total", "reason" => "implausible").increment(1);
+            }
+        }
+    }
+}
+
+/// Builds the registry: what is linked here directly, then what live routers say they have.
+///
+/// `direct` are devices of this node, its own engines among them; a device that is both direct and elsewhere
+/// is one offer with several routes, the direct one first.
+pub fn registry<'a>(direct: impl Iterator<Item = &'a proto::DeviceInfo>, view: &ClusterView) -> Registry {
+    let direct: Vec<&proto::DeviceInfo> = direct.collect();
+    let mut offers = Vec::new();
+    for device in &direct {
+        let mut routes = vec![Route::Direct];
+        routes.extend(other_routers(view, &device.id));
+        push_offers(&mut offers, device, &routes);
+    }
+    for (id, device) in view.devices() {
+        if direct.iter().any(|d| d.id == id.as_str()) {
+            continue;
+        }
+        let routes: Vec<Route> = other_routers(view, id.as_str()).collect();
+        if !routes.is_empty() {
+            push_offers(&mut offers, device.info, &routes);
+        }
+    }
+    Registry::new(offers)
+}
+
+fn other_routers<'a>(view: &'a ClusterView, device: &'a str) -> impl Iterator<Item = Route> + 'a {
+    let id: Option<NodeId> = device.parse().ok();
+    view.alive()
+        .filter(|m| m.id != view.me && !m.info.draining)
+        .filter(move |m| id.as_ref().is_some_and(|id| m.devices.contains_key(id)))
+        .map(|m| Route::Via(m.id.as_str().into()))
+}
+
+fn push_offers(offers: &mut Vec<Offer>, device: &proto::DeviceInfo, routes: &[Route]) {
+    for model in device.models.iter().take(MAX_MODELS) {
+        let mut offer =
+            Offer::new(UpstreamId::Device(device.id.as_str().into()), Arc::new(model_spec(model)));
+        offer.name = clean(&device.name, NAME_LEN).into();
+        offer.routes = routes.to_vec();
+        offer.slots = device.slots.clamp(1, MAX_SLOTS);
+        offer.in_flight_reported = device.in_flight.min(MAX_SLOTS);
+        offers.push(offer);
+    }
+}
+
+fn model_spec(model: &proto::ModelInfo) -> ModelSpec {
+    let known = |text: &str| (!text.is_empty()).then(|| Arc::from(clean(text, NAME_LEN)));
+    let mut spec = ModelSpec::new(clean(&model.id, NAME_LEN), clean(&model.engine, NAME_LEN));
+    spec.context = (model.context_length > 0).then_some(Tokens(model.context_length));
+    spec.digest = known(&model.digest);
+    spec.quantization = known(&model.quantization);
+    spec.size_bytes = (model.size_bytes > 0).then_some(model.size_bytes);
+    // The wire says only "can": a missing mark is no proof that a model cannot.
+    spec.tools = model.tools.then_some(true);
+    spec.vision = model.vision.then_some(true);
+    spec.logprobs = model.logprobs.then_some(true);
+    spec.embeddings = model.embeddings.then_some(true);
+    spec.remote = model.remote;
+    spec
+}
+
+/// Cuts a text and drops control characters; it will stand in headers, tables and logs.
+pub fn clean(text: &str, max: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(max).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use shoal_cluster::Member;
+
+    use super::*;
+
+    fn id(n: u8) -> NodeId {
+        NodeId::from_spki(&[n])
+    }
+
+    fn device(n: u8, model: &str, seq: u64) -> proto::DeviceInfo {
+        proto::DeviceInfo {
+            id: id(n).to_string(),
+            name: format!("device{n}"),
+            seq,
+            slots: 2,
+            models: vec![proto::ModelInfo { id: model.into(), ..Default::default() }],
+            ..Default::default()
+        }
+    }
+
+    fn member(n: u8, devices: Vec<proto::DeviceInfo>, alive: bool) -> Member {
+        Member {
+            id: id(n),
+            info: proto::NodeInfo::default(),
+            devices: devices.into_iter().map(|d| (d.id.parse().unwrap(), d)).collect(),
+            stats: None,
+            alive,
+            last_seen: Instant::now(),
+            generation: 1,
+        }
+    }
+
+    fn view(members: Vec<Member>) -> ClusterView {
+        ClusterView {
+            me: id(1),
+            members: members.into_iter().map(|m| (m.id.clone(), m)).collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    #[test]
+    fn a_device_linked_to_two_nodes_is_one_offer_with_two_routes() {
+        let shared = device(9, "m", 1);
+        let view = view(vec![
+            member(1, vec![shared.clone()], true),
+            member(2, vec![shared.clone()], true),
+            member(3, vec![shared.clone()], false),
+        ]);
+        let registry = registry(std::iter::once(&shared), &view);
+        let offers = registry.by_model("m");
+        assert_eq!(offers.len(), 1);
+        assert_eq!(offers[0].routes, [Route::Direct, Route::Via(id(2).as_str().into())]);
+        assert_eq!(offers[0].slots, 2);
+    }
+
+    #[test]
+    fn a_dead_or_draining_router_carries_nobody() {
+        let mut draining = member(3, vec![device(8, "b", 1)], true);
+        draining.info.draining = true;
+        let view = view(vec![member(2, vec![device(9, "a", 1)], false), draining]);
+        assert!(registry(std::iter::empty(), &view).models().is_empty());
+    }
+
+    #[test]
+    fn statistics_of_others_are_taken_once_and_lies_are_not() {
+        let mut honest = member(2, vec![], true);
+        let summary = proto::ArmSummary {
+            arm: "m".into(),
+            count: 4,
+            scored: 4,
+            reward_sum: 3.0,
+            version: 1,
+            ..Default::default()
+        };
+        honest.stats = Some(proto::ArmSummaries { arms: vec![summary.clone()] });
+        let mut liar = member(3, vec![], true);
+        liar.stats =
+            Some(proto::ArmSummaries { arms: vec![proto::ArmSummary { reward_sum: 1e9, ..summary }] });
+        let view = view(vec![honest, liar]);
+        let mut observations = Observations::default();
+        observe_view(&mut observations, &view);
+        observe_view(&mut observations, &view);
+        assert_eq!(observations.posterior().arm(&ArmId("m".into())).count, 4);
+    }
+
+    #[test]
+    fn names_from_the_mesh_are_cleaned_and_bounded() {
+        let mut bad = device(9, "m\u{1b}[2J", 1);
+        bad.name = "x".repeat(10_000);
+        bad.slots = u32::MAX;
+        let registry = registry(std::iter::once(&bad), &view(vec![]));
+        let offer = &registry.offers()[0];
+        assert_eq!(&*offer.model.id, "m[2J");
+        assert_eq!((offer.name.len(), offer.slots), (NAME_LEN, MAX_SLOTS));
+    }
+}

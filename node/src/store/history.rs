@@ -1,0 +1,320 @@
+//! The request log: one row for each accepted request, written in batches off the hot path.
+//!
+//! Rows hold no prompt and no answer. Under pressure a row may be lost, and that loss is counted; counters and
+//! statistics are taken elsewhere and never depend on it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::OptionalExtension;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Store, unix_ms};
+
+/// Rows that may wait for the disk: about 10 s at 400 requests a second; more is dropped and counted.
+const QUEUE: usize = 4096;
+/// Rows of one transaction; larger ones gain nothing and delay readers.
+const BATCH: usize = 500;
+/// Finished requests kept in memory: they are asked for right after their answer, before the disk has them.
+const RECENT: usize = 512;
+/// Longest time that a row waits for company.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// What is kept of one request; the same JSON that `GET /shoal/v1/requests/{id}` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestRecord {
+    /// `req_<node8>_<uuidv7>`
+    pub id: String,
+    /// Milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// Node that accepted it.
+    pub node: String,
+    /// API path.
+    pub path: String,
+    /// Model the client asked for.
+    pub model_requested: String,
+    /// Model that answered; empty if none.
+    pub model: String,
+    /// The same with its build: the name under which it is learnt about.
+    pub arm: String,
+    /// `local`, `peer` or `cloud`; empty if nothing was reached.
+    pub target: String,
+    /// Who answered.
+    pub upstream: String,
+    /// Its id.
+    pub upstream_id: String,
+    /// Why it went there.
+    pub routing_reason: String,
+    /// Other candidates with their scores.
+    pub considered: Vec<Considered>,
+    /// Probability with which the policy took this choice.
+    pub propensity: Option<f64>,
+    /// `completed`, `failed`, `cancelled` or `rejected`.
+    pub outcome: String,
+    /// HTTP status that the client saw, or would have seen.
+    pub status: u16,
+    /// Error code; empty if none.
+    pub error: String,
+    /// `stop`, `length`, `tool_calls`, ...; empty if none.
+    pub finish_reason: String,
+    /// True for a streamed answer.
+    pub stream: bool,
+    /// Tokens of the prompt, from the upstream, else counted here.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer.
+    pub completion_tokens: u64,
+    /// Milliseconds to the first byte of content; absent if none came.
+    pub ttft_ms: Option<u64>,
+    /// Milliseconds from acceptance to the end.
+    pub duration_ms: u64,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Each attempt: upstream and how it ended.
+    pub attempt_log: Vec<AttemptRecord>,
+    /// Calibrated probability that the answer is good; absent = unknown.
+    pub confidence: Option<f64>,
+    /// True when a stronger model took over.
+    pub escalated: bool,
+    /// `public`, `internal` or `restricted`.
+    pub data_class: String,
+    /// `none` or the provider.
+    pub egress: String,
+    /// Cost; 0 for local answers.
+    pub cost_usd: Option<f64>,
+    /// Id of the API key; never its secret.
+    pub key_id: String,
+}
+
+/// A candidate that the policy looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Considered {
+    /// Model.
+    pub model: String,
+    /// Its score in this request; higher is better.
+    pub score: f64,
+}
+
+/// One attempt of a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    /// Display name of the upstream.
+    pub upstream: String,
+    /// `ok` or the error code.
+    pub ended: String,
+}
+
+/// Where finished requests are handed in. Never blocks.
+#[derive(Clone)]
+pub struct HistoryWriter {
+    queue: mpsc::Sender<RequestRecord>,
+    lost: Arc<AtomicU64>,
+    recent: Arc<Mutex<VecDeque<RequestRecord>>>,
+    store: Store,
+}
+
+impl HistoryWriter {
+    /// Starts the writer; it drains the queue and ends when `shutdown` is cancelled.
+    pub fn start(
+        store: Store,
+        keep_days: u32,
+        shutdown: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (queue, rows) = mpsc::channel(QUEUE);
+        let task = crate::tasks::spawn(
+            crate::tasks::TaskKind::Store,
+            write_loop(store.clone(), keep_days, rows, shutdown),
+        );
+        (Self { queue, lost: Arc::default(), recent: Arc::default(), store }, task)
+    }
+
+    /// Hands a row in; drops and counts it when the queue is full.
+    pub fn record(&self, row: RequestRecord) {
+        {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if recent.len() == RECENT {
+                recent.pop_front();
+            }
+            recent.push_back(row.clone());
+        }
+        if self.queue.try_send(row).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            metrics::counter!("shoal_history_rows_lost_total").increment(1);
+        }
+    }
+
+    /// Finds a finished request, in memory or on disk. Blocks for the disk: use it off the hot path.
+    pub fn find(&self, id: &str) -> Result<Option<RequestRecord>, Error> {
+        let recent = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.iter().rev().find(|r| r.id == id).cloned()
+        };
+        match recent {
+            Some(record) => Ok(Some(record)),
+            None => self.store.request(id),
+        }
+    }
+
+    /// Returns the newest finished requests, newest first, those included that the disk does not have yet.
+    pub fn newest(&self, limit: usize) -> Result<Vec<RequestRecord>, Error> {
+        let mut rows: Vec<RequestRecord> = {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.iter().rev().take(limit).cloned().collect()
+        };
+        if rows.len() < limit {
+            let stored = self.store.recent_requests(limit)?;
+            rows.extend(
+                stored.into_iter().filter(|s| !rows.iter().any(|r| r.id == s.id)).collect::<Vec<_>>(),
+            );
+            rows.truncate(limit);
+        }
+        Ok(rows)
+    }
+
+    /// Returns how many rows were lost since the start.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+async fn write_loop(
+    store: Store,
+    keep_days: u32,
+    mut rows: mpsc::Receiver<RequestRecord>,
+    shutdown: CancellationToken,
+) {
+    let mut prune = tokio::time::interval(Duration::from_secs(3600));
+    loop {
+        let mut batch = Vec::new();
+        tokio::select! {
+            n = rows.recv_many(&mut batch, BATCH) => if n == 0 { return },
+            _ = prune.tick() => {
+                let store = store.clone();
+                let pruned = tokio::task::spawn_blocking(move || store.prune_history(keep_days)).await;
+                if let Ok(Err(error)) = pruned {
+                    tracing::warn!(%error, "old history rows could not be removed");
+                }
+                continue;
+            }
+            () = shutdown.cancelled() => {
+                rows.close();
+                while rows.recv_many(&mut batch, BATCH).await > 0 {
+                    write(&store, std::mem::take(&mut batch)).await;
+                }
+                return;
+            }
+        }
+        // Rows come in bursts: wait a little so that one transaction takes many.
+        let deadline = tokio::time::sleep(LINGER);
+        tokio::pin!(deadline);
+        while batch.len() < BATCH {
+            tokio::select! {
+                row = rows.recv() => match row { Some(row) => batch.push(row), None => break },
+                () = &mut deadline => break,
+                () = shutdown.cancelled() => break,
+            }
+        }
+        write(&store, batch).await;
+    }
+}
+
+async fn write(store: &Store, batch: Vec<RequestRecord>) {
+    let lost = batch.len() as u64;
+    let store = store.clone();
+    let written = tokio::task::spawn_blocking(move || store.write_history(&batch)).await;
+    if !matches!(written, Ok(Ok(()))) {
+        tracing::warn!(rows = lost, "history rows could not be written");
+        metrics::counter!("shoal_history_rows_lost_total").increment(lost);
+    }
+}
+
+impl Store {
+    fn write_history(&self, rows: &[RequestRecord]) -> Result<(), Error> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        for r in rows {
+            let json = serde_json::to_string(r).expect("a record has only plain fields");
+            transaction.execute(
+                "INSERT OR REPLACE INTO requests (id, started_ms, model, upstream, outcome, record)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                (&r.id, r.started_ms as i64, &r.model, &r.upstream, &r.outcome, json),
+            )?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Returns the newest rows, newest first.
+    pub fn recent_requests(&self, limit: usize) -> Result<Vec<RequestRecord>, Error> {
+        let connection = self.lock();
+        let mut statement =
+            connection.prepare("SELECT record FROM requests ORDER BY started_ms DESC, id DESC LIMIT ?1")?;
+        let rows = statement.query_map([limit as i64], |row| row.get::<_, String>(0))?;
+        let mut records = Vec::new();
+        for row in rows {
+            // A row of a future version that does not parse is skipped, not fatal.
+            if let Ok(record) = serde_json::from_str(&row?) {
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Returns one row by its id.
+    pub fn request(&self, id: &str) -> Result<Option<RequestRecord>, Error> {
+        let connection = self.lock();
+        let row: Option<String> = connection
+            .query_row("SELECT record FROM requests WHERE id = ?1", [id], |row| row.get(0))
+            .optional()?;
+        Ok(row.and_then(|json| serde_json::from_str(&json).ok()))
+    }
+
+    fn prune_history(&self, keep_days: u32) -> Result<usize, Error> {
+        let oldest = unix_ms().saturating_sub(u64::from(keep_days) * 86_400_000);
+        Ok(self.lock().execute("DELETE FROM requests WHERE started_ms < ?1", [oldest as i64])?)
+    }
+
+    #[cfg(test)]
+    pub(super) fn test_history_row(&self, n: u64) {
+        let row = RequestRecord { id: format!("req_{n}"), started_ms: n, ..RequestRecord::default() };
+        self.write_history(&[row]).unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn rows_handed_in_before_shutdown_reach_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let shutdown = CancellationToken::new();
+        let (writer, task) = HistoryWriter::start(store.clone(), 30, shutdown.clone());
+        for n in 0..700_u64 {
+            writer.record(RequestRecord {
+                id: format!("req_{n}"),
+                started_ms: unix_ms(),
+                ..Default::default()
+            });
+        }
+        shutdown.cancel();
+        task.await.unwrap();
+        assert_eq!(store.recent_requests(1000).unwrap().len(), 700);
+        assert_eq!(store.request("req_42").unwrap().unwrap().id, "req_42");
+        assert_eq!(writer.lost(), 0);
+    }
+
+    #[test]
+    fn old_rows_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.test_history_row(1);
+        assert_eq!(store.prune_history(30).unwrap(), 1);
+        assert!(store.request("req_1").unwrap().is_none());
+    }
+}
