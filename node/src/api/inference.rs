@@ -163,7 +163,7 @@ fn whole(running: Running) -> Response {
         }
     };
     ticket.read(&tap);
-    let out = sse::splice(&body, "shoal_metadata", &ticket.metadata());
+    let out = sse::describe(&body, &ticket);
     let mut response = out.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     describe(&mut response, &ticket.record);

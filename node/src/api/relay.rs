@@ -165,7 +165,7 @@ impl Relay {
 
     fn push_with_metadata(&mut self, payload: &[u8]) {
         let Some((ticket, _)) = &self.open else { return };
-        self.out.push_back(sse::frame(&sse::splice(payload, "shoal_metadata", &ticket.metadata())));
+        self.out.push_back(sse::frame(&sse::describe(payload, ticket)));
         self.metadata_sent = true;
     }
 
@@ -187,7 +187,7 @@ impl Relay {
                 "shoal_usage_estimated": true,
             });
             let chunk = serde_json::to_vec(&chunk).expect("plain fields serialise");
-            self.out.push_back(sse::frame(&sse::splice(&chunk, "shoal_metadata", &ticket.metadata())));
+            self.out.push_back(sse::frame(&sse::describe(&chunk, &ticket)));
         }
         self.out.push_back(sse::DONE);
         guard.finish(Instant::now(), true);

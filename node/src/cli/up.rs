@@ -134,6 +134,10 @@ fn greet(started: &Started) {
             show::line("  API key    as before; `shoal keys ls` lists them, `shoal keys create` makes one")
         }
     }
+    let lfo = node.config.lfo.as_ref();
+    for line in lfo.map(|lfo| lfo.announcements(node.config.listen)).unwrap_or_default() {
+        show::line(format!("  {line}"));
+    }
     show::line("  add a device: `shoal token create` here, then `shoal join <token>` there");
 }
 

@@ -1,17 +1,21 @@
 //! Configuration: one file type, the environment and the flags become one validated [`Config`].
 //!
-//! Order: flag, then environment (`SHOAL_*`), then file, then default. Nothing else in the package reads the
-//! environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
+//! Order: flag, then environment (`SHOAL_*`), then file, then default. LFO's variables ([`LfoManners`]) are
+//! understood beside them. Nothing else in the package reads the environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
 //! safety setting must not be silent.
 
 mod file;
+mod lfo_env;
 mod paths;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::device::lfo;
+
 pub use file::{FileConfig, FileDevice, FileLimits};
+pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
 
 /// Default address of the HTTP API; 8080 is where people look first, and loopback needs no decision.
@@ -94,6 +98,8 @@ pub struct Config {
     pub detect: bool,
     /// Serves without a key; loopback only.
     pub no_auth: bool,
+    /// What LFO's variables ask for; `None` if none is set.
+    pub lfo: Option<LfoManners>,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -130,10 +136,15 @@ impl Config {
     }
 
     fn merge(flags: Flags, file: FileConfig, env: &[(String, String)]) -> Result<Self, Error> {
-        let listen = flags.listen.or(file.listen);
+        let lfo = LfoManners::from_env(env)?;
+        let from_port = lfo.as_ref().and_then(|lfo| lfo.listen);
+        let listen = flags.listen.or(file.listen).or(from_port);
         let mesh = flags.mesh.or(file.mesh_addr);
         let mut devices = file.devices;
         for url in flags.devices {
+            devices.push(FileDevice { url, name: None, slots: None });
+        }
+        if let Some(url) = lfo.as_ref().and_then(|lfo| lfo.phone.clone()) {
             devices.push(FileDevice { url, name: None, slots: None });
         }
         for device in &devices {
@@ -153,6 +164,7 @@ impl Config {
             model_file: file.model_file,
             detect: !flags.no_detect && file.detect.unwrap_or(true),
             no_auth: flags.no_auth || file.no_auth.unwrap_or(false),
+            lfo,
             limits: file.limits.into_limits()?,
         };
         if config.no_auth && !config.listen.ip().is_loopback() {
@@ -206,6 +218,10 @@ pub fn valid_name(name: String) -> Result<String, Error> {
 }
 
 fn check_device_url(url: &str) -> Result<(), Error> {
+    if lfo::Place::is_meant(url) {
+        let wrong = |e: lfo::NotAPlace| Error::Invalid { origin: "device".into(), message: e.to_string() };
+        return lfo::Place::parse(url).map(drop).map_err(wrong);
+    }
     let scheme_fits = ["http://", "https://"].iter().any(|s| url.starts_with(s));
     let parsed = url.parse::<http::Uri>().ok().filter(|u| u.host().is_some());
     if scheme_fits && parsed.is_some() {
@@ -214,7 +230,7 @@ fn check_device_url(url: &str) -> Result<(), Error> {
     Err(Error::Invalid {
         origin: "device".into(),
         message: format!(
-            "'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434"
+            "'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434, or lfo+tcp://HOST:6000 for a phone"
         ),
     })
 }
