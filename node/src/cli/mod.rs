@@ -4,6 +4,7 @@ pub mod args;
 pub mod client;
 mod commands;
 mod dev;
+mod doctor;
 pub mod exit;
 mod join;
 mod show;
@@ -69,6 +70,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Keys(command) => commands::keys(&command).await,
         Command::Pull(args) => up::pull(args, &env).await,
         Command::Health(args) => commands::health(&args).await,
+        Command::Doctor(args) => Box::pin(doctor::run(&args, &env)).await,
         Command::Env(args) => commands::env(&args).await,
         Command::Down(args) => commands::down(&args).await,
         Command::Config(command) => config_command(command, &env),
