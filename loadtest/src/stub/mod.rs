@@ -8,6 +8,7 @@ mod body;
 mod conn;
 mod infer;
 mod inventory;
+mod lfo;
 mod log;
 mod render;
 mod request;
@@ -26,7 +27,7 @@ use clap::ValueEnum;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 
-pub use self::log::{End, Entry, Log, Phase};
+pub use self::log::{Counts, End, Entry, Log, Phase, Snapshot};
 use crate::script::Script;
 
 /// Largest request body taken; the same order as real servers allow for images.
@@ -47,6 +48,16 @@ pub enum Kind {
     Vllm,
     /// LM Studio.
     Lmstudio,
+    /// The HTTP bridge of LFO's phone host.
+    LfoHttp,
+    /// The socket of LFO's app on a phone.
+    LfoTcp,
+}
+
+impl Kind {
+    fn is_phone(self) -> bool {
+        matches!(self, Kind::LfoHttp | Kind::LfoTcp)
+    }
 }
 
 /// How a stub is set up.
@@ -56,7 +67,7 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Models it serves; requests for others get 404.
     pub models: Vec<String>,
-    /// Requests served at once; more wait in a queue, as in llama.cpp.
+    /// Requests served at once; more wait in a queue, as in llama.cpp. A phone serves one.
     pub slots: usize,
     /// Context length it announces, in tokens.
     pub context: u32,
@@ -94,6 +105,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Stub {
     address: SocketAddr,
+    kind: Kind,
     log: Arc<Log>,
     server: JoinHandle<()>,
     kill: tokio_util::sync::CancellationToken,
@@ -108,30 +120,45 @@ impl Stub {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let kill = tokio_util::sync::CancellationToken::new();
-        let listener = conn::KillableListener::new(listener, kill.clone());
         let log = Arc::new(Log::default());
         let started_unix = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or(Duration::ZERO)
             .as_secs();
         let shared = Arc::new(Shared {
-            slots: Arc::new(Semaphore::new(options.slots.max(1))),
+            slots: Arc::new(Semaphore::new(if options.kind.is_phone() { 1 } else { options.slots.max(1) })),
             log: Arc::clone(&log),
             started_unix,
             options,
         });
+        let kind = shared.options.kind;
+        if kind == Kind::LfoTcp {
+            let app = lfo::app(listener, shared, kill.clone());
+            return Ok(Self { address, kind, log, server: crate::tasks::spawn_named("stub", app), kill });
+        }
+        let listener = conn::KillableListener::new(listener, kill.clone());
         let app = router(shared).into_make_service_with_connect_info::<conn::KillSwitch>();
         let server = crate::tasks::spawn_named("stub", async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "stub stopped");
             }
         });
-        Ok(Self { address, log, server, kill })
+        Ok(Self { address, kind, log, server, kill })
     }
 
-    /// Base URL, without a trailing slash and without `/v1`.
+    /// URL as a router takes it: without a trailing slash and without `/v1`, `lfo+http` or `lfo+tcp` for a phone.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = match self.kind {
+            Kind::LfoHttp => "lfo+http",
+            Kind::LfoTcp => "lfo+tcp",
+            _ => "http",
+        };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What it saw so far.
@@ -154,10 +181,15 @@ impl Drop for Stub {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(infer::chat))
-        .route("/v1/completions", post(infer::completion))
-        .merge(inventory::router(shared.options.kind))
+    let served = if shared.options.kind.is_phone() {
+        lfo::bridge()
+    } else {
+        Router::new()
+            .route("/v1/chat/completions", post(infer::chat))
+            .route("/v1/completions", post(infer::completion))
+            .merge(inventory::router(shared.options.kind))
+    };
+    served
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))
         .route("/stub/log", get(read_log).delete(clear_log))
         .fallback(unknown_path)
