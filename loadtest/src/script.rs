@@ -47,6 +47,10 @@ pub struct Script {
     pub no_logprobs: bool,
     /// Logprob of each token (`logprob`, at most 0). Default -0.1.
     pub logprob: f64,
+    /// A phone's confidence in its answer (`conf`, 0 to 1; `conf=none` tells none). Default 0.9.
+    pub confidence: Option<f64>,
+    /// A phone asks for a stronger model (`handoff=1`).
+    pub handoff: bool,
     /// Name under which the request shows in the log (`tag`).
     pub tag: Option<String>,
 }
@@ -73,6 +77,8 @@ impl Default for Script {
             tool: false,
             no_logprobs: false,
             logprob: -0.1,
+            confidence: Some(0.9),
+            handoff: false,
             tag: None,
         }
     }
@@ -141,6 +147,9 @@ impl Script {
             "tool" => self.tool = flag(value)?,
             "no_logprobs" => self.no_logprobs = flag(value)?,
             "logprob" => self.logprob = value.parse().ok().filter(|lp: &f64| lp.is_finite() && *lp <= 0.0)?,
+            "conf" if value == "none" => self.confidence = None,
+            "conf" => self.confidence = Some(value.parse().ok().filter(|c| (0.0..=1.0).contains(c))?),
+            "handoff" => self.handoff = flag(value)?,
             "tag" => self.tag = Some(value.to_owned()),
             _ => return Some(Err(Error::UnknownKey(key.to_owned()))),
         }

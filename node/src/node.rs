@@ -223,6 +223,9 @@ impl Started {
         let Parts { identity, seeds, keys: handed_keys, engines, lock, shutdown, metrics } = parts;
         let store = Store::open(&config.data_dir)?;
         let keys = KeyRing::load(store.clone())?;
+        if let Some(hash) = config.lfo.as_ref().and_then(|lfo| lfo.auth_sha256) {
+            keys.accept_foreign("LFO_AUTH_TOKEN", hash);
+        }
         keys.merge(handed_keys.keys.into_iter().filter_map(crate::replication::key_from_proto).collect())?;
         let (listener, api_url) = bind_api(&mut config).await?;
         let new_key =
@@ -252,7 +255,8 @@ impl Started {
         )?);
         let (inventory_service, snapshot) =
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
-        let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
+        let lfo_manners = config.lfo.is_some();
+        let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =

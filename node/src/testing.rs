@@ -201,7 +201,8 @@ impl Scene {
         let (learning, feedback) = feedback::Service::new("me", 1, store.clone()).unwrap();
         // Rows stay in memory, where the tests look for them; nobody waits for the disk.
         let (history, _) = HistoryWriter::start(store.clone(), 30, CancellationToken::new());
-        let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default() };
+        let sinks =
+            Sinks { feedback, history, live: Live::default(), totals: Arc::default(), lfo_manners: false };
         let registry = Registry::new(offers.clone());
         let inventory = Arc::new(ArcSwap::from_pointee(Inventory { registry, ..Inventory::default() }));
         let limits = Limits {
@@ -210,6 +211,7 @@ impl Scene {
             first_byte: Duration::from_secs(300),
             between_chunks: Duration::from_secs(30),
             history_days: 30,
+            max_local_tokens: None,
         };
         let scripted = Arc::new(Scripted::default());
         let resolver = Arc::new(Resolver(scripted.clone()));

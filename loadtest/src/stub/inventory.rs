@@ -31,6 +31,7 @@ pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
             .route("/health", get(|| async { StatusCode::OK }))
             .route("/version", get(|| async { Json(json!({"version": "0.11.0"})) })),
         Kind::Lmstudio => common.route("/api/v0/models", get(lmstudio_models)),
+        Kind::LfoHttp | Kind::LfoTcp => Router::new(),
     }
 }
 
@@ -41,12 +42,13 @@ fn describe(shared: &Shared, id: &str) -> Value {
         Kind::LlamaCpp => "llamacpp",
         Kind::Vllm => "vllm",
         Kind::Lmstudio => "organization_owner",
+        Kind::LfoHttp | Kind::LfoTcp => "lfo",
     };
     let mut model = json!({"id": id, "object": "model", "created": shared.started_unix, "owned_by": owner});
     match shared.options.kind {
         Kind::Vllm => model["max_model_len"] = shared.options.context.into(),
         Kind::LlamaCpp => model["meta"] = json!({"n_ctx_train": shared.options.context, "n_vocab": 49152}),
-        Kind::Openai | Kind::Gemini | Kind::Ollama | Kind::Lmstudio => {}
+        Kind::Openai | Kind::Gemini | Kind::Ollama | Kind::Lmstudio | Kind::LfoHttp | Kind::LfoTcp => {}
     }
     model
 }

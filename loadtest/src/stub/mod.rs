@@ -9,6 +9,7 @@ mod conn;
 mod gemini;
 mod infer;
 mod inventory;
+mod lfo;
 mod log;
 mod render;
 mod request;
@@ -32,7 +33,7 @@ use clap::ValueEnum;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 
-pub use self::log::{End, Entry, Log, Phase};
+pub use self::log::{Counts, End, Entry, Log, Phase, Snapshot};
 use crate::script::Script;
 
 /// Largest request body taken; the same order as real servers allow for images.
@@ -55,6 +56,16 @@ pub enum Kind {
     Lmstudio,
     /// Google's Gemini API, a provider.
     Gemini,
+    /// The HTTP bridge of LFO's phone host.
+    LfoHttp,
+    /// The socket of LFO's app on a phone.
+    LfoTcp,
+}
+
+impl Kind {
+    fn is_phone(self) -> bool {
+        matches!(self, Kind::LfoHttp | Kind::LfoTcp)
+    }
 }
 
 /// How a stub is set up.
@@ -64,7 +75,7 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Models it serves; requests for others get 404.
     pub models: Vec<String>,
-    /// Requests served at once; more wait in a queue, as in llama.cpp.
+    /// Requests served at once; more wait in a queue, as in llama.cpp. A phone serves one.
     pub slots: usize,
     /// Context length it announces, in tokens.
     pub context: u32,
@@ -104,6 +115,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Stub {
     address: SocketAddr,
+    kind: Kind,
     log: Arc<Log>,
     server: JoinHandle<()>,
     kill: tokio_util::sync::CancellationToken,
@@ -119,31 +131,46 @@ impl Stub {
         let address = listener.local_addr()?;
         let kill = tokio_util::sync::CancellationToken::new();
         let connections = Arc::new(AtomicU64::new(0));
-        let listener = conn::KillableListener::new(listener, kill.clone(), connections.clone());
         let log = Arc::new(Log::default());
         let started_unix = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or(Duration::ZERO)
             .as_secs();
         let shared = Arc::new(Shared {
-            slots: Arc::new(Semaphore::new(options.slots.max(1))),
+            slots: Arc::new(Semaphore::new(if options.kind.is_phone() { 1 } else { options.slots.max(1) })),
             log: Arc::clone(&log),
             started_unix,
-            connections,
+            connections: Arc::clone(&connections),
             options,
         });
+        let kind = shared.options.kind;
+        if kind == Kind::LfoTcp {
+            let app = lfo::app(listener, shared, kill.clone());
+            return Ok(Self { address, kind, log, server: crate::tasks::spawn_named("stub", app), kill });
+        }
+        let listener = conn::KillableListener::new(listener, kill.clone(), connections);
         let app = router(shared).into_make_service_with_connect_info::<conn::KillSwitch>();
         let server = crate::tasks::spawn_named("stub", async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "stub stopped");
             }
         });
-        Ok(Self { address, log, server, kill })
+        Ok(Self { address, kind, log, server, kill })
     }
 
-    /// Base URL, without a trailing slash and without `/v1`.
+    /// URL as a router takes it: without a trailing slash and without `/v1`, `lfo+http` or `lfo+tcp` for a phone.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = match self.kind {
+            Kind::LfoHttp => "lfo+http",
+            Kind::LfoTcp => "lfo+tcp",
+            _ => "http",
+        };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What it saw so far.
@@ -168,6 +195,7 @@ impl Drop for Stub {
 fn router(shared: Arc<Shared>) -> Router {
     let api = match shared.options.kind {
         Kind::Gemini => gemini::router(),
+        kind if kind.is_phone() => lfo::bridge(),
         kind => Router::new()
             .route("/v1/chat/completions", post(infer::chat))
             .route("/v1/completions", post(infer::completion))

@@ -1,8 +1,9 @@
 //! From chat messages to the prompt text that a model was trained on, by the template inside its file.
 //!
 //! Templates are Jinja programs written for Hugging Face's renderer, so the environment offers what that one does:
-//! trimmed blocks, Python's string methods, `raise_exception`, `strftime_now`. They come from the internet, so fuel
-//! bounds their loops.
+//! trimmed blocks, Python's string methods, `raise_exception`. `strftime_now` is left out: templates then take the date of
+//! their training, and the same conversation gives the same prompt. They come from the internet, so fuel bounds their
+//! loops.
 
 use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,6 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |_format: String| String::new());
         environment.add_template_owned("chat", source.to_owned()).map_err(template_error)?;
         let takes_tools = source.contains("tools");
         Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned(), takes_tools })
@@ -111,5 +111,48 @@ fn template_error(error: minijinja::Error) -> Error {
     match error.detail() {
         Some(detail) => Error::Template(detail.to_owned()),
         None => Error::Template(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const WITH_TOOLS: &str = "{%- if tools %}\n    {{- '<tools>' }}\n    {%- for tool in tools %}{{ tool | tojson }}{% endfor %}\n    {{- '</tools>' }}\n{%- endif %}\n{%- for message in messages %}\n{%- if message.role == 'tool' and not message.content.startswith('ok') %}{{ raise_exception('a tool must say ok') }}{% endif %}\n{%- if message.tool_calls %}{% for call in message.tool_calls %}[{{ call.function.name }} {{ call.function.arguments.city }}]{% endfor %}{% else %}{{ bos_token + message.content.strip() }}{% endif %}\n{%- endfor %}";
+
+    fn template() -> ChatTemplate {
+        ChatTemplate::new(Some(WITH_TOOLS), "<s>", "</s>").expect("a template")
+    }
+
+    #[test]
+    fn tools_and_calls_reach_the_template_as_values() {
+        let call = json!([{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\":\"Oslo\"}"}}]);
+        let mut assistant = ChatMessage::new("assistant", "");
+        assistant.tool_calls = Some(call);
+        let tools = json!([{"type": "function", "function": {"name": "weather"}}]);
+        let text = template()
+            .render(&[ChatMessage::new("user", " hi "), assistant], Some(&tools))
+            .expect("a prompt");
+        assert_eq!(
+            text,
+            "<tools>{\"function\":{\"name\":\"weather\"},\"type\":\"function\"}</tools><s>hi[weather Oslo]"
+        );
+        assert!(template().takes_tools());
+    }
+
+    #[test]
+    fn no_tools_and_an_empty_list_of_them_are_the_same() {
+        let messages = [ChatMessage::new("user", "hi")];
+        let none = template().render(&messages, None).expect("a prompt");
+        assert_eq!(none, template().render(&messages, Some(&json!([]))).expect("a prompt"));
+        assert_eq!(none, "<s>hi");
+    }
+
+    #[test]
+    fn what_a_template_refuses_is_passed_on_in_its_words() {
+        let error = template().render(&[ChatMessage::new("tool", "no")], None).expect_err("a refusal");
+        assert_eq!(error.to_string(), "the model's chat template failed: a tool must say ok");
     }
 }

@@ -1,5 +1,7 @@
 //! The real SmolLM2-135M-Instruct (Q4_1), if `SHOAL_TEST_MODEL` names its file.
 
+#![allow(clippy::print_stderr, reason = "says what it skips")]
+
 use std::ops::ControlFlow;
 use std::path::Path;
 

@@ -146,7 +146,8 @@ fn accept(
     let origin =
         Origin { id, hop: 0, attempts_left: MAX_ATTEMPTS, key_id: caller.key_id.clone(), deadline: None };
     let is_provider = |name: &str| front.pipeline.is_provider(name);
-    let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
+    let (parsed, mut request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
+    request.max_local_tokens = front.pipeline.limits.max_local_tokens;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
     let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
     let job = front.pipeline.accept(parsed, &request, origin)?;
@@ -190,7 +191,7 @@ fn readable(body: BodyBytes) -> Result<Bytes, ApiError> {
 }
 
 fn whole(answer: Whole) -> Response {
-    let out = sse::splice(&answer.body, "shoal_metadata", &answer.ticket.metadata());
+    let out = sse::describe(&answer.body, &answer.ticket);
     let mut response = out.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     describe(&mut response, &answer.ticket.record);

@@ -115,7 +115,7 @@ impl Relay {
         let frame = match &self.stream {
             Some(stream) if with_metadata && !self.metadata_sent => {
                 self.metadata_sent = true;
-                sse::frame(&sse::splice(payload, "shoal_metadata", &stream.ticket().metadata()))
+                sse::frame(&sse::describe(payload, stream.ticket()))
             }
             _ => sse::frame(payload),
         };

@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::pipeline::ticket::Ticket;
+
 /// Comment that keeps a connection open while nothing was said yet; clients skip it.
 pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 /// Last line of a stream that ended well.
@@ -38,6 +40,15 @@ pub fn splice(object: &[u8], key: &str, value: &[u8]) -> Bytes {
     out.put_slice(value);
     out.put_u8(b'}');
     out.freeze()
+}
+
+/// Adds to an answer's JSON object what the request's ticket says of it.
+pub fn describe(object: &[u8], ticket: &Ticket) -> Bytes {
+    let described = splice(object, "shoal_metadata", &ticket.metadata());
+    match ticket.lfo_metadata() {
+        Some(metadata) => splice(&described, "lfo_metadata", &metadata),
+        None => described,
+    }
 }
 
 #[cfg(test)]

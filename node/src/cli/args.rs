@@ -58,6 +58,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Exit with 0 when the local node is healthy.
     Health(ClientArgs),
+    /// Say what is wrong on this machine and how to mend it; exit with 1 if something is bad.
+    Doctor(DoctorArgs),
     /// Print the variables that point OpenAI clients at the local node.
     Env(ClientArgs),
     /// Stop the local node.
@@ -87,6 +89,17 @@ pub struct ClientArgs {
     /// Machine-readable output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `shoal doctor`
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Config file, as for `shoal up`.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Where the node is.
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// Role of a token.

@@ -14,8 +14,8 @@ use super::exit::{CliError, Exit};
 use super::up::{RouterStart, identity_dir};
 use super::{load_config, show, signals};
 use crate::config::{self, Flags, lookup};
-use crate::device::agent_process;
 use crate::device::set::{EmbeddedChoice, EngineSet};
+use crate::device::{agent_process, lfo};
 use crate::node::lock_data_dir;
 use crate::store::Store;
 
@@ -120,9 +120,10 @@ fn engines(args: &JoinArgs, data_dir: &Path, shutdown: CancellationToken) -> Res
             embedded = true;
             continue;
         }
-        let url: Option<Url> = engine.parse().ok().filter(|u: &Url| matches!(u.scheme(), "http" | "https"));
+        let known = |u: &Url| matches!(u.scheme(), "http" | "https") || lfo::Place::parse(u.as_str()).is_ok();
+        let url: Option<Url> = engine.parse().ok().filter(known);
         let url = url.ok_or_else(|| {
-            let message = format!("'{engine}' is neither `embedded` nor a URL; write for example --engine http://127.0.0.1:11434");
+            let message = format!("'{engine}' is neither `embedded` nor a URL of an engine; write for example --engine http://127.0.0.1:11434 or --engine lfo+tcp://127.0.0.1:6000");
             CliError::new(Exit::Usage, message)
         })?;
         named.push((url, None));

@@ -5,6 +5,7 @@ pub mod client;
 mod cloud;
 mod commands;
 mod dev;
+mod doctor;
 pub mod exit;
 mod join;
 mod show;
@@ -72,6 +73,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Cloud(command) => cloud::run(command, &env).await,
         Command::Pull(args) => up::pull(args, &env).await,
         Command::Health(args) => commands::health(&args).await,
+        Command::Doctor(args) => Box::pin(doctor::run(&args, &env)).await,
         Command::Env(args) => commands::env(&args).await,
         Command::Down(args) => commands::down(&args).await,
         Command::Config(command) => config_command(command, &env),

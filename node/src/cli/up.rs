@@ -144,6 +144,10 @@ fn greet(started: &Started) {
             provider.spent_usd.unwrap_or_default(),
         ));
     }
+    let lfo = node.config.lfo.as_ref();
+    for line in lfo.map(|lfo| lfo.announcements(node.config.listen)).unwrap_or_default() {
+        show::line(format!("  {line}"));
+    }
     show::line("  add a device: `shoal token create` here, then `shoal join <token>` there");
 }
 

@@ -119,6 +119,7 @@ impl FileLimits {
                 3600,
             )?),
             history_days: in_range("history_days", u64::from(self.history_days), 1, 3650)? as u32,
+            max_local_tokens: None,
         })
     }
 }

@@ -1,20 +1,25 @@
 //! Configuration: one file type, the environment and the flags become one validated [`Config`].
 //!
-//! Order: flag, then environment (`SHOAL_*`), then file, then default. Nothing else in the package reads the
-//! environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
+//! Order: flag, then environment (`SHOAL_*`), then file, then default. LFO's variables ([`LfoManners`]) are
+//! understood beside them. Nothing else in the package reads the environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
 //! safety setting must not be silent.
 
 mod file;
+mod lfo_env;
 mod paths;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use shoal_routing::Tokens;
+
 use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
+use crate::device::lfo;
 
 pub use file::{FileConfig, FileDevice, FileLimits};
+pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
 
 /// Default address of the HTTP API; 8080 is where people look first, and loopback needs no decision.
@@ -101,6 +106,8 @@ pub struct Config {
     pub providers: Vec<ProviderSettings>,
     /// Prices that replace built-in ones.
     pub prices: Vec<PriceEntry>,
+    /// What LFO's variables ask for; `None` if none is set.
+    pub lfo: Option<LfoManners>,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -118,6 +125,8 @@ pub struct Limits {
     pub between_chunks: Duration,
     /// Days that request history is kept.
     pub history_days: u32,
+    /// Longest prompt that mode `auto` sends to a device while a provider may take it; `None` = the model's context.
+    pub max_local_tokens: Option<Tokens>,
 }
 
 impl Config {
@@ -137,10 +146,15 @@ impl Config {
     }
 
     fn merge(flags: Flags, file: FileConfig, env: &[(String, String)]) -> Result<Self, Error> {
-        let listen = flags.listen.or(file.listen);
+        let lfo = LfoManners::from_env(env)?;
+        let from_port = lfo.as_ref().and_then(|lfo| lfo.listen);
+        let listen = flags.listen.or(file.listen).or(from_port);
         let mesh = flags.mesh.or(file.mesh_addr);
         let mut devices = file.devices;
         for url in flags.devices {
+            devices.push(FileDevice { url, name: None, slots: None });
+        }
+        if let Some(url) = lfo.as_ref().and_then(|lfo| lfo.phone.clone()) {
             devices.push(FileDevice { url, name: None, slots: None });
         }
         for device in &devices {
@@ -163,7 +177,11 @@ impl Config {
             providers: configured(file.providers, env)
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
-            limits: file.limits.into_limits()?,
+            limits: Limits {
+                max_local_tokens: lfo.as_ref().map(|manners| Tokens(manners.max_local_tokens)),
+                ..file.limits.into_limits()?
+            },
+            lfo,
         };
         if config.no_auth && !config.listen.ip().is_loopback() {
             return Err(Error::Invalid {
@@ -216,6 +234,10 @@ pub fn valid_name(name: String) -> Result<String, Error> {
 }
 
 fn check_device_url(url: &str) -> Result<(), Error> {
+    if lfo::Place::is_meant(url) {
+        let wrong = |e: lfo::NotAPlace| Error::Invalid { origin: "device".into(), message: e.to_string() };
+        return lfo::Place::parse(url).map(drop).map_err(wrong);
+    }
     let scheme_fits = ["http://", "https://"].iter().any(|s| url.starts_with(s));
     let parsed = url.parse::<http::Uri>().ok().filter(|u| u.host().is_some());
     if scheme_fits && parsed.is_some() {
@@ -224,7 +246,7 @@ fn check_device_url(url: &str) -> Result<(), Error> {
     Err(Error::Invalid {
         origin: "device".into(),
         message: format!(
-            "'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434"
+            "'{url}' is not a URL of an inference server; give one such as http://127.0.0.1:11434, or lfo+tcp://HOST:6000 for a phone"
         ),
     })
 }

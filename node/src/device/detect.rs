@@ -61,6 +61,8 @@ pub enum EngineKind {
     Jan,
     /// KoboldCpp.
     KoboldCpp,
+    /// LFO's app on a phone, or its bridge.
+    Lfo,
     /// Any other server with the OpenAI API.
     OpenAi,
 }
@@ -78,6 +80,7 @@ impl EngineKind {
             EngineKind::LocalAi => "localai",
             EngineKind::Jan => "jan",
             EngineKind::KoboldCpp => "koboldcpp",
+            EngineKind::Lfo => "lfo",
             EngineKind::OpenAi => "openai",
         }
     }

@@ -1,7 +1,7 @@
 //! The device side: engines that run models on this machine, and the agent that offers them to the mesh.
 //!
 //! [`detect`] recognises engines, [`engine`] keeps one's model list fresh and runs inferences on it, [`in_process`]
-//! makes an engine of code in this process; [`dispatch`] puts several together, [`serve`] answers one inference
+//! makes an engine of code in this process, [`lfo`] one of a phone; [`dispatch`] puts several together, [`serve`] answers one inference
 //! of the mesh, [`agent`] ties all of it together. A router uses the same engines for its own host.
 
 pub mod agent;
@@ -12,6 +12,7 @@ pub mod dispatch;
 pub mod embedded;
 pub mod engine;
 pub mod in_process;
+pub mod lfo;
 #[cfg(feature = "embedded")]
 mod loading;
 pub mod mesh;

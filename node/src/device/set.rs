@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Dispatch;
 use super::engine::{Engine, HttpEngine};
+use super::lfo;
 use crate::config::Config;
 use crate::tasks::{self, TaskKind};
 use crate::upstream::BoxUpstream;
@@ -49,7 +50,7 @@ impl EngineSet {
         Self::start(named, config.detect, embedded, &config.data_dir, shutdown)
     }
 
-    /// Starts engines: servers by URL, servers looked for on loopback, the embedded engine.
+    /// Starts engines: servers and phones by URL, servers looked for on loopback, the embedded engine.
     pub fn start(
         named: Vec<(Url, Option<SecretString>)>,
         detect: bool,
@@ -60,7 +61,12 @@ impl EngineSet {
         let mut engines = Vec::new();
         let urls: Vec<Url> = named.iter().map(|(url, _)| url.clone()).collect();
         for (url, key) in named {
-            engines.push(HttpEngine::named(url, key).start(shutdown.clone())?);
+            let engine = if lfo::Place::is_meant(url.as_str()) {
+                lfo::Phone::new(lfo::Place::parse(url.as_str())?).start(shutdown.clone())?
+            } else {
+                HttpEngine::named(url, key).start(shutdown.clone())?
+            };
+            engines.push(engine);
         }
         if detect {
             for place in HttpEngine::loopback(&urls) {

@@ -186,6 +186,10 @@ impl Fetcher {
         if let Some(pinned) = &wanted.sha256 {
             stated.sha256 = Some(pinned.clone());
         }
+        if stated.sha256.is_none() && part.exists() {
+            // Without a hash nobody would notice that an old part belongs to another version of the file.
+            std::fs::remove_file(&part).map_err(io(&part))?;
+        }
         let mut attempt = 1;
         let got = loop {
             match self.attempt(wanted, &stated, &part).await {
@@ -202,16 +206,10 @@ impl Fetcher {
         Ok(target)
     }
 
-    /// Asks for size and hash without following redirects; an answer without them is fine.
+    /// Asks for size and hash without following redirects; an answer without them, or a refusal of such
+    /// requests, is fine: the download itself then says what is wrong.
     async fn ask(&self, url: &str) -> Result<Stated, FetchError> {
         let answer = self.direct.head(url).send().await.map_err(http_error(url))?;
-        let status = answer.status();
-        if status == StatusCode::METHOD_NOT_ALLOWED || status == StatusCode::NOT_IMPLEMENTED {
-            return Ok(Stated::default());
-        }
-        if status.is_client_error() || status.is_server_error() {
-            return Err(refused(url, status));
-        }
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let sha256 = header("x-linked-etag").map(|tag| tag.trim_matches('"').to_ascii_lowercase());
         let size = header("x-linked-size").and_then(|size| size.parse().ok());

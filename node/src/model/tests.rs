@@ -17,6 +17,8 @@ struct Faults {
     linked_hash: Option<String>,
     /// Ignores ranges and sends the whole.
     no_ranges: bool,
+    /// Has nothing.
+    refuse: bool,
 }
 
 struct Server {
@@ -48,6 +50,10 @@ fn answer(mut stream: TcpStream, body: &[u8], faults: &Faults, log: &Mutex<Vec<S
         }
     }
     log.lock().expect("no panic").push(format!("{first} {start}"));
+    if faults.refuse {
+        let _ = write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        return;
+    }
     let linked = faults.linked_hash.as_ref().map_or_else(String::new, |hash| {
         format!("x-linked-etag: \"{hash}\"\r\nx-linked-size: {}\r\n", body.len())
     });
@@ -155,9 +161,29 @@ async fn a_part_longer_than_the_file_is_thrown_away() {
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join("a.gguf.part"), vec![1; body().len() + 1]).expect("a part");
     let server = serve(body(), Faults::default());
-    let url = format!("{}/a.gguf", server.url);
+    let url = format!("{}/a.gguf#sha256={}", server.url, sha256(&body()));
     let found = pull_from(&sources(&server.url), &url, dir.path()).await.expect("a model");
     assert_eq!(std::fs::read(found.path).expect("the file"), body());
+}
+
+#[tokio::test]
+async fn an_old_part_is_not_trusted_where_no_hash_is_known() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path().join(FOLDER);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("a.gguf.part"), b"of another version").expect("a part");
+    let server = serve(body(), Faults::default());
+    let found = pull_from(&sources(&server.url), &format!("{}/a.gguf", server.url), dir.path()).await;
+    assert_eq!(std::fs::read(found.expect("a model").path).expect("the file"), body());
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_makes_a_sentence() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let server = serve(body(), Faults { refuse: true, ..Faults::default() });
+    let error =
+        pull_from(&sources(&server.url), "qwen2.5-0.5b-instruct", dir.path()).await.expect_err("a refusal");
+    assert!(error.to_string().contains("404"), "{error}");
 }
 
 #[tokio::test]

@@ -75,6 +75,8 @@ pub struct Sinks {
     pub live: Live,
     /// Counts since the start.
     pub totals: Arc<Totals>,
+    /// Answers also carry LFO's metadata.
+    pub lfo_manners: bool,
 }
 
 /// Counts of this node since its start.
@@ -274,6 +276,17 @@ impl Ticket {
             egress: &r.egress,
         };
         serde_json::to_vec(&metadata).expect("plain fields serialise")
+    }
+
+    /// Returns the same in LFO's words, for clients that were written for it; `None` unless its manners are on.
+    pub fn lfo_metadata(&self) -> Option<Vec<u8>> {
+        let r = &self.record;
+        let metadata = serde_json::json!({
+            "confidence": r.confidence,
+            "routing_reason": r.routing_reason,
+            "local_attempt": r.target != "cloud",
+        });
+        self.sinks.lfo_manners.then(|| serde_json::to_vec(&metadata).expect("plain fields serialise"))
     }
 
     /// Ends the request well.

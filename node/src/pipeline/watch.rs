@@ -13,6 +13,9 @@ use shoal_routing::{FinishReason, Flaw, HeldPrefix, Hold, SignalFold, Signals, T
 
 use crate::api::parse::Shape;
 
+/// Field in which a phone host's answer carries what the host says of it.
+const PHONE_FIELD: &[u8] = b"\"shoal_phone\"";
+
 /// What was seen of one answer so far.
 #[derive(Debug, Clone)]
 pub(super) struct Watch {
@@ -33,7 +36,7 @@ pub(super) struct Unasked {
 impl Unasked {
     /// Returns the payload without what the client did not ask for; most payloads are returned as they are.
     pub(super) fn removed_from(self, payload: Bytes) -> Bytes {
-        let phone = memmem::find(&payload, b"\"shoal_phone\"").is_some();
+        let phone = memmem::find(&payload, PHONE_FIELD).is_some();
         let logprobs = self.logprobs && tells_confidence(&payload);
         if !(phone || logprobs) {
             return payload;
@@ -132,6 +135,10 @@ impl Watch {
     /// Takes in a payload of a stream; says whether to hold it back.
     pub(super) fn payload(&mut self, payload: &[u8], now: Instant) -> Hold {
         if !self.active {
+            // A phone's own number is shown also where nobody is asked because of it.
+            if memmem::find(payload, PHONE_FIELD).is_some() {
+                self.read(payload, false);
+            }
             return Hold::Commit;
         }
         let tokens = self.read(payload, false);
@@ -228,7 +235,7 @@ fn arguments_are_json(calls: &RawValue) -> bool {
 
 /// True when a whole body says something of its own trustworthiness.
 pub(super) fn tells_confidence(body: &[u8]) -> bool {
-    memmem::find(body, b"\"shoal_phone\"").is_some()
+    memmem::find(body, PHONE_FIELD).is_some()
         || memmem::find_iter(body, b"\"logprobs\"").any(|at| {
             let rest = body[at + b"\"logprobs\"".len()..].trim_ascii_start();
             rest.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use data_encoding::BASE32_NOPAD;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -46,13 +46,33 @@ pub struct KeyRing {
     keys: ArcSwap<BTreeMap<String, KeyRecord>>,
     /// Held while records are merged: two merges at once would lose what the first one brought.
     merging: Mutex<()>,
+    /// A key of the environment: accepted here alone, never stored nor shared.
+    foreign: ArcSwapOption<KeyRecord>,
 }
 
 impl KeyRing {
     /// Reads all keys of the store.
     pub fn load(store: Store) -> Result<Arc<Self>, Error> {
         let keys = store.read_keys()?;
-        Ok(Arc::new(Self { store, keys: ArcSwap::from_pointee(keys), merging: Mutex::default() }))
+        Ok(Arc::new(Self {
+            store,
+            keys: ArcSwap::from_pointee(keys),
+            merging: Mutex::default(),
+            foreign: ArcSwapOption::empty(),
+        }))
+    }
+
+    /// Accepts one key of another form, known by its SHA-256; `name` says in the request log where it came from.
+    pub fn accept_foreign(&self, name: &str, sha256: [u8; 32]) {
+        let record = KeyRecord {
+            id: name.to_owned(),
+            sha256,
+            name: name.to_owned(),
+            local_only: false,
+            created_ms: unix_ms(),
+            revoked_ms: 0,
+        };
+        self.foreign.store(Some(Arc::new(record)));
     }
 
     /// Makes a key, stores its hash durably and returns the text once.
@@ -79,6 +99,12 @@ impl KeyRing {
 
     /// Returns the record of a valid key. Takes the same time for a wrong secret as for a right one.
     pub fn authenticate(&self, text: &str) -> Option<KeyRecord> {
+        let foreign = self.foreign.load();
+        if let Some(record) = foreign.as_deref()
+            && bool::from(sha256(text).ct_eq(&record.sha256))
+        {
+            return Some(record.clone());
+        }
         let id = text.strip_prefix(PREFIX)?.split('_').next()?;
         let keys = self.keys.load();
         let record = keys.get(id)?;
@@ -187,6 +213,21 @@ mod tests {
         assert!(ring.authenticate(&key.text).is_none());
         let reloaded = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
         assert!(reloaded.authenticate(&key.text).is_none());
+    }
+
+    #[test]
+    fn a_foreign_key_opens_here_and_is_kept_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
+        assert!(ring.authenticate("my-secret-token").is_none());
+        ring.accept_foreign("LFO_AUTH_TOKEN", sha256("my-secret-token"));
+        assert_eq!(ring.authenticate("my-secret-token").unwrap().id, "LFO_AUTH_TOKEN");
+        for bad in ["", "my-secret-toke", "LFO_AUTH_TOKEN", "sk-shoal-LFO_AUTH_TOKEN_x"] {
+            assert!(ring.authenticate(bad).is_none(), "{bad}");
+        }
+        assert!(ring.is_empty() && ring.list().is_empty());
+        let reloaded = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
+        assert!(reloaded.authenticate("my-secret-token").is_none());
     }
 
     #[test]
