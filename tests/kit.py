@@ -241,13 +241,17 @@ class Mesh:
                 until(f"{node.name} lists {model}", lambda node=node: model in node.models(), max(left, 0.1))
         return time.monotonic() - started
 
-    def fill(self):
-        """Nodes n1 to n3; stub devices d1 to d3 with model `stub-a`; `stub-local` attached to n1 alone."""
-        local = self.stub("local", model="stub-local")
-        self.first("n1", more=["--device", local.url])
+    def fill(self, own=False):
+        """Nodes n1 to n3; stub devices d1 to d3 with model `stub-a`; `stub-local` attached to n1 alone.
+
+        With `own`, n1 has a server of its own with `stub-a` too, which the others reach only through n1.
+        """
+        self.stubs = {"local": self.stub("local", model="stub-local")}
+        if own:
+            self.stubs["own"] = self.stub("own", model="stub-a")
+        self.first("n1", more=[word for stub in self.stubs.values() for word in ("--device", stub.url)])
         self.join("n2")
         self.join("n3")
-        self.stubs = {"local": local}
         for i in (1, 2, 3):
             self.stubs[f"d{i}"] = self.stub(f"d{i}", model="stub-a")
             self.device(f"d{i}", [self.stubs[f"d{i}"].url])
@@ -258,7 +262,11 @@ class Mesh:
         self.everywhere("stub-local")
 
     def close(self):
-        for process in [*self.others, *self.nodes]:
+        processes = [*self.others, *self.nodes]
+        for process in processes:
+            if process.alive():
+                process.child.terminate()
+        for process in processes:
             process.stop(within_s=5)
 
 

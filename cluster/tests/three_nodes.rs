@@ -80,7 +80,7 @@ async fn serve(handle: Handle, mut inbound: mpsc::Receiver<Inbound>) {
                 let upstream = handle.node_id().to_string();
                 let head = InferHead { upstream, model: request.model, ..InferHead::default() };
                 responder.send(frame(Kind::Head(head))).await.unwrap();
-                responder.send(frame(Kind::Chunk(request.body.into()))).await.unwrap();
+                responder.send(frame(Kind::Chunk(request.body))).await.unwrap();
                 responder.send(frame(Kind::End(InferEnd { complete: true }))).await.unwrap();
                 responder.finish().await.unwrap();
             }

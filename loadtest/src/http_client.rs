@@ -9,7 +9,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the TLS backend cannot be set up.
-#[allow(clippy::disallowed_methods)] // the one place of this package that the lint points to
+#[allow(clippy::disallowed_methods)] // the one place of this package
 pub fn build(timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
     // A second call finds the provider already installed, which is what we want.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -9,7 +9,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use shoal_cluster::ClusterView;
 use shoal_cluster::keyspace::Value;
-use shoal_routing::{ArmId, ArmStats, Observations, Outcome, Posterior, Reward, Score};
+use shoal_routing::{
+    ArmId, ArmStats, Calibration, Confidence, Observations, Outcome, Posterior, Reliabilities, Reward, Score,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +38,7 @@ enum Evidence {
     /// How a request ended.
     Outcome(Outcome),
     /// How good its answer was.
-    Judgement(ArmId, Score),
+    Judgement(ArmId, Score, Confidence),
 }
 
 /// What the mesh has learnt, as this node sees it now.
@@ -44,6 +46,8 @@ enum Evidence {
 pub struct Learnt {
     /// Sums over all origins, for decisions.
     pub posterior: Posterior,
+    /// How far the models' confidence can be trusted, from feedback on this node.
+    pub calibration: Calibration,
     /// Who contributed to each arm, for people: origin and its outcomes.
     pub origins: Vec<(Arc<str>, ArmId, ArmStats)>,
 }
@@ -57,8 +61,10 @@ impl FeedbackHandle {
     }
 
     /// Hands a judgement of an arm's answer in; waits for room, since a person gave it.
-    pub async fn judge(&self, arm: ArmId, score: Score) {
-        if self.queue.send(Evidence::Judgement(arm, score)).await.is_err() {
+    ///
+    /// `raw` is the confidence that the answer had before calibration.
+    pub async fn judge(&self, arm: ArmId, score: Score, raw: Confidence) {
+        if self.queue.send(Evidence::Judgement(arm, score, raw)).await.is_err() {
             metrics::counter!("shoal_feedback_lost_total").increment(1);
         }
     }
@@ -74,6 +80,7 @@ pub struct Service {
     me: Arc<str>,
     generation: u64,
     observations: Observations,
+    reliabilities: Reliabilities,
     dirty: bool,
     store: Store,
     queue: mpsc::Receiver<Evidence>,
@@ -93,10 +100,23 @@ impl Service {
             // Read back plausible or not at all: the store checks.
             let _ = observations.put(&me, generation, &arm, stats);
         }
-        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot_of(&observations, &[])));
+        let snapshot =
+            Arc::new(ArcSwap::from_pointee(snapshot_of(&observations, &Reliabilities::default(), &[])));
         let (sender, queue) = mpsc::channel(QUEUE);
         let handle = FeedbackHandle { queue: sender, snapshot: snapshot.clone() };
-        Ok((Self { me, generation, observations, dirty: true, store, queue, snapshot }, handle))
+        Ok((
+            Self {
+                me,
+                generation,
+                observations,
+                reliabilities: Reliabilities::default(),
+                dirty: true,
+                store,
+                queue,
+                snapshot,
+            },
+            handle,
+        ))
     }
 
     /// Runs until shutdown; then stores what is left.
@@ -109,6 +129,7 @@ impl Service {
         let mut tick = tokio::time::interval(PUBLISH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut others: Vec<Arc<str>> = Vec::new();
+        let mut mesh_runs = true;
         loop {
             let mut batch = Vec::new();
             tokio::select! {
@@ -116,8 +137,9 @@ impl Service {
                     if n == 0 { break }
                     self.take(batch);
                 }
-                changed = view.changed() => {
-                    if changed.is_err() { break }
+                changed = view.changed(), if mesh_runs => {
+                    // A mesh that stopped brings nothing new; learning from own requests goes on.
+                    mesh_runs = changed.is_ok();
                     let now = view.borrow_and_update().clone();
                     replication::observe_view(&mut self.observations, &now);
                     others = now.members.keys().filter(|id| **id != now.me).map(|id| id.as_str().into()).collect();
@@ -133,7 +155,7 @@ impl Service {
             }
             let mut origins = others.clone();
             origins.push(self.me.clone());
-            self.snapshot.store(Arc::new(snapshot_of(&self.observations, &origins)));
+            self.snapshot.store(Arc::new(snapshot_of(&self.observations, &self.reliabilities, &origins)));
         }
         let mut rest = Vec::new();
         while let Ok(evidence) = self.queue.try_recv() {
@@ -151,11 +173,26 @@ impl Service {
                     let Some(arm) = outcome.arm else { continue };
                     (arm, reward, outcome.ttft_ms)
                 }
-                Evidence::Judgement(arm, score) => (arm, Reward::Scored(score), None),
+                Evidence::Judgement(arm, score, raw) => {
+                    self.reliabilities.record(&self.me, self.generation, &arm, raw, score);
+                    (arm, Reward::Scored(score), None)
+                }
             };
             self.observations.record(&self.me, self.generation, &arm, reward, ttft_ms);
             self.dirty = true;
         }
+    }
+
+    /// Takes the outcomes that wait, without learning from them.
+    #[cfg(test)]
+    pub(crate) fn waiting(&mut self) -> Vec<Outcome> {
+        let evidence = std::iter::from_fn(|| self.queue.try_recv().ok());
+        evidence
+            .filter_map(|e| match e {
+                Evidence::Outcome(outcome) => Some(outcome),
+                Evidence::Judgement(..) => None,
+            })
+            .collect()
     }
 
     async fn save(&self) {
@@ -169,10 +206,10 @@ impl Service {
     }
 }
 
-fn snapshot_of(observations: &Observations, origins: &[Arc<str>]) -> Learnt {
+fn snapshot_of(observations: &Observations, reliabilities: &Reliabilities, origins: &[Arc<str>]) -> Learnt {
     let origins = origins
         .iter()
         .flat_map(|o| observations.of(o).map(move |(arm, stats)| (o.clone(), arm.clone(), *stats)))
         .collect();
-    Learnt { posterior: observations.posterior(), origins }
+    Learnt { posterior: observations.posterior(), calibration: reliabilities.calibration(), origins }
 }

@@ -95,18 +95,22 @@ impl Service {
         (service, snapshot)
     }
 
-    /// Runs until shutdown.
+    /// Runs until shutdown. A mesh that stopped takes its devices with it; the own engines go on.
     pub async fn run(mut self, mesh: impl Publish, shutdown: CancellationToken) {
+        let (mut links, mut others, mut engines, mut providers) = (true, true, true, true);
         loop {
             self.refresh(&mesh);
             tokio::select! {
-                event = self.events.recv() => match event {
+                event = self.events.recv(), if links => match event {
                     Some(event) => self.apply(event),
-                    None => return,
+                    None => {
+                        links = false;
+                        self.linked.clear();
+                    }
                 },
-                changed = self.view.changed() => if changed.is_err() { return },
-                changed = self.clouds.changed() => if changed.is_err() { return },
-                changed = self.own.changed() => if changed.is_err() { return },
+                changed = self.view.changed(), if others => others = changed.is_ok(),
+                changed = self.clouds.changed(), if providers => providers = changed.is_ok(),
+                changed = self.own.changed(), if engines => engines = changed.is_ok(),
                 () = shutdown.cancelled() => return,
             }
         }
@@ -122,7 +126,7 @@ impl Service {
             LinkEvent::Announced { device, mut info, leaving: false } => {
                 // The certificate says who it is, not the message.
                 info.id = device.to_string();
-                info.name = replication::clean(&info.name, 64);
+                replication::clean_device(&mut info);
                 match self.linked.get(&device) {
                     Some(old) if (old.generation, old.seq) > (info.generation, info.seq) => return,
                     Some(_) => {}
@@ -162,23 +166,21 @@ impl Service {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use shoal_proto::ModelInfo;
 
     use super::*;
+    use crate::tasks::{self, TaskKind};
 
-    #[derive(Default)]
-    struct Log(Arc<Mutex<Vec<String>>>);
+    struct Log(mpsc::UnboundedSender<String>);
 
     impl Publish for Log {
         fn publish(&self, value: Value) {
             if let Value::Device(d) = value {
-                self.0.lock().unwrap().push(format!("+{}", d.name));
+                let _ = self.0.send(format!("+{}", d.name));
             }
         }
         fn withdraw(&self, key: &Key) {
-            self.0.lock().unwrap().push(format!("-{key}"));
+            let _ = self.0.send(format!("-{key}"));
         }
     }
 
@@ -192,6 +194,10 @@ mod tests {
         }
     }
 
+    fn announced(device: &NodeId, info: DeviceInfo) -> LinkEvent {
+        LinkEvent::Announced { device: device.clone(), info, leaving: false }
+    }
+
     #[tokio::test]
     async fn devices_come_go_and_are_published_under_their_certificate() {
         let me = NodeId::from_spki(b"me");
@@ -201,27 +207,40 @@ mod tests {
         let (_view, view) = watch::channel(Arc::new(ClusterView::empty(me.clone())));
         let (_clouds, clouds) = watch::channel(Arc::default());
         let (service, snapshot) = Service::new(me, own, queue, view, clouds);
-        let log = Log::default();
-        let lines = log.0.clone();
-        let mut forged = device(&NodeId::from_spki(b"other"), "phone", 2);
-        events
-            .send(LinkEvent::Announced { device: phone.clone(), info: forged.clone(), leaving: false })
-            .await
-            .unwrap();
-        forged.name = "older".into();
-        forged.seq = 1;
-        events
-            .send(LinkEvent::Announced { device: phone.clone(), info: forged, leaving: false })
-            .await
-            .unwrap();
-        let task = crate::tasks::spawn(
-            crate::tasks::TaskKind::Inventory,
-            service.run(log, CancellationToken::new()),
-        );
+        let (log, mut lines) = mpsc::unbounded_channel();
+        let forged = device(&NodeId::from_spki(b"other"), "ph\u{1b}one", 2);
+        events.send(announced(&phone, forged)).await.unwrap();
+        events.send(announced(&phone, device(&phone, "older", 1))).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tasks::spawn(TaskKind::Inventory, service.run(Log(log), shutdown.clone()));
+        assert_eq!(lines.recv().await.unwrap(), "+phone");
         events.send(LinkEvent::Closed { device: phone.clone() }).await.unwrap();
-        drop(events);
+        assert_eq!(lines.recv().await.unwrap(), format!("-dev/{phone}"));
+        shutdown.cancel();
         task.await.unwrap();
-        assert_eq!(*lines.lock().unwrap(), ["+phone".to_owned(), format!("-dev/{phone}")]);
         assert!(snapshot.load().direct.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_mesh_that_stopped_takes_its_devices_and_leaves_the_own_engines() {
+        let me = NodeId::from_spki(b"me");
+        let phone = NodeId::from_spki(b"phone");
+        let (engines, own) = watch::channel(DeviceInfo::default());
+        let (events, queue) = mpsc::channel(EVENT_QUEUE);
+        let (view_sender, view) = watch::channel(Arc::new(ClusterView::empty(me.clone())));
+        let (_clouds, clouds) = watch::channel(Arc::default());
+        let (service, snapshot) = Service::new(me.clone(), own, queue, view, clouds);
+        let (log, mut lines) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let task = tasks::spawn(TaskKind::Inventory, service.run(Log(log), shutdown.clone()));
+        events.send(announced(&phone, device(&phone, "phone", 1))).await.unwrap();
+        assert_eq!(lines.recv().await.unwrap(), "+phone");
+        drop((events, view_sender));
+        assert_eq!(lines.recv().await.unwrap(), format!("-dev/{phone}"));
+        engines.send_replace(device(&me, "own", 1));
+        assert_eq!(lines.recv().await.unwrap(), "+own");
+        shutdown.cancel();
+        task.await.unwrap();
+        assert_eq!(snapshot.load().registry.models().len(), 1);
     }
 }

@@ -3,7 +3,7 @@
 //! The record says which arm answered; the score goes to that arm's statistics, once for each request.
 
 use shoal_proto::FeedbackVerdict;
-use shoal_routing::{ArmId, Score};
+use shoal_routing::{ArmId, Confidence, Score};
 
 use crate::feedback::FeedbackHandle;
 use crate::store::{Error, HistoryWriter, Store};
@@ -27,19 +27,25 @@ impl Judge {
     pub async fn take(&self, id: &str, score: Score, comment: &str) -> Result<FeedbackVerdict, Error> {
         let (judge, wanted) = (self.clone(), id.to_owned());
         let comment: String = comment.chars().take(MAX_COMMENT).collect();
-        let kept = tokio::task::spawn_blocking(move || -> Result<Result<String, FeedbackVerdict>, Error> {
-            let Some(record) = judge.history.find(&wanted)? else { return Ok(Err(FeedbackVerdict::Unknown)) };
-            if record.outcome != "completed" || record.arm.is_empty() {
-                return Ok(Err(FeedbackVerdict::NoAnswer));
-            }
-            let new = judge.store.keep_score(&wanted, score.value(), &comment)?;
-            Ok(if new { Ok(record.arm) } else { Err(FeedbackVerdict::Repeated) })
-        })
+        let kept = tokio::task::spawn_blocking(
+            move || -> Result<Result<(String, Confidence), FeedbackVerdict>, Error> {
+                let Some(record) = judge.history.find(&wanted)? else {
+                    return Ok(Err(FeedbackVerdict::Unknown));
+                };
+                if record.outcome != "completed" || record.arm.is_empty() {
+                    return Ok(Err(FeedbackVerdict::NoAnswer));
+                }
+                let new = judge.store.keep_score(&wanted, score.value(), &comment)?;
+                let raw = record.raw_confidence.and_then(|c| Score::new(c).ok());
+                let raw = raw.map_or(Confidence::Unknown, Confidence::Known);
+                Ok(if new { Ok((record.arm, raw)) } else { Err(FeedbackVerdict::Repeated) })
+            },
+        )
         .await
         .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
         match kept {
-            Ok(arm) => {
-                self.feedback.judge(ArmId(arm.into()), score).await;
+            Ok((arm, raw)) => {
+                self.feedback.judge(ArmId(arm.into()), score, raw).await;
                 Ok(FeedbackVerdict::Taken)
             }
             Err(verdict) => Ok(verdict),

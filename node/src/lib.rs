@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cloud;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod device;
 pub mod egress;
 pub mod feedback;
@@ -23,4 +24,6 @@ pub mod replication;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod upstream;

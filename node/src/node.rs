@@ -18,11 +18,15 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api::error::ApiError;
+use crate::api::front::Front;
+use crate::api::serve::DRAIN_WAIT;
 use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
+use crate::dashboard;
 use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
@@ -54,6 +58,8 @@ pub struct Node {
     pub mesh: Handle,
     /// Requests.
     pub pipeline: Arc<Pipeline>,
+    /// What clients' requests meet.
+    pub front: Front,
     /// Cloud providers.
     pub clouds: Arc<Clouds>,
     /// Database.
@@ -64,6 +70,8 @@ pub struct Node {
     pub book: Arc<StoreBook>,
     /// Feedback on requests that this node accepted.
     pub judge: Judge,
+    /// Who may look at the dashboard.
+    pub door: dashboard::Door,
     /// Metrics in Prometheus' text form.
     pub metrics: PrometheusHandle,
     /// Cancelled when the node stops.
@@ -83,6 +91,7 @@ pub struct Started {
     pub new_key: Option<NewKey>,
     tasks: Vec<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
+    inbound: TaskTracker,
     stop_background: CancellationToken,
     stop_serving: CancellationToken,
     _lock: File,
@@ -107,9 +116,12 @@ pub struct Parts {
 }
 
 impl Node {
-    /// Makes a request id: which node accepted it is part of it, so that any node knows whom to ask.
-    pub fn new_request_id(&self) -> Arc<str> {
-        format!("req_{}_{}", self.mesh.node_id().short(), uuid::Uuid::now_v7().simple()).into()
+    /// Returns the dashboard's URL; unless no key is needed, with a code that logs one browser in.
+    pub fn dashboard_url(&self) -> String {
+        if self.config.no_auth {
+            return format!("{}/dashboard", self.api_url);
+        }
+        format!("{}/dashboard?code={}", self.api_url, self.door.new_code(Instant::now()))
     }
 
     /// Returns true once the node began to stop.
@@ -245,7 +257,15 @@ impl Started {
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
             Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
+        let front = Front {
+            name: config.name.as_str().into(),
+            short_id: me.short().into(),
+            pipeline: pipeline.clone(),
+            keys: keys.clone(),
+            no_auth: config.no_auth,
+        };
         let node = Arc::new(Node {
+            front,
             api_url,
             identity,
             mesh: mesh.clone(),
@@ -255,6 +275,7 @@ impl Started {
             keys: keys.clone(),
             book,
             judge,
+            door: dashboard::Door::default(),
             metrics,
             shutdown,
             started: Instant::now(),
@@ -266,6 +287,7 @@ impl Started {
         // The token table takes 0.2 s to build; the first request should not wait for it.
         tokio::task::spawn_blocking(shoal_routing::tokens::warm_up);
         let background = stop_background.clone();
+        let forwarded = TaskTracker::new();
         let publisher = GossipPublisher(mesh.clone());
         let publish = move |value| inventory::Publish::publish(&publisher, value);
         let tasks = vec![
@@ -283,7 +305,10 @@ impl Started {
                 inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
             ),
             tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
-            tasks::spawn(TaskKind::Inbound, mesh::receive(inbound, links, pipeline, background.clone())),
+            tasks::spawn(
+                TaskKind::Inbound,
+                mesh::receive(inbound, links, pipeline, forwarded.clone(), background.clone()),
+            ),
             tasks::spawn(TaskKind::Keys, mesh::keep_keys_equal(mesh.clone(), keys, background.clone())),
             tasks::spawn(TaskKind::Store, remember_routers(mesh, store, background)),
         ];
@@ -293,7 +318,16 @@ impl Started {
         )];
         #[cfg(unix)]
         servers.push(admin_socket(&node, stop_serving.clone())?);
-        Ok(Self { node, new_key, tasks, servers, stop_background, stop_serving, _lock: lock })
+        Ok(Self {
+            node,
+            new_key,
+            tasks,
+            servers,
+            inbound: forwarded,
+            stop_background,
+            stop_serving,
+            _lock: lock,
+        })
     }
 
     /// Waits for shutdown, then drains: not ready, tell the mesh, stop accepting, let answers finish, stop.
@@ -304,8 +338,12 @@ impl Started {
         self.node.mesh.set_draining(true);
         tokio::time::sleep(LAME_DUCK).await;
         self.stop_serving.cancel();
-        for server in self.servers {
-            let _ = server.await;
+        // What other routers sent here is as much a running answer as what clients did.
+        self.inbound.close();
+        let forwarded = tokio::time::timeout(DRAIN_WAIT, self.inbound.wait());
+        let (_, forwarded) = tokio::join!(futures_util::future::join_all(self.servers), forwarded);
+        if forwarded.is_err() {
+            tracing::warn!("some forwarded requests were still running when the drain time ended");
         }
         self.stop_background.cancel();
         for task in self.tasks {

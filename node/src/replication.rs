@@ -149,6 +149,17 @@ fn model_spec(model: &proto::ModelInfo) -> ModelSpec {
     spec
 }
 
+/// Cuts and cleans everything that a device says of itself, since people and the mesh will read it.
+pub fn clean_device(device: &mut proto::DeviceInfo) {
+    device.models.truncate(MAX_MODELS);
+    let own = [&mut device.name, &mut device.platform, &mut device.version];
+    let models =
+        device.models.iter_mut().flat_map(|m| [&mut m.id, &mut m.engine, &mut m.quantization, &mut m.digest]);
+    for text in own.into_iter().chain(models) {
+        *text = clean(text, NAME_LEN);
+    }
+}
+
 /// Cuts a text and drops control characters; it will stand in headers, tables and logs.
 pub fn clean(text: &str, max: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(max).collect()

@@ -62,7 +62,7 @@ def test_a_huge_body_is_refused(trio):
     still_serves(node)
 
 
-@pytest.mark.parametrize("key", [None, "", "sk-shoal-wrong", "Bearer", "sk-shoal-" + "a" * 5000])
+@pytest.mark.parametrize("key", [None, "x", "sk-shoal-wrong", "Bearer", "sk-shoal-" + "a" * 5000])
 def test_a_bad_key_is_401(trio, key):
     node = trio.nodes[1]
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -106,23 +106,6 @@ def test_a_bad_token_is_refused_with_a_sentence(trio, tmp_path, name):
     code, said = run(tmp_path, "join", f"@{file}", "--data-dir", tmp_path / "data", "--mesh", "127.0.0.1:0")
     assert code not in (0, 101), said
     assert "token" in said and "panicked" not in said, said
-
-
-def test_a_used_token_is_refused(trio, tmp_path):
-    first = trio.nodes[0]
-    code, said = run(tmp_path, "token", "create", "--role", "device", "--json", "--data-dir", first.data_dir)
-    assert code == 0, said
-    import json
-    token = json.loads(said)["token"]
-    stub = trio.stubs["d1"]
-    used = kit.Device(tmp_path / "one", "once", ["join", token], [stub.url])
-    try:
-        kit.until("the device joined", lambda: "once" in first.devices())
-        code, said = run(tmp_path, "join", token, "--data-dir", tmp_path / "two", "--engine", stub.url)
-        assert code not in (0, 101), said
-        assert "used" in said.lower(), said
-    finally:
-        used.stop()
 
 
 def test_a_bad_config_names_the_key(tmp_path, trio):

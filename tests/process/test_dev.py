@@ -73,3 +73,19 @@ def test_the_base_url_works_without_v1(dev):
     body = {"model": dev.model(), "messages": QUESTION, "max_tokens": 4}
     answer = httpx.post(dev.urls[0] + "/chat/completions", headers=dev.auth(), json=body, timeout=kit.PATIENCE_S)
     assert answer.status_code == 200
+
+
+def test_a_stream_that_is_left_frees_the_device_at_once(dev):
+    def busy():
+        answers = [httpx.get(url + "/shoal/v1/devices", headers=dev.auth(), timeout=10).json() for url in dev.urls]
+        return sum(device["in_flight"] for answer in answers for device in answer["devices"])
+    kit.until("idle devices", lambda: busy() == 0)
+    story = [{"role": "user", "content": "Write a very long fairy tale with many chapters."}]
+    body = {"model": dev.model(), "messages": story, "max_tokens": 1500, "stream": True, "temperature": 0}
+    with httpx.stream("POST", dev.urls[1] + "/v1/chat/completions", headers=dev.auth(), json=body, timeout=60) as answer:
+        lines = answer.iter_lines()  # kept: dropping it would close the connection
+        assert next(lines).startswith("data: ")
+        kit.until("a busy device", busy)
+    kit.until("idle devices again", lambda: busy() == 0, within_s=5)
+    newest = httpx.get(dev.urls[1] + "/shoal/v1/requests?limit=1", headers=dev.auth(), timeout=10).json()["requests"][0]
+    assert newest["outcome"] == "cancelled", newest

@@ -1,6 +1,7 @@
 """What dies before the first byte is replaced; what dies after it says so; nothing that is cut looks whole."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -57,9 +58,12 @@ def test_a_cut_answer_that_is_not_streamed_is_never_a_good_one(mesh):
 
 
 def test_200_requests_and_50_streams_while_a_node_is_killed(mesh, tmp_path):
-    mesh.fill()
+    # The victim made the mesh, and is the only way to one of the servers: work of the others runs through it.
+    mesh.fill(own=True)
     urls = [node.url for node in mesh.nodes]
-    key, victim = mesh.nodes[0].key, mesh.nodes[1]
+    key, victim, survivors = mesh.nodes[0].key, mesh.nodes[0], mesh.nodes[1:]
+    for node in survivors:
+        kit.until("n1's server seen", lambda node=node: "n1" in node.devices())
     streams = kit.load(urls, key, "stub-a", 50, 50, 1.0, "s{i} [[stub n=120 itl=50]]", tmp_path / "streams")
     stubs = [stub for name, stub in mesh.stubs.items() if name != "local"]
     seen = lambda what: sum(stub.log()["counts"][what] for stub in stubs)
@@ -70,17 +74,50 @@ def test_200_requests_and_50_streams_while_a_node_is_killed(mesh, tmp_path):
 
     short.child.wait(timeout=120)
     streams.child.wait(timeout=120)
-    for run in (short, streams):
-        report = json.loads(run.text())
+    short, streams = json.loads(short.text()), json.loads(streams.text())
+    for report in (short, streams):
         assert report["cut_looked_complete"] == 0, report
         assert report["corrupt"] == 0, report
-    report = json.loads(short.text())
-    for url in (mesh.nodes[0].url, mesh.nodes[2].url):
-        survivor = report["by_url"][url]
-        assert survivor["failed"] == {}, survivor
-        # A committed stream through the dead node may end in an explicit error; nothing else may.
-        assert survivor["ok"] + sum(survivor["cut_marked"].values()) == survivor["requests"], survivor
-    long = json.loads(streams.text())
-    assert sum(long["by_url"][node.url]["ok"] for node in (mesh.nodes[0], mesh.nodes[2])) > 0
-    for node in (mesh.nodes[0], mesh.nodes[2]):
+        for node in survivors:
+            survivor = report["by_url"][node.url]
+            assert survivor["failed"] == {}, survivor
+            # A committed stream through the dead node may end in an explicit error; nothing else may.
+            assert survivor["ok"] + sum(survivor["cut_marked"].values()) == survivor["requests"], survivor
+    by_survivors = [streams["by_url"][node.url] for node in survivors]
+    assert sum(one["ok"] for one in by_survivors) > 0
+    assert sum(sum(one["cut_marked"].values()) for one in by_survivors) > 0, "none ran through the victim"
+    for node in survivors:
         assert node.chat("stub-a", "[[stub n=2]]").status_code == 200
+
+
+def test_a_killed_device_is_replaced_before_its_first_byte_and_reported_after_it(mesh):
+    stubs = {name: mesh.stub(name, model="stub-a") for name in ("d1", "d2")}
+    node = mesh.first("n1")
+    devices = {name: mesh.device(name, [stub.url]) for name, stub in stubs.items()}
+    kit.until("both devices serve", lambda: {"device:d1/stub-a", "device:d2/stub-a"} <= set(served(node)))
+    phases = lambda name, tag: [one["phase"] for one in stubs[name].tagged(tag)]
+    with ThreadPoolExecutor(8) as pool:
+        prompt = "[[stub ttft=6000 n=4 tag=waiting]]"
+        waiting = [pool.submit(node.chat, "stub-a", prompt, stream) for stream in (True, False) * 3]
+        kit.until("all in prefill", lambda: (phases("d1", "waiting") + phases("d2", "waiting")).count("prefill") == 6)
+        victim, other = sorted(stubs, key=lambda name: -len(phases(name, "waiting")))
+        speaking = pool.submit(node.chat, f"device:{victim}/stub-a", "[[stub n=5000 itl=1000 tag=speaking]]", True)
+        kit.until("one in decode", lambda: phases(victim, "speaking") == ["decode"])
+        # A device may be a phone: its silence is taken for its death only after 15 s.
+        devices[victim].kill()
+        cut = kit.events(speaking.result().text)
+        assert "[DONE]" not in cut and json.loads(cut[-1])["error"]["code"] == "upstream_interrupted"
+        kit.until("the dead one out of the view", lambda: victim not in node.devices(), within_s=5)
+        answers = [one.result() for one in waiting]
+    for answer, stream in zip(answers, (True, False) * 3):
+        assert answer.status_code == 200, answer.text
+        if stream:
+            assert kit.events(answer.text)[-1] == "[DONE]"
+    assert {one["end"] for one in stubs[victim].log()["requests"]} == {"client_gone"}
+    assert [one["end"] for one in stubs[other].tagged("waiting")] == ["completed"] * 6
+
+
+def served(node):
+    """What the node's devices serve, as `device:NAME/MODEL`."""
+    devices = node.get("/shoal/v1/devices").json()["devices"]
+    return [f"device:{device['name']}/{model['id']}" for device in devices for model in device["models"]]

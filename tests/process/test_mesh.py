@@ -115,3 +115,30 @@ def test_tools_logprobs_and_usage_pass_through_a_peer(mesh):
         assert '"completion_tokens":3' in payloads[-2].replace(" ", "")
         without = kit.events(node.chat("stub-own", "[[stub n=3]]", stream=True).text)
         assert not any('"completion_tokens"' in payload for payload in without)
+
+
+def test_what_was_learnt_is_seen_on_another_node_and_outlives_a_restart(mesh):
+    stub = mesh.stub("own", model="stub-own")
+    first = mesh.first("n1", more=["--device", stub.url])
+    second = mesh.join("n2")
+    mesh.whole(2)
+    mesh.everywhere("stub-own")
+    for _ in range(5):
+        assert first.chat("stub-own", "[[stub n=2]]").status_code == 200
+
+    def learnt(node):
+        return sum(row["count"] for row in node.get("/shoal/v1/status").json()["statistics"] if "stub-own" in row["arm"])
+    kit.until("five outcomes known to the other node", lambda: learnt(second) == 5)
+    first.child.send_signal(signal.SIGTERM)
+    first.child.wait(timeout=20)
+    mesh.nodes[0] = again = kit.Node(
+        first.folder, "n1", ["up", "--device", stub.url], key=first.key,
+        data_dir=first.data_dir, port=first.port, mesh_port=first.mesh_port,
+    )
+    again.ready()
+    kit.until("five outcomes after the restart", lambda: learnt(again) == 5)
+    history = again.get("/shoal/v1/requests").json()["requests"]
+    assert sum(row["model"] == "stub-own" for row in history) == 5
+    mesh.everywhere("stub-own")
+    assert again.chat("stub-own", "[[stub n=2]]").status_code == 200
+    kit.until("the sixth counted on top, not anew", lambda: learnt(second) == 6)

@@ -339,12 +339,19 @@ async fn watch_views(shared: Arc<Shared>, stop: CancellationToken) {
 
 fn log_changes(view: &ClusterView, changes: &[Change]) {
     for change in changes {
+        let (Change::Joined(id) | Change::Alive(id) | Change::Dead(id) | Change::Forgotten(id)) = change
+        else {
+            continue;
+        };
+        if *id == view.me {
+            continue;
+        }
+        let name = view.members.get(id).map_or("unknown", |member| member.info.name.as_str());
+        let node = id.short();
         match change {
-            Change::Joined(id) | Change::Alive(id) | Change::Dead(id) | Change::Forgotten(id) => {
-                let name = view.members.get(id).map(|member| member.info.name.as_str());
-                tracing::info!(node = %id, name, ?change, "the mesh changed");
-            }
-            Change::Info(_) | Change::Device { .. } | Change::Stats(_) => {}
+            Change::Alive(_) => tracing::info!(node, name, "node is alive"),
+            Change::Dead(_) => tracing::info!(node, name, "node is dead or left"),
+            _ => tracing::debug!(node, name, ?change, "the mesh changed"),
         }
     }
 }

@@ -162,8 +162,13 @@ impl Wire {
                 () = tokio::time::sleep(RECONNECT_PAUSE) => {}
             }
             let addrs = self.guard().addresses_of(id);
-            if addrs.is_empty() || self.net.connect_to(id, &addrs, Alpn::Gossip).await.is_ok() {
+            if addrs.is_empty() {
                 return;
+            }
+            // A router that is gone for good takes the dial its whole deadline; nobody waits for that at the end.
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                connected = self.net.connect_to(id, &addrs, Alpn::Gossip) => if connected.is_ok() { return },
             }
         }
     }

@@ -61,7 +61,7 @@ pub(super) fn request(body: &'static [u8]) -> InferRequest {
     InferRequest { request_id: "req_1".to_owned(), body: Bytes::from_static(body), ..Default::default() }
 }
 
-pub(super) fn chunk(bytes: impl Into<Vec<u8>>) -> InferFrame {
+pub(super) fn chunk(bytes: impl Into<Bytes>) -> InferFrame {
     InferFrame { kind: Some(Kind::Chunk(bytes.into())) }
 }
 

@@ -11,15 +11,22 @@
 //! * **the bandit** says which *model* is worth it: quality is learnt ([`bandit`]), price and speed are known;
 //! * **the balancer** says which *host* of that model gets the request ([`balance`]), from what was just measured.
 //!
+//! After the answer a fourth one looks at it: how far it can be trusted ([`confidence`], [`calibration`]), and
+//! whether a stronger model that the policy admitted is worth asking ([`escalate`]).
+//!
 //! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`domain`], [`profile`],
-//! [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`].
+//! [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`], [`confidence`], [`calibration`],
+//! [`escalate`].
 
 pub mod balance;
 pub mod bandit;
 pub mod breaker;
+pub mod calibration;
 pub mod choice;
 pub mod class;
+pub mod confidence;
 pub mod domain;
+pub mod escalate;
 pub mod ids;
 pub mod limit;
 pub mod outcome;
@@ -34,17 +41,24 @@ pub mod units;
 mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
-pub use bandit::{ArmStats, ArmView, Context, Observations, Policy, Posterior, Reward, Selection, Thompson};
+pub use bandit::{
+    ArmStats, ArmView, Context, Observations, Policy, Posterior, Quality, Reward, Selection, Thompson,
+};
 pub use breaker::{Admission, CircuitBreaker};
+pub use calibration::{Calibration, Curve, Reliabilities, Reliability};
 pub use choice::ModelChoice;
 pub use class::{DataClass, Mode, Preference, UnknownWord};
+pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSignals};
 pub use domain::Domain;
+pub use escalate::{
+    EscalationPolicy, EscalationReason, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
+};
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
 pub use profile::RequestProfile;
 pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
-pub use router::{Decision, Fallback, NoRoute, RouteReason, Router, Snapshot};
+pub use router::{Decision, Fallback, NoRoute, Permitted, RouteReason, Router, Snapshot};
 pub use tokens::count_tokens;
 pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};

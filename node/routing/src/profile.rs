@@ -84,6 +84,7 @@ mod tests {
             preference: Preference::Balanced,
             data_class: DataClass::Internal,
             hop: 0,
+            max_local_tokens: None,
         }
     }
 

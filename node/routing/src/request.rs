@@ -66,6 +66,9 @@ pub struct Request<'a> {
     pub data_class: DataClass,
     /// Routers that forwarded it before this one; 0 where the client connected.
     pub hop: u32,
+    /// Longest prompt for devices while the mode leaves the place to us: longer ones go to the cloud where that is
+    /// permitted. `None` = only the contexts of the models bound it.
+    pub max_local_tokens: Option<Tokens>,
 }
 
 impl Request<'_> {

@@ -98,6 +98,11 @@ impl Score {
         if (0.0..=1.0).contains(&value) { Ok(Self(value)) } else { Err(OutOfRange(value)) }
     }
 
+    /// Makes a score of a computed number that rounding may have carried outside; what is no number is 0.
+    pub fn clamped(value: f64) -> Self {
+        if value.is_nan() { Self::ZERO } else { Self(value.clamp(0.0, 1.0)) }
+    }
+
     /// Returns the number, 0 to 1.
     pub fn value(self) -> f64 {
         self.0

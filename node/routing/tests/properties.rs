@@ -9,9 +9,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use shoal_routing::request::{Message, MessageRole, Needs};
 use shoal_routing::{
-    Admission, ArmId, ArmStats, Balancer, CircuitBreaker, DataClass, LoadBook, Mode, ModelChoice, ModelSpec,
-    Observations, Offer, PeakEwma, Posterior, Preference, Registry, Request, RequestProfile, Route, Router,
-    Snapshot, Thompson, Tokens, UpstreamId,
+    Admission, ArmId, ArmStats, Balancer, CircuitBreaker, DataClass, Decision, LoadBook, MicroUsd, Mode,
+    ModelChoice, ModelSpec, Observations, Offer, PeakEwma, Posterior, Preference, Price, Registry, Request,
+    RequestProfile, Route, Router, Snapshot, Thompson, Tokens, UpstreamId, ladder,
 };
 
 #[expect(
@@ -188,12 +188,18 @@ fn arb_offer() -> impl Strategy<Value = Offer> {
         };
         let mut spec = ModelSpec::new(format!("m{model}"), "test");
         spec.remote = remote;
+        // From 0.2 to 200 billion parameters, so that some models are stronger than others.
+        spec.size_bytes = Some(100_000_000 * 10u64.pow(u32::from(model)));
+        let price = matches!(upstream, UpstreamId::Provider(_)).then(|| Price {
+            input_per_million: MicroUsd(1_000_000),
+            output_per_million: MicroUsd(1_000_000 * (1 + u64::from(model * 7 % 5))),
+        });
         let routes = match routes {
             0 => vec![],
             1 => vec![Route::Direct],
             _ => vec![Route::Via("n2".into())],
         };
-        Offer { routes, draining, internal_ok, ..Offer::new(upstream, Arc::new(spec)) }
+        Offer { routes, draining, internal_ok, price, ..Offer::new(upstream, Arc::new(spec)) }
     })
 }
 
@@ -210,7 +216,8 @@ fn arb_request() -> impl Strategy<Value = Request<'static>> {
     ];
     let mode = prop_oneof![Just(Mode::Auto), Just(Mode::Local), Just(Mode::Cloud)];
     let class = prop_oneof![Just(DataClass::Public), Just(DataClass::Internal), Just(DataClass::Restricted)];
-    (choice, mode, class, 0..4u32).prop_map(|(choice, mode, data_class, hop)| Request {
+    let limit = proptest::option::of(0..20u32);
+    (choice, mode, class, 0..4u32, limit).prop_map(|(choice, mode, data_class, hop, limit)| Request {
         messages: vec![Message { role: MessageRole::User, text: "hello".into() }],
         max_output: Some(Tokens(10)),
         needs: Needs::default(),
@@ -220,7 +227,25 @@ fn arb_request() -> impl Strategy<Value = Request<'static>> {
         preference: Preference::Balanced,
         data_class,
         hop,
+        max_local_tokens: limit.map(Tokens),
     })
+}
+
+/// Checks what may be asked after the answer of each offer of a decision.
+fn check_ladder(decision: &Decision, request: &Request<'_>) -> Result<(), TestCaseError> {
+    let local = request.mode == Mode::Local || request.choice == ModelChoice::AutoLocal;
+    for offer in &decision.offers {
+        let ladder = ladder(decision, &offer.model.arm(), offer.is_cloud());
+        prop_assert!(ladder.rungs.len() <= 2);
+        prop_assert!(ladder.is_empty() || request.mode == Mode::Auto);
+        prop_assert!(ladder.rungs.is_sorted_by_key(|rung| (rung.cloud, rung.cost)));
+        let cloud = ladder.rungs.iter().any(|rung| rung.cloud || rung.offers.iter().any(|o| o.is_cloud()));
+        prop_assert!(!cloud || !(local || request.data_class == DataClass::Restricted));
+        let floor = ladder.answered.as_ref().map(|one| one.quality.of_request);
+        prop_assert!(ladder.rungs.iter().all(|rung| Some(rung.quality.of_request) > floor));
+        prop_assert!(ladder.rungs.iter().all(|rung| rung.arm != offer.model.arm()));
+    }
+    Ok(())
 }
 
 /// The policy, written a second time and as plainly as possible.
@@ -255,10 +280,12 @@ proptest! {
         match decided {
             Ok(decision) => {
                 let fallbacks = decision.fallback_models.iter().flat_map(|fallback| &fallback.offers);
-                for offer in decision.offers.iter().chain(fallbacks) {
+                let permitted = decision.permitted.iter().flat_map(|permitted| &permitted.offers);
+                for offer in decision.offers.iter().chain(fallbacks).chain(permitted) {
                     prop_assert!(!is_forbidden(offer, &request), "{:?} for {:?}", offer, request);
                 }
                 prop_assert!(!decision.offers.is_empty());
+                check_ladder(&decision, &request)?;
                 prop_assert!(decision.propensity > 0.0 && decision.propensity <= 1.0 + 1e-9);
             }
             Err(error) => prop_assert!(!(request.choice.is_auto() && allowed), "{}", error),

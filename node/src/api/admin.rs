@@ -139,6 +139,11 @@ pub(super) async fn revoke_key(
     Ok(Json(json!({"revoked": id})))
 }
 
+/// A link that logs one browser in; needed once per browser.
+pub(super) async fn dashboard_link(State(node): State<Arc<Node>>) -> Json<Value> {
+    Json(json!({"url": node.dashboard_url(), "expires_s": crate::dashboard::CODE_LIFE.as_secs()}))
+}
+
 pub(super) async fn shutdown(State(node): State<Arc<Node>>) -> Json<Value> {
     tracing::info!("asked to stop by the admin socket");
     node.shutdown.cancel();

@@ -9,8 +9,8 @@ use http::HeaderMap;
 use shoal_routing::DataClass;
 
 use super::error::ApiError;
+use super::front::Front;
 use super::parse::Floor;
-use crate::node::Node;
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -29,8 +29,8 @@ impl Caller {
 }
 
 /// Refuses requests without a valid key; puts the [`Caller`] into the extensions.
-pub async fn require_key(State(node): State<Arc<Node>>, mut request: Request, next: Next) -> Response {
-    let caller = match check(&node, request.headers()) {
+pub async fn require_key(State(front): State<Front>, mut request: Request, next: Next) -> Response {
+    let caller = match check(&front, request.headers()) {
         Ok(caller) => caller,
         Err(error) => {
             metrics::counter!("shoal_unauthorised_total").increment(1);
@@ -47,9 +47,9 @@ pub async fn admit_admin(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-fn check(node: &Node, headers: &HeaderMap) -> Result<Caller, ApiError> {
+fn check(front: &Front, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let Some(text) = credential(headers) else {
-        if node.config.no_auth {
+        if front.no_auth {
             return Ok(Caller { key_id: "anonymous".into(), floor: Floor::default() });
         }
         return Err(ApiError::new(
@@ -58,18 +58,23 @@ fn check(node: &Node, headers: &HeaderMap) -> Result<Caller, ApiError> {
             "no API key; send 'Authorization: Bearer sk-shoal-…'. The key was printed at the node's first start; make another with `shoal keys create`",
         ));
     };
-    match node.keys.authenticate(text) {
+    match front.keys.authenticate(text) {
         Some(key) => Ok(Caller {
             key_id: key.id.into(),
             floor: Floor { data_class: DataClass::Internal, local_only: key.local_only },
         }),
-        None if node.config.no_auth => Ok(Caller { key_id: "anonymous".into(), floor: Floor::default() }),
+        None if front.no_auth => Ok(Caller { key_id: "anonymous".into(), floor: Floor::default() }),
         None => Err(ApiError::new(
             401,
             "invalid_api_key",
             "this API key is not valid here; `shoal keys ls` on a node lists the valid ones, `shoal keys create` makes one",
         )),
     }
+}
+
+/// Returns true when the headers carry a valid key.
+pub(crate) fn has_key(front: &Front, headers: &HeaderMap) -> bool {
+    credential(headers).is_some_and(|text| front.keys.authenticate(text).is_some())
 }
 
 fn credential(headers: &HeaderMap) -> Option<&str> {

@@ -4,23 +4,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, FromRef, State};
 use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use shoal_routing::MAX_ATTEMPTS;
 
 use super::auth::Caller;
 use super::error::ApiError;
-use super::parse::{self, Parsed};
-use super::{relay, sse};
-use crate::node::Node;
-use crate::pipeline::{Answer, Origin, Running};
+use super::front::Front;
+use super::relay::{self, Asked};
+use super::{parse, sse};
+use crate::pipeline::{Failed, Job, Origin, Running, Whole};
 use crate::upstream::ApiPath;
 
 /// Headers of a stream wait this long for its commit point; then they go out and failures come in-band.
@@ -30,48 +31,64 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 type BodyBytes = Result<Bytes, BytesRejection>;
 
-pub(super) async fn chat_completions(
-    State(node): State<Arc<Node>>,
-    Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
-    body: BodyBytes,
-) -> Response {
-    serve(node, caller, ApiPath::ChatCompletions, headers, body).await
+/// The routes of inference, with and without `/v1`, since clients differ in what they append to a base URL.
+pub(super) fn routes<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    Front: FromRef<S>,
+{
+    let mut router = Router::new();
+    for prefix in ["/v1", ""] {
+        router = router
+            .route(&format!("{prefix}/chat/completions"), post(chat_completions))
+            .route(&format!("{prefix}/completions"), post(completions))
+            .route(&format!("{prefix}/embeddings"), post(embeddings));
+    }
+    router.route("/shoal/v1/route", post(dry_run))
 }
 
-pub(super) async fn completions(
-    State(node): State<Arc<Node>>,
+async fn chat_completions(
+    State(front): State<Front>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: BodyBytes,
 ) -> Response {
-    serve(node, caller, ApiPath::Completions, headers, body).await
+    serve(&front, &caller, ApiPath::ChatCompletions, &headers, body).await
 }
 
-pub(super) async fn embeddings(
-    State(node): State<Arc<Node>>,
+async fn completions(
+    State(front): State<Front>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: BodyBytes,
 ) -> Response {
-    serve(node, caller, ApiPath::Embeddings, headers, body).await
+    serve(&front, &caller, ApiPath::Completions, &headers, body).await
+}
+
+async fn embeddings(
+    State(front): State<Front>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: BodyBytes,
+) -> Response {
+    serve(&front, &caller, ApiPath::Embeddings, &headers, body).await
 }
 
 /// `POST /shoal/v1/route`: where a chat request would go, without sending it.
-pub(super) async fn dry_run(
-    State(node): State<Arc<Node>>,
+async fn dry_run(
+    State(front): State<Front>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: BodyBytes,
 ) -> Result<Json<Value>, ApiError> {
     let bytes = readable(body)?;
-    let is_provider = |name: &str| node.pipeline.is_provider(name);
+    let is_provider = |name: &str| front.pipeline.is_provider(name);
     let (parsed, request) =
         parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, &is_provider)?;
-    let decision = node
+    let decision = front
         .pipeline
         .decide(&parsed, &request)
-        .map_err(|no| crate::pipeline::no_route(&no, &node.pipeline.inventory.load().registry))?;
+        .map_err(|no| crate::pipeline::no_route(&no, &front.pipeline.inventory.load().registry))?;
     Ok(Json(json!({
         "model": &*decision.model,
         "routing_reason": decision.reason.as_str(),
@@ -84,17 +101,17 @@ pub(super) async fn dry_run(
 }
 
 async fn serve(
-    node: Arc<Node>,
-    caller: Caller,
+    front: &Front,
+    caller: &Caller,
     path: ApiPath,
-    headers: HeaderMap,
+    headers: &HeaderMap,
     body: BodyBytes,
 ) -> Response {
     let started = Instant::now();
-    let id = node.new_request_id();
-    let mut response = match begin(&node, &caller, path, &headers, body, id.clone()).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
+    let id = front.new_request_id();
+    let mut response = match accept(front, caller, path, headers, body, id.clone()) {
+        Ok(accepted) => accepted.answer(front).await,
+        Err(error) => refused(error.into_response(), "none"),
     };
     let out = response.headers_mut();
     put(out, "x-request-id", &id);
@@ -102,46 +119,63 @@ async fn serve(
     if let Some(theirs) = headers.get("x-request-id").filter(|v| v.len() <= 128) {
         out.insert(HeaderName::from_static("x-client-request-id"), theirs.clone());
     }
-    if !out.contains_key("x-shoal-egress") {
-        put(out, "x-shoal-egress", "none");
-    }
     response
 }
 
-async fn begin(
-    node: &Arc<Node>,
+/// A request with its ticket, and how its answer is to look.
+struct Accepted {
+    job: Job,
+    stream: bool,
+    asked: Asked,
+    warnings: String,
+}
+
+fn accept(
+    front: &Front,
     caller: &Caller,
     path: ApiPath,
     headers: &HeaderMap,
     body: BodyBytes,
     id: Arc<str>,
-) -> Result<Response, ApiError> {
+) -> Result<Accepted, ApiError> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         let message = "compressed request bodies are not accepted; send plain JSON";
         return Err(ApiError::new(415, "unsupported_encoding", message));
     }
-    if node.is_draining() {
-        let message = "this node is stopping; ask another node of the mesh";
-        return Err(ApiError::new(503, "draining", message).after(Duration::from_secs(1)));
-    }
     let bytes = readable(body)?;
     let origin =
         Origin { id, hop: 0, attempts_left: MAX_ATTEMPTS, key_id: caller.key_id.clone(), deadline: None };
-    let (job, stream, include_usage, warnings) = {
-        let is_provider = |name: &str| node.pipeline.is_provider(name);
-        let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
-        let Parsed { include_usage, .. } = parsed;
-        let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
-        (node.pipeline.accept(parsed, &request, origin)?, stream, include_usage, warnings)
-    };
-    drop(bytes);
-    let pipeline = node.pipeline.clone();
-    let run = async move { pipeline.run(job).await };
-    let mut response = if stream { streamed(Box::pin(run), include_usage).await? } else { whole(run.await?) };
-    if !warnings.is_empty() {
-        put(response.headers_mut(), "x-shoal-warnings", &warnings);
+    let is_provider = |name: &str| front.pipeline.is_provider(name);
+    let (parsed, request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
+    let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
+    let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
+    let job = front.pipeline.accept(parsed, &request, origin)?;
+    Ok(Accepted { job, stream, asked, warnings })
+}
+
+impl Accepted {
+    async fn answer(self, front: &Front) -> Response {
+        let Self { job, stream, asked, warnings } = self;
+        let pipeline = front.pipeline.clone();
+        let run: Run = Box::pin(async move { pipeline.run(job).await });
+        let answered = if stream {
+            streamed(run, asked).await
+        } else {
+            run.await.map(|running| match running {
+                Running::Whole(answer) => whole(answer),
+                // `run` gives a stream only to those who asked for one.
+                Running::Stream(_) => {
+                    ApiError::new(500, "internal_error", "a stream came unasked").into_response()
+                }
+            })
+        };
+        let mut response = answered
+            .unwrap_or_else(|failed| refused(ApiError::from(failed.error).into_response(), &failed.egress));
+        if !warnings.is_empty() {
+            put(response.headers_mut(), "x-shoal-warnings", &warnings);
+        }
+        response
     }
-    Ok(response)
 }
 
 fn readable(body: BodyBytes) -> Result<Bytes, ApiError> {
@@ -155,73 +189,75 @@ fn readable(body: BodyBytes) -> Result<Bytes, ApiError> {
     })
 }
 
-fn whole(running: Running) -> Response {
-    let Running { answer, tap, guard, mut ticket } = running;
-    let body = match answer {
-        Answer::Whole(body) => body,
-        // `run` gives a stream only to those who asked for one.
-        Answer::Stream { .. } => {
-            return ApiError::new(500, "internal_error", "a stream came where a whole answer was asked for")
-                .into_response();
-        }
-    };
-    ticket.read(&tap);
-    let out = sse::splice(&body, "shoal_metadata", &ticket.metadata());
+fn whole(answer: Whole) -> Response {
+    let out = sse::splice(&answer.body, "shoal_metadata", &answer.ticket.metadata());
     let mut response = out.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    describe(&mut response, &ticket.record);
-    guard.finish(Instant::now(), true);
-    ticket.complete();
+    describe(&mut response, &answer.ticket.record);
+    answer.complete();
     response
 }
 
-type Run = Pin<Box<dyn Future<Output = Result<Running, ApiError>> + Send>>;
+type Run = Pin<Box<dyn Future<Output = Result<Running, Failed>> + Send>>;
+type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
-async fn streamed(mut run: Run, include_usage: bool) -> Result<Response, ApiError> {
+async fn streamed(mut run: Run, asked: Asked) -> Result<Response, Failed> {
     match tokio::time::timeout(HEADER_HOLD, &mut run).await {
         Ok(Ok(running)) => {
-            let record = running.ticket.record.clone();
-            let frames = relay::frames(running, include_usage).map(Ok::<Bytes, std::convert::Infallible>);
-            let mut response = event_stream(HttpBody::from_stream(frames));
+            let record = running.ticket().record.clone();
+            let mut response = event_stream(relayed(running, asked));
             describe(&mut response, &record);
             Ok(response)
         }
-        Ok(Err(error)) => Err(error),
-        Err(_) => Ok(event_stream(HttpBody::from_stream(
-            late_frames(run, include_usage).map(Ok::<Bytes, std::convert::Infallible>),
-        ))),
+        Ok(Err(failed)) => Err(failed),
+        // What is unknown yet is left out of the headers; the metadata will have it.
+        Err(_) => Ok(event_stream(Box::pin(late_frames(run, asked)))),
+    }
+}
+
+fn relayed(running: Running, asked: Asked) -> Frames {
+    match running {
+        Running::Stream(stream) => Box::pin(relay::frames(stream, asked)),
+        // `run` gives a whole body only to those who asked for one.
+        Running::Whole(_) => {
+            let error = ApiError::new(500, "internal_error", "a whole answer came unasked");
+            Box::pin(stream::iter([sse::frame(&error.body())]))
+        }
     }
 }
 
 /// Body of a stream whose headers went out before its commit point: comments until then, failures in-band.
-fn late_frames(run: Run, include_usage: bool) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
+fn late_frames(run: Run, asked: Asked) -> impl Stream<Item = Bytes> + Send + 'static {
     enum State {
         Waiting(Run),
-        Relaying(Pin<Box<dyn futures_util::Stream<Item = Bytes> + Send>>),
+        Relaying(Frames),
         Ended,
     }
-    futures_util::stream::unfold(State::Waiting(run), move |state| async move {
-        match state {
-            State::Waiting(mut run) => match tokio::time::timeout(KEEP_ALIVE, &mut run).await {
-                Err(_) => Some((sse::KEEP_ALIVE, State::Waiting(run))),
-                Ok(Err(error)) => Some((sse::frame(&error.body()), State::Ended)),
-                Ok(Ok(running)) => {
-                    let mut frames = Box::pin(relay::frames(running, include_usage));
-                    let first = frames.next().await?;
-                    Some((first, State::Relaying(frames)))
+    let waiting = stream::unfold(State::Waiting(run), move |mut state| async move {
+        loop {
+            state = match state {
+                State::Waiting(mut run) => match tokio::time::timeout(KEEP_ALIVE, &mut run).await {
+                    Err(_) => return Some((sse::KEEP_ALIVE, State::Waiting(run))),
+                    Ok(Err(failed)) => {
+                        return Some((sse::frame(&ApiError::from(failed.error).body()), State::Ended));
+                    }
+                    Ok(Ok(running)) => State::Relaying(relayed(running, asked)),
+                },
+                State::Relaying(mut frames) => {
+                    let frame = frames.next().await?;
+                    return Some((frame, State::Relaying(frames)));
                 }
-            },
-            State::Relaying(mut frames) => {
-                let frame = frames.next().await?;
-                Some((frame, State::Relaying(frames)))
+                State::Ended => return None,
             }
-            State::Ended => None,
         }
-    })
+    });
+    // The first comment goes with the headers: some proxies hold those back until a byte follows.
+    stream::iter([sse::KEEP_ALIVE]).chain(waiting)
 }
 
-fn event_stream(body: HttpBody) -> Response {
-    let mut response = Response::new(body);
+fn event_stream(frames: Frames) -> Response {
+    let frames = frames.map(Ok::<Bytes, std::convert::Infallible>);
+    let mut response = Response::new(HttpBody::from_stream(frames));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -235,6 +271,11 @@ fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
     put(headers, "x-shoal-upstream", &record.upstream);
     put(headers, "x-shoal-route-reason", &record.routing_reason);
     put(headers, "x-shoal-egress", &record.egress);
+}
+
+fn refused(mut response: Response, egress: &str) -> Response {
+    put(response.headers_mut(), "x-shoal-egress", egress);
+    response
 }
 
 fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {

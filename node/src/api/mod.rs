@@ -8,11 +8,15 @@ pub mod body;
 mod clouds;
 pub mod error;
 mod feedback;
+pub mod front;
 pub mod inference;
 pub mod parse;
 pub mod relay;
 pub mod serve;
 pub mod sse;
+mod stall;
+#[cfg(test)]
+mod tests;
 pub mod views;
 
 use std::any::Any;
@@ -28,13 +32,14 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
+use self::front::Front;
 use crate::node::Node;
 
 /// Builds what the API address serves: everything but health needs a key.
 pub fn public(node: Arc<Node>) -> Router {
     let open = Router::new().route("/healthz", get(views::healthz)).route("/readyz", get(views::readyz));
-    let keyed = protected(&node).layer(middleware::from_fn_with_state(node.clone(), auth::require_key));
-    finish(open.merge(keyed), node)
+    let keyed = protected(&node).layer(middleware::from_fn_with_state(node.front.clone(), auth::require_key));
+    finish(open.merge(keyed).merge(crate::dashboard::routes(&node)), node)
 }
 
 /// Builds what the admin socket serves: the same, and what only the node's own machine may do.
@@ -46,6 +51,7 @@ pub fn admin(node: Arc<Node>) -> Router {
         .route("/admin/v1/tokens/{id}", delete(admin::revoke_token))
         .route("/admin/v1/keys", post(admin::create_key).get(admin::list_keys))
         .route("/admin/v1/keys/{id}", delete(admin::revoke_key))
+        .route("/admin/v1/dashboard-link", post(admin::dashboard_link))
         .route("/admin/v1/providers", post(clouds::add))
         .route("/admin/v1/providers/{name}", delete(clouds::remove))
         .route("/admin/v1/shutdown", post(admin::shutdown));
@@ -54,12 +60,9 @@ pub fn admin(node: Arc<Node>) -> Router {
 
 fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
     // The base URL works with and without `/v1`, since clients differ in what they append.
-    let mut router = Router::new();
+    let mut router = inference::routes();
     for prefix in ["/v1", ""] {
         router = router
-            .route(&format!("{prefix}/chat/completions"), post(inference::chat_completions))
-            .route(&format!("{prefix}/completions"), post(inference::completions))
-            .route(&format!("{prefix}/embeddings"), post(inference::embeddings))
             .route(&format!("{prefix}/feedback"), post(feedback::give))
             .route(&format!("{prefix}/models"), get(views::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(views::model));
@@ -74,7 +77,6 @@ fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
         .route("/shoal/v1/requests", get(views::requests))
         .route("/shoal/v1/requests/{id}", get(views::request))
         .route("/shoal/v1/router", get(views::router))
-        .route("/shoal/v1/route", post(inference::dry_run))
         .layer(DefaultBodyLimit::max(node.config.limits.body_bytes))
 }
 
@@ -84,16 +86,17 @@ fn finish(router: Router<Arc<Node>>, node: Arc<Node>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(
             ServiceBuilder::new()
+                .layer(middleware::from_fn_with_state(node.front.clone(), name_node))
                 .layer(CatchPanicLayer::custom(panicked))
-                .layer(middleware::from_fn_with_state(node.clone(), name_node)),
+                .layer(middleware::from_fn(stall::limit_body_silence)),
         )
         .with_state(node)
 }
 
 /// Every answer says which node gave it; detection relies on it to never take a router for a device.
-async fn name_node(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+async fn name_node(State(front): State<Front>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    if let Ok(name) = HeaderValue::from_str(&node.config.name) {
+    if let Ok(name) = HeaderValue::from_str(&front.name) {
         response.headers_mut().insert(HeaderName::from_static("x-shoal-node"), name);
     }
     response

@@ -1,5 +1,8 @@
-//! The HTTP server: bounded header time, no Nagle delay, and a drain that lets running answers finish.
+//! The HTTP server: bounded header and write time, no Nagle delay, and a drain that lets running answers finish.
 
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -7,8 +10,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+use super::stall::WriteIdle;
+use crate::tasks::{self, TaskKind};
 
 /// Wait for a request's header; a slow-loris client holds a connection no longer.
 const HEADER_WAIT: Duration = Duration::from_secs(10);
@@ -16,80 +24,80 @@ const HEADER_WAIT: Duration = Duration::from_secs(10);
 pub const DRAIN_WAIT: Duration = Duration::from_secs(120);
 /// Connections at once: beyond it new ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 10_000;
+/// Connections of the admin socket at once: commands of people, and a dashboard.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
 /// Pause after an accept that failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time between two pings of an HTTP/2 connection, and the wait for their answer.
+const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// Accepts TCP connections until shutdown, then waits for running answers.
 pub async fn tcp(listener: TcpListener, app: Router, shutdown: CancellationToken) {
-    let graceful = GracefulShutdown::new();
-    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let permit = tokio::select! {
-            permit = slots.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
-            () = shutdown.cancelled() => break,
-        };
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-            () = shutdown.cancelled() => break,
-        };
+    let accept = async || {
+        let (stream, _) = listener.accept().await?;
         // Without this the second answer of a connection waits 40 ms for the client's delayed acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
-        serve(TokioIo::new(stream), app.clone(), &graceful, permit);
-    }
-    drop(listener);
-    drain(graceful).await;
+        Ok(stream)
+    };
+    serve(accept, MAX_CONNECTIONS, app, shutdown).await;
 }
 
 /// Accepts connections on the admin socket until shutdown.
 #[cfg(unix)]
 pub async fn unix(listener: tokio::net::UnixListener, app: Router, shutdown: CancellationToken) {
-    let graceful = GracefulShutdown::new();
-    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(64));
-    loop {
-        let permit = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(_) => continue,
-            },
-            () = shutdown.cancelled() => break,
-        };
-        serve(TokioIo::new(stream), app.clone(), &graceful, permit);
-    }
-    drain(graceful).await;
+    let accept = async || Ok(listener.accept().await?.0);
+    serve(accept, MAX_ADMIN_CONNECTIONS, app, shutdown).await;
 }
 
-fn serve<I>(
-    io: TokioIo<I>,
-    app: Router,
-    graceful: &GracefulShutdown,
-    permit: tokio::sync::OwnedSemaphorePermit,
-) where
-    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+async fn serve<I, F>(accept: impl Fn() -> F, limit: usize, app: Router, shutdown: CancellationToken)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = io::Result<I>>,
+{
+    let graceful = GracefulShutdown::new();
+    let slots = Arc::new(Semaphore::new(limit));
+    loop {
+        let permit = tokio::select! {
+            permit = slots.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+            () = shutdown.cancelled() => break,
+        };
+        tokio::select! {
+            accepted = accept() => match accepted {
+                Ok(io) => connection(io, app.clone(), &graceful, permit),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            () = shutdown.cancelled() => break,
+        }
+    }
+    if tokio::time::timeout(DRAIN_WAIT, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some answers were still running when the drain time ended");
+    }
+}
+
+fn connection<I>(io: I, app: Router, graceful: &GracefulShutdown, permit: OwnedSemaphorePermit)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_WAIT).max_headers(100);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(100).max_header_list_size(64 << 10);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(64 << 10)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    let io = TokioIo::new(WriteIdle::new(io));
     let connection = builder.serve_connection(io, TowerToHyperService::new(app)).into_owned();
     let watched = graceful.watch(connection);
-    crate::tasks::spawn(crate::tasks::TaskKind::Relay, async move {
+    tasks::spawn(TaskKind::Relay, async move {
         // A client that speaks no HTTP or goes away is its own affair.
         let _ = watched.await;
         drop(permit);
     });
-}
-
-async fn drain(graceful: GracefulShutdown) {
-    if tokio::time::timeout(DRAIN_WAIT, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some answers were still running when the drain time ended");
-    }
 }

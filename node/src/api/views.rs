@@ -120,7 +120,7 @@ fn model_facts(node: &Node, id: &str) -> Value {
 }
 
 /// `GET /shoal/v1/models`
-pub(super) async fn mesh_models(State(node): State<Arc<Node>>) -> Json<Value> {
+pub(crate) async fn mesh_models(State(node): State<Arc<Node>>) -> Json<Value> {
     let inventory = node.pipeline.inventory.load();
     let models: Vec<Value> = inventory
         .registry
@@ -136,7 +136,7 @@ pub(super) async fn mesh_models(State(node): State<Arc<Node>>) -> Json<Value> {
 }
 
 /// `GET /shoal/v1/status`
-pub(super) async fn status(State(node): State<Arc<Node>>) -> Json<Value> {
+pub(crate) async fn status(State(node): State<Arc<Node>>) -> Json<Value> {
     let view = node.mesh.view().borrow().clone();
     let inventory = node.pipeline.inventory.load();
     let devices = view.devices().len().max(inventory.direct.len());
@@ -173,7 +173,7 @@ pub(super) async fn status(State(node): State<Arc<Node>>) -> Json<Value> {
 }
 
 /// `GET /shoal/v1/router`
-pub(super) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
+pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
     let learnt = node.pipeline.sinks.feedback.learnt();
     let origins: Vec<Value> = learnt
         .origins
@@ -210,7 +210,7 @@ fn statistics(node: &Node) -> Vec<Value> {
 }
 
 /// `GET /shoal/v1/nodes`
-pub(super) async fn nodes(State(node): State<Arc<Node>>) -> Json<Value> {
+pub(crate) async fn nodes(State(node): State<Arc<Node>>) -> Json<Value> {
     let view = node.mesh.view().borrow().clone();
     let nodes: Vec<Value> = view
         .members
@@ -238,7 +238,7 @@ pub(super) async fn nodes(State(node): State<Arc<Node>>) -> Json<Value> {
 }
 
 /// `GET /shoal/v1/devices`
-pub(super) async fn devices(State(node): State<Arc<Node>>) -> Json<Value> {
+pub(crate) async fn devices(State(node): State<Arc<Node>>) -> Json<Value> {
     let view = node.mesh.view().borrow().clone();
     let inventory = node.pipeline.inventory.load();
     let name_of = |id: &str| {
@@ -314,7 +314,15 @@ pub(super) async fn requests(
     State(node): State<Arc<Node>>,
     Query(page): Query<Page>,
 ) -> Result<Json<Value>, ApiError> {
-    let limit = page.limit.unwrap_or(50).clamp(1, MAX_ROWS);
+    let (active, finished) = recent(&node, page.limit.unwrap_or(50).clamp(1, MAX_ROWS)).await?;
+    Ok(Json(json!({"active": active, "requests": finished})))
+}
+
+/// Returns the requests in progress, oldest first, and the newest `limit` finished ones, newest first.
+pub(crate) async fn recent(
+    node: &Node,
+    limit: usize,
+) -> Result<(Vec<RequestRecord>, Vec<RequestRecord>), ApiError> {
     let active: Vec<RequestRecord> = node
         .pipeline
         .sinks
@@ -331,7 +339,7 @@ pub(super) async fn requests(
         .await
         .map_err(|e| ApiError::new(500, "internal_error", e.to_string()))?
         .map_err(|e| ApiError::new(500, "store_failed", e.to_string()))?;
-    Ok(Json(json!({"active": active, "requests": finished})))
+    Ok((active, finished))
 }
 
 /// `GET /shoal/v1/requests/{id}`: here, or asked from the node that accepted it.

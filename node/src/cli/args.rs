@@ -41,6 +41,8 @@ pub enum Command {
     Models(ClientArgs),
     /// List requests in progress and the newest finished ones.
     Ps(ClientArgs),
+    /// Print a link that opens the dashboard in a browser; it works once, within 10 minutes.
+    Dashboard(ClientArgs),
     /// Show why a request went where it went.
     Explain(ExplainArgs),
     /// Make, list and revoke join tokens.
@@ -108,7 +110,7 @@ pub struct UpArgs {
     /// Address of the HTTP API [default: 127.0.0.1:8080, or the next free port].
     #[arg(long)]
     pub listen: Option<SocketAddr>,
-    /// UDP address of the mesh port [default: [::]:7411].
+    /// UDP address of the mesh port [default: port 7411 on all interfaces].
     #[arg(long)]
     pub mesh: Option<SocketAddr>,
     /// Address that others are told to dial; repeat for several.

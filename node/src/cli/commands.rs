@@ -323,6 +323,19 @@ async fn remove(client: &ClientArgs, what: &str, id: &str) -> Result<(), CliErro
     Ok(())
 }
 
+/// `shoal dashboard`
+pub(super) async fn dashboard(args: &ClientArgs) -> Result<(), CliError> {
+    let node = NodeClient::find(args)?;
+    node.require_admin()?;
+    let v = node.json(Method::POST, "/admin/v1/dashboard-link", None).await?;
+    if args.json {
+        show::json(&v);
+    } else {
+        show::line(show::text(&v, "url"));
+    }
+    Ok(())
+}
+
 /// `shoal down`
 pub(super) async fn down(args: &ClientArgs) -> Result<(), CliError> {
     let node = NodeClient::find(args)?;

@@ -51,7 +51,8 @@ pub(super) async fn run(args: DevArgs, env: &[(String, String)]) -> Result<(), C
     let result = match outcome {
         Ok(Some(info)) => {
             register(&default_dir, &parts[0].dir);
-            greet(&info, &dir);
+            let dashboard = dashboard_url(&parts[0].dir, &info).await;
+            greet(&info, &dashboard, &dir);
             wait(&mut parts, &shutdown).await
         }
         Ok(None) => Ok(()),
@@ -302,7 +303,18 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(&part, path)
 }
 
-fn greet(info: &Value, dir: &Path) {
+/// Asks the first node for a link to its dashboard; without one the page itself says how to get in.
+async fn dashboard_url(first: &Path, info: &Value) -> String {
+    let args = ClientArgs { data_dir: Some(first.to_owned()), url: None, api_key: None, json: true };
+    let link = match NodeClient::find(&args) {
+        Ok(client) => client.json(reqwest::Method::POST, "/admin/v1/dashboard-link", None).await.ok(),
+        Err(_) => None,
+    };
+    link.and_then(|v| v["url"].as_str().map(str::to_owned))
+        .unwrap_or_else(|| format!("{}/dashboard", info["nodes"][0]["url"].as_str().unwrap_or_default()))
+}
+
+fn greet(info: &Value, dashboard: &str, dir: &Path) {
     let key = info["api_key"].as_str().unwrap_or_default();
     show::line("");
     show::line("the mesh is up; every node answers for all devices:");
@@ -311,7 +323,7 @@ fn greet(info: &Value, dir: &Path) {
     }
     let url = info["nodes"][0]["url"].as_str().unwrap_or_default();
     show::line(format!("API key    {key}"));
-    show::line(format!("dashboard  {url}/dashboard"));
+    show::line(format!("dashboard  {dashboard}"));
     show::line("");
     show::line("try it:");
     show::line(format!(

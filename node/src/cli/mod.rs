@@ -65,6 +65,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Devices(args) => commands::devices(&args).await,
         Command::Models(args) => commands::models(&args).await,
         Command::Ps(args) => commands::ps(&args).await,
+        Command::Dashboard(args) => commands::dashboard(&args).await,
         Command::Explain(args) => commands::explain(&args).await,
         Command::Token(command) => commands::token(&command).await,
         Command::Keys(command) => commands::keys(&command).await,

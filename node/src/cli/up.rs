@@ -120,6 +120,7 @@ fn greet(started: &Started) {
     let node = &started.node;
     show::line(format!("shoal {} is up as '{}'", env!("CARGO_PKG_VERSION"), node.config.name));
     show::line(format!("  API        {}/v1", node.api_url));
+    show::line(format!("  dashboard  {}", node.dashboard_url()));
     show::line(format!("  mesh       {} (node {})", node.mesh.local_addr(), node.mesh.node_id().short()));
     match &started.new_key {
         Some(key) => {
@@ -130,9 +131,9 @@ fn greet(started: &Started) {
             ));
         }
         None if node.config.no_auth => show::line("  API key    none needed (--no-auth)"),
-        None => {
-            show::line("  API key    as before; `shoal keys ls` lists them, `shoal keys create` makes one")
-        }
+        None => show::line(
+            "  API key    the mesh's keys; `shoal keys ls` lists them, `shoal keys create` makes one",
+        ),
     }
     for provider in node.clouds.list() {
         show::line(format!(

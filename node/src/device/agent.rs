@@ -17,10 +17,11 @@ use tracing::Instrument;
 
 use super::dispatch::Dispatch;
 use super::engine::Engine;
-use super::serve::{self, Respond};
+use super::serve;
 use super::set::models;
 use super::slots::Slots;
 use crate::upstream::BoxUpstream;
+use crate::upstream::reply::Respond;
 
 #[cfg(test)]
 mod tests;

@@ -6,8 +6,8 @@ use shoal_proto::{DeviceAnnounce, InferFrame, InferRequest};
 use tokio::sync::{mpsc, watch};
 
 use super::agent::{Mesh, Work};
-use super::serve::{Gone, Respond};
 use crate::upstream::UpstreamError;
+use crate::upstream::reply::{Gone, Respond};
 use crate::upstream::tunnel::{Frames, Interrupted, Opener};
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Providers that one client's request was sent to, over all its attempts; shared by its clones.
 ///
-/// Only egress writes it, at the moment of sending, so that the header `x-shoal-egress` is a fact and not an
-/// intention: a request refused for an empty purse never left.
+/// Egress writes it at the moment of sending, so that the header `x-shoal-egress` is a fact and not an
+/// intention: a request refused for an empty purse never left. What a device's engine sends on is out of our
+/// sight, so there the attempt itself counts.
 #[derive(Debug, Clone, Default)]
 pub struct EgressMark(Arc<Mutex<BTreeSet<Arc<str>>>>);
 
@@ -18,6 +19,11 @@ impl EgressMark {
             return "none".into();
         }
         sent.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(",")
+    }
+
+    /// Notes that the request goes to a device whose engine sends it out of the mesh.
+    pub(crate) fn handed_to(&self, device: &Arc<str>) {
+        self.sent_to(device);
     }
 
     /// Notes that the request goes out.

@@ -2,31 +2,37 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::StreamExt;
 use http::HeaderMap;
-use shoal_cluster::ids::{Peer, Role};
-use shoal_cluster::{Inbound, Responder};
-use shoal_proto::infer_frame::Kind;
-use shoal_proto::{DataClass as WireClass, InferEnd, InferError, InferFrame, InferHead, InferRequest};
-use shoal_routing::{DataClass, MAX_HOPS, ModelChoice};
+use shoal_cluster::Inbound;
+use shoal_cluster::ids::Role;
+use shoal_proto::InferRequest;
+use shoal_routing::{MAX_HOPS, ModelChoice};
 use tokio::sync::mpsc;
-use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api::error::ApiError;
 use crate::api::parse::{self, Floor};
 use crate::inventory::LinkEvent;
-use crate::pipeline::tap::{Payload, Tap};
-use crate::pipeline::{Answer, Job, Origin, Pipeline, Running};
+use crate::pipeline::ticket::Ticket;
+use crate::pipeline::{Committed, Job, Origin, Pipeline, Running, Step, Whole};
 use crate::tasks::{self, TaskKind};
-use crate::upstream::{ApiPath, Event, UpstreamError};
+use crate::upstream::reply::{Gone, Reply, Respond};
+use crate::upstream::{ServedBy, UpstreamError, UpstreamRequest, wire};
 
-/// Takes everything in until the cluster ends or shutdown.
+#[cfg(test)]
+mod tests;
+
+/// Longest id of a forwarded request; ours have 45 characters.
+const MAX_ID: usize = 96;
+
+/// Takes everything in until the cluster ends or shutdown; `running` counts the inferences, so that a drain
+/// can wait for them.
 pub async fn receive(
     mut inbound: mpsc::Receiver<Inbound>,
     links: mpsc::Sender<LinkEvent>,
     pipeline: Arc<Pipeline>,
+    running: TaskTracker,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -41,7 +47,8 @@ pub async fn receive(
             }
             Inbound::LinkClosed { device } => LinkEvent::Closed { device },
             Inbound::Infer { from, request, responder } => {
-                tasks::spawn(TaskKind::InboundInfer, serve(pipeline.clone(), from, request, responder));
+                let served = serve(pipeline.clone(), from.role, request, responder);
+                tasks::spawn(TaskKind::InboundInfer, running.track_future(served));
                 continue;
             }
         };
@@ -51,158 +58,100 @@ pub async fn receive(
     }
 }
 
-async fn serve(pipeline: Arc<Pipeline>, from: Peer, request: InferRequest, mut responder: Responder) {
-    if from.role != Role::Router {
-        let error = ApiError::new(403, "permission_denied", "a device may not ask for inference");
-        refuse(responder, error).await;
-        return;
-    }
-    let job = match accept(&pipeline, request) {
+/// Serves one inference that a peer asked for.
+async fn serve<R: Respond>(pipeline: Arc<Pipeline>, from: Role, request: InferRequest, responder: R) {
+    let mut reply = Reply::new(responder);
+    let accepted = if from == Role::Router {
+        accept(&pipeline, request)
+    } else {
+        Err(ApiError::new(403, "permission_denied", "a device may not ask for inference"))
+    };
+    let job = match accepted {
         Ok(job) => job,
-        Err(error) => return refuse(responder, error).await,
+        Err(error) => {
+            // The opener may be gone already; then there is nobody to tell.
+            let _ = reply.fail(&refusal(error)).await;
+            return;
+        }
     };
     // The entry router going away drops everything from here on, in whatever phase it is.
     let ran = tokio::select! {
+        biased;
+        () = reply.cancelled() => return,
         ran = pipeline.run(job) => ran,
-        () = responder.cancelled() => return,
     };
-    match ran {
-        Ok(running) => relay(running, responder).await,
-        Err(error) => refuse(responder, error).await,
-    }
+    // An error here says that the entry router is gone; the ticket, dropped on the way, has recorded it.
+    let _: Result<(), Gone> = match ran {
+        Ok(Running::Whole(answer)) => whole(answer, reply).await,
+        Ok(Running::Stream(stream)) => relay(stream, reply).await,
+        Err(failed) => reply.fail(&failed.error).await,
+    };
 }
 
+/// Checks what another router forwards as strictly as what a client sends; returns it with its ticket.
 fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
-    if request.hop >= MAX_HOPS || request.attempts_left == 0 {
+    let UpstreamRequest { id, path, model, body, deadline, data_class, hop, attempts_left, device, .. } =
+        wire::from_wire(request)?;
+    if hop >= MAX_HOPS || attempts_left == 0 {
         return Err(ApiError::new(508, "too_many_hops", "the request was forwarded too often"));
     }
-    let path: ApiPath = request.path.parse()?;
-    let class = match request.data_class() {
-        // A hop that says nothing is treated as the strictest: nothing may leak by a missing field.
-        WireClass::Unspecified | WireClass::Restricted => DataClass::Restricted,
-        WireClass::Internal => DataClass::Internal,
-        WireClass::Public => DataClass::Public,
-    };
-    let floor = Floor { data_class: class, local_only: false };
-    let bytes: Bytes = request.body;
-    let (parsed, mut routing) =
-        parse::parse(path, &bytes, &HeaderMap::new(), floor, &|name| pipeline.is_provider(name))?;
-    routing.hop = request.hop + 1;
-    if !request.device.is_empty() {
-        routing.choice = ModelChoice::OnDevice { device: request.device.into(), model: request.model.into() };
-    }
-    let valid_id = request.request_id.len() <= 96
-        && request.request_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if !valid_id {
+    let is_id = |c: u8| c.is_ascii_alphanumeric() || c == b'_' || c == b'-';
+    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(is_id) {
         return Err(ApiError::new(400, "invalid_request_error", "the forwarded request has no valid id"));
     }
-    let origin = Origin {
-        id: request.request_id.into(),
-        hop: request.hop + 1,
-        attempts_left: request.attempts_left,
-        key_id: "peer".into(),
-        deadline: (request.deadline_ms > 0)
-            .then(|| Instant::now() + Duration::from_millis(request.deadline_ms)),
-    };
+    let floor = Floor { data_class, local_only: false };
+    let (parsed, mut routing) =
+        parse::parse(path, &body, &HeaderMap::new(), floor, &|name| pipeline.is_provider(name))?;
+    let hop = hop + 1;
+    routing.hop = hop;
+    if let Some(device) = device {
+        routing.choice = ModelChoice::OnDevice { device, model };
+    }
+    let origin = Origin { id, hop, attempts_left, key_id: "peer".into(), deadline };
     pipeline.accept(parsed, &routing, origin)
 }
 
-async fn relay(running: Running, mut responder: Responder) {
-    let Running { answer, mut tap, guard, mut ticket } = running;
-    let head = InferHead {
-        upstream: ticket.record.upstream.clone(),
-        upstream_id: ticket.record.upstream_id.clone(),
-        model: ticket.record.model.clone(),
-    };
-    if send(&mut responder, Kind::Head(head)).await.is_err() {
-        return;
-    }
-    let ended = match answer {
-        Answer::Whole(body) => send(&mut responder, Kind::Chunk(body)).await.map(|()| true),
-        Answer::Stream { held, mut events } => {
-            tap = Tap { content_payloads: 0, content_seen: false, ..tap };
-            let mut held = held;
-            let mut guard_view = StreamEnd::Open;
-            let mut result = Ok(());
-            while let Some(payload) = held.pop_front() {
-                tap.inspect(&payload);
-                result = send(&mut responder, Kind::Chunk(payload)).await;
-                if result.is_err() {
-                    break;
+async fn whole<R: Respond>(answer: Whole, mut reply: Reply<R>) -> Result<(), Gone> {
+    reply.head(served_by(&answer.ticket)).await?;
+    reply.body(answer.body.clone()).await?;
+    answer.complete();
+    reply.end(true).await
+}
+
+async fn relay<R: Respond>(mut stream: Committed, mut reply: Reply<R>) -> Result<(), Gone> {
+    reply.head(served_by(stream.ticket())).await?;
+    let cut = loop {
+        let step = tokio::select! {
+            biased;
+            () = reply.cancelled() => return Err(Gone),
+            step = stream.next() => step,
+        };
+        match step {
+            Step::Payload(_, payload) => {
+                if let Err(error) = reply.payload(payload).await? {
+                    break error;
                 }
             }
-            while result.is_ok() && matches!(guard_view, StreamEnd::Open) {
-                let event = tokio::select! {
-                    event = events.next() => event,
-                    () = responder.cancelled() => return,
-                };
-                match event {
-                    Some(Ok(Event::Chunk(payload))) => {
-                        if tap.inspect(&payload) == Payload::Error {
-                            guard_view = StreamEnd::Cut;
-                        }
-                        result = send(&mut responder, Kind::Chunk(payload)).await;
-                    }
-                    Some(Ok(Event::End { complete })) => {
-                        guard_view = if complete { StreamEnd::Whole } else { StreamEnd::Cut };
-                    }
-                    None => guard_view = StreamEnd::Cut,
-                    Some(Err(error)) => {
-                        guard.finish(std::time::Instant::now(), false);
-                        ticket.read(&tap);
-                        ticket.fail(error.status, &error.code);
-                        let _ = send(&mut responder, Kind::Error(wire_error(&error))).await;
-                        let _ = responder.finish().await;
-                        return;
-                    }
-                }
+            Step::End(Ok(())) => {
+                stream.complete();
+                return reply.end(true).await;
             }
-            result.map(|()| matches!(guard_view, StreamEnd::Whole))
+            Step::End(Err(error)) => break error,
         }
     };
-    // A failed send means that the entry router is gone; the dropped ticket says so.
-    let Ok(complete) = ended else { return };
-    ticket.read(&tap);
-    guard.finish(std::time::Instant::now(), complete);
-    if complete {
-        ticket.complete();
-    } else {
-        ticket.fail(502, "upstream_interrupted");
-    }
-    let _ = send(&mut responder, Kind::End(InferEnd { complete })).await;
-    let _ = responder.finish().await;
+    stream.fail(&cut.code);
+    reply.fail(&cut).await
 }
 
-enum StreamEnd {
-    Open,
-    Whole,
-    Cut,
+fn served_by(ticket: &Ticket) -> ServedBy {
+    let r = &ticket.record;
+    ServedBy { upstream: r.upstream.clone(), upstream_id: r.upstream_id.clone(), model: r.model.clone() }
 }
 
-async fn refuse(mut responder: Responder, error: ApiError) {
-    let retryable = error.status == 429 || error.status >= 500 || error.status == 404;
-    let frame = InferError {
-        status: u32::from(error.status),
-        code: error.code.to_string(),
-        message: error.message,
-        retryable,
-        retry_after_ms: error.retry_after.map_or(0, |d| d.as_millis() as u64),
-    };
-    // The opener may be gone already; then there is nobody to tell.
-    let _ = send(&mut responder, Kind::Error(frame)).await;
-    let _ = responder.finish().await;
-}
-
-fn wire_error(error: &UpstreamError) -> InferError {
-    InferError {
-        status: u32::from(error.status),
-        code: error.code.to_string(),
-        message: error.message.clone(),
-        retryable: error.retryable,
-        retry_after_ms: error.retry_after.map_or(0, |d| d.as_millis() as u64),
-    }
-}
-
-async fn send(responder: &mut Responder, kind: Kind) -> Result<(), shoal_cluster::quic::Error> {
-    responder.send(InferFrame { kind: Some(kind) }).await
+/// What was refused here before any upstream saw it: another router or device may well take it, unless the
+/// request itself is at fault.
+fn refusal(error: ApiError) -> UpstreamError {
+    let ApiError { status, code, message, retry_after, .. } = error;
+    let retryable = matches!(status, 404 | 429 | 500..);
+    UpstreamError { status, code, message, retryable, retry_after }
 }

@@ -163,8 +163,7 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    // Model files come from hubs that redirect, which `upstream::http_client` never follows; no prompt goes there.
-    #[allow(clippy::disallowed_methods)]
+    #[allow(clippy::disallowed_methods)] // files from a hub follow redirects, which requests never do
     pub(super) fn new() -> Result<Self, FetchError> {
         let client = |policy: Policy| {
             reqwest::Client::builder()

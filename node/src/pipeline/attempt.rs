@@ -5,18 +5,21 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
-use shoal_routing::{InFlight, Tokens};
+use shoal_routing::{Hold, InFlight, Signals, Tokens};
 use tower::ServiceExt;
 
+use super::delivery::{Committed, Events, Running, Whole};
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
+use super::watch::{self, Watch};
 use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest};
 
 /// Largest answer that is not streamed.
 const MAX_WHOLE: usize = 64 << 20;
 /// Most payloads held back before content; more without any content is a broken upstream.
 const MAX_HELD: usize = 256;
+/// Most bytes held back before content: a role and an empty delta take a few hundred.
+const MAX_HELD_BYTES: usize = 1 << 20;
 /// Pause for an upstream that said it is full without saying for how long.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
 
@@ -35,70 +38,119 @@ impl Failure {
     pub(super) fn pause(&self) -> Option<Duration> {
         self.is_throttle().then(|| self.error.retry_after.unwrap_or(FULL_PAUSE))
     }
+
+    /// Returns the code as a label of a metric: a closed set, since the words come from other hosts.
+    pub(super) fn label(&self) -> &'static str {
+        const KNOWN: [&str; 8] = [
+            "upstream_error",
+            "upstream_interrupted",
+            "upstream_timeout",
+            "overloaded",
+            "model_not_found",
+            "no_device",
+            "policy_blocked",
+            "invalid_request_error",
+        ];
+        KNOWN.into_iter().find(|known| *known == self.error.code).unwrap_or("other")
+    }
+}
+
+/// How long the silences of one answer may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Until there is content: a long prompt on a phone takes minutes, whatever lifecycle payloads come before.
+    pub(super) first_byte: Duration,
+    /// Between two events after that.
+    pub(super) between_chunks: Duration,
+    /// When the whole request gives up.
+    pub(super) deadline: Option<tokio::time::Instant>,
+}
+
+impl Patience {
+    async fn before_content<F: Future>(&self, future: F) -> Result<F::Output, UpstreamError> {
+        self.within(self.first_byte, future).await
+    }
+
+    pub(super) async fn between<F: Future>(&self, future: F) -> Result<F::Output, UpstreamError> {
+        self.within(self.between_chunks, future).await
+    }
+
+    async fn within<F: Future>(&self, limit: Duration, future: F) -> Result<F::Output, UpstreamError> {
+        let silence = tokio::time::Instant::now() + limit;
+        let until = self.deadline.map_or(silence, |deadline| deadline.min(silence));
+        tokio::time::timeout_at(until, future).await.map_err(|_| {
+            if until == silence {
+                UpstreamError::retryable(504, "upstream_timeout", "the upstream stopped answering")
+            } else {
+                UpstreamError::new(504, "upstream_timeout", "the request's deadline passed")
+            }
+        })
+    }
 }
 
 /// An answer at its commit point.
 pub(super) struct Begun {
     answer: Answer,
-    tap: Tap,
     guard: InFlight,
+    patience: Patience,
+    watch: Watch,
 }
 
-/// An answer that the client will get: this attempt's bytes and no other's.
-pub enum Answer {
-    /// The whole body.
-    Whole(Bytes),
-    /// Payloads held so far, then the rest.
-    Stream {
-        /// Payloads up to the first with content.
-        held: VecDeque<Bytes>,
-        /// What follows.
-        events: BoxStream<'static, Result<Event, UpstreamError>>,
-    },
-}
-
-/// A committed request: relay the answer, feed the tap, end the ticket.
-pub struct Running {
-    /// The answer.
-    pub answer: Answer,
-    /// What was read of it.
-    pub tap: Tap,
-    /// Load of the upstream; end it with the answer.
-    pub guard: InFlight,
-    /// The request's outcome; end it with the answer.
-    pub ticket: Ticket,
+enum Answer {
+    Whole(Bytes, Tap),
+    /// Payloads up to the first with content, then the rest.
+    Stream(VecDeque<Bytes>, Events),
 }
 
 impl Begun {
-    pub(super) fn into_running(self, mut ticket: Ticket) -> Running {
-        ticket.first_content();
-        ticket.read(&self.tap);
-        Running { answer: self.answer, tap: self.tap, guard: self.guard, ticket }
+    /// Puts the answer together with the ticket that it will end.
+    pub(super) fn into_running(self, ticket: Ticket) -> Running {
+        let unasked = self.watch.unasked();
+        match self.answer {
+            Answer::Whole(body, tap) => {
+                Running::Whole(Whole::new(unasked.removed_from(body), &tap, self.guard, ticket))
+            }
+            Answer::Stream(held, events) => {
+                Running::Stream(Committed::new(held, events, self.patience, self.guard, ticket, unasked))
+            }
+        }
+    }
+
+    /// Returns what was seen of the answer so far.
+    pub(super) fn signals(&self) -> Signals {
+        self.watch.signals()
+    }
+
+    /// Gives the answer up: its host did its part, and what it wrote is paid for. Returns the tokens it wrote.
+    pub(super) fn reject(self) -> u64 {
+        self.guard.finish(Instant::now(), true);
+        match self.answer {
+            Answer::Whole(_, tap) => tap.completion_tokens(),
+            Answer::Stream(held, _) => held.len() as u64,
+        }
     }
 }
 
+/// Asks `upstream` and waits for the commit point. Dropping the future cancels the work.
 pub(super) async fn run(
     upstream: BoxUpstream,
     request: UpstreamRequest,
     mut guard: InFlight,
-    first_byte: Duration,
-    between_chunks: Duration,
+    patience: Patience,
+    mut watch: Watch,
 ) -> Result<Begun, Failure> {
     let stream = request.stream;
-    let deadline = request.deadline;
-    let mut tap = Tap::default();
     let result = async {
-        let response = limited(first_byte, deadline, upstream.oneshot(request)).await??;
-        let events = idle_limited(response.events, first_byte, between_chunks, deadline);
+        let response = patience.before_content(upstream.oneshot(request)).await??;
         if stream {
-            until_content(events, &mut tap, &mut guard).await
+            until_commit(response.events, &patience, &mut guard, &mut watch).await
         } else {
-            whole(events, &mut tap, &mut guard).await
+            whole(response.events, &patience, &mut guard, &mut watch).await
         }
     }
     .await;
     match result {
-        Ok(answer) => Ok(Begun { answer, tap, guard }),
+        Ok(answer) => Ok(Begun { answer, guard, patience, watch }),
         Err(error) => {
             // A fault of the request, or a request for less traffic, says nothing against the host.
             let failure = Failure { error };
@@ -109,25 +161,50 @@ pub(super) async fn run(
     }
 }
 
-async fn until_content(
-    mut events: BoxStream<'static, Result<Event, UpstreamError>>,
-    tap: &mut Tap,
+/// Reads until the first content, and on to the end of the held prefix where a stronger model may be asked.
+async fn until_commit(
+    mut events: Events,
+    patience: &Patience,
     guard: &mut InFlight,
+    watch: &mut Watch,
 ) -> Result<Answer, UpstreamError> {
-    let mut held = VecDeque::new();
+    let (mut held, mut size) = (VecDeque::new(), 0);
+    let mut tap = Tap::default();
+    let mut hold_until: Option<Instant> = None;
     loop {
-        match events.next().await {
+        let event = match hold_until {
+            None => patience.before_content(events.next()).await?,
+            Some(until) => {
+                match tokio::time::timeout_at(until.into(), patience.between(events.next())).await {
+                    Ok(event) => event?,
+                    // Late: what came so far has to do, and the client gets it now.
+                    Err(_) => {
+                        watch.give_up_holding();
+                        return Ok(Answer::Stream(held, events));
+                    }
+                }
+            }
+        };
+        match event {
             Some(Ok(Event::Chunk(payload))) => {
                 let kind = tap.inspect(&payload);
                 if kind == Payload::Error {
                     return Err(in_band(&payload));
                 }
+                size += payload.len();
                 held.push_back(payload);
-                if matches!(kind, Payload::Content | Payload::Finish) {
+                let hold = watch.payload(held.back().map_or(&[][..], |p| p), Instant::now());
+                if matches!(kind, Payload::Content | Payload::Finish) || hold_until.is_some() {
                     guard.first_token(Instant::now());
-                    return Ok(Answer::Stream { held, events });
+                    match hold {
+                        Hold::Hold { until: Some(until) } if kind != Payload::Finish => {
+                            hold_until = Some(until)
+                        }
+                        Hold::Hold { .. } | Hold::Commit => return Ok(Answer::Stream(held, events)),
+                    }
+                    continue;
                 }
-                if held.len() > MAX_HELD {
+                if held.len() > MAX_HELD || size > MAX_HELD_BYTES {
                     return Err(UpstreamError::retryable(
                         502,
                         "upstream_error",
@@ -142,14 +219,20 @@ async fn until_content(
 }
 
 async fn whole(
-    mut events: BoxStream<'static, Result<Event, UpstreamError>>,
-    tap: &mut Tap,
+    mut events: Events,
+    patience: &Patience,
     guard: &mut InFlight,
+    watch: &mut Watch,
 ) -> Result<Answer, UpstreamError> {
     let mut parts: Vec<Bytes> = Vec::with_capacity(1);
     let mut size = 0;
     loop {
-        match events.next().await {
+        let event = if parts.is_empty() {
+            patience.before_content(events.next()).await?
+        } else {
+            patience.between(events.next()).await?
+        };
+        match event {
             Some(Ok(Event::Chunk(part))) => {
                 size += part.len();
                 if size > MAX_WHOLE {
@@ -174,56 +257,32 @@ async fn whole(
             joined.freeze()
         }
     };
-    if !tap.inspect_body(&body) {
-        return Err(UpstreamError::retryable(
-            502,
-            "upstream_error",
-            "the upstream answered something that is not JSON",
-        ));
-    }
-    let tokens = tap.usage.map_or(0, |u| u.completion_tokens);
-    guard.whole_answer(Instant::now(), Tokens(u32::try_from(tokens).unwrap_or(u32::MAX)));
-    Ok(Answer::Whole(body))
-}
-
-/// Applies the two idle limits to every step of a stream, also after its commit point.
-fn idle_limited(
-    events: BoxStream<'static, Result<Event, UpstreamError>>,
-    first_byte: Duration,
-    between_chunks: Duration,
-    deadline: Option<tokio::time::Instant>,
-) -> BoxStream<'static, Result<Event, UpstreamError>> {
-    futures_util::stream::unfold(Some((events, first_byte)), move |state| async move {
-        let (mut events, limit) = state?;
-        match limited(limit, deadline, events.next()).await {
-            Ok(Some(item)) => Some((item, Some((events, between_chunks)))),
-            Ok(None) => None,
-            Err(error) => Some((Err(error), None)),
+    let mut tap = Tap::default();
+    match tap.inspect_body(&body) {
+        Some(Payload::Error) => return Err(in_band(&body)),
+        Some(_) => {}
+        None => {
+            return Err(UpstreamError::retryable(
+                502,
+                "upstream_error",
+                "the upstream answered something that is no answer",
+            ));
         }
-    })
-    .boxed()
-}
-
-async fn limited<F: Future>(
-    limit: Duration,
-    deadline: Option<tokio::time::Instant>,
-    future: F,
-) -> Result<F::Output, UpstreamError> {
-    let idle = tokio::time::Instant::now() + limit;
-    let until = deadline.map_or(idle, |d| d.min(idle));
-    tokio::time::timeout_at(until, future).await.map_err(|_| {
-        let over = deadline.is_some_and(|d| d <= idle);
-        let message = if over { "the request's deadline passed" } else { "the upstream stopped answering" };
-        UpstreamError { retryable: !over, ..UpstreamError::new(504, "upstream_timeout", message) }
-    })
+    }
+    if watch.is_active() || watch::tells_confidence(&body) {
+        watch.body(&body);
+    }
+    let tokens = tap.completion_tokens();
+    guard.whole_answer(Instant::now(), Tokens(u32::try_from(tokens).unwrap_or(u32::MAX)));
+    Ok(Answer::Whole(body, tap))
 }
 
 fn ended_early() -> UpstreamError {
     UpstreamError::retryable(502, "upstream_interrupted", "the upstream ended its answer before it was whole")
 }
 
-/// Reads an error object that came inside a stream.
-fn in_band(payload: &[u8]) -> UpstreamError {
+/// Reads an error object that came where an answer was expected.
+pub(super) fn in_band(payload: &[u8]) -> UpstreamError {
     #[derive(serde::Deserialize)]
     struct Outer {
         error: serde_json::Value,
@@ -234,7 +293,7 @@ fn in_band(payload: &[u8]) -> UpstreamError {
         .or(error["status"].as_u64())
         .filter(|s| (400..=599).contains(s))
         .unwrap_or(502);
-    let message = error["message"].as_str().unwrap_or("the upstream reported an error");
+    let message = error["message"].as_str().or(error.as_str()).unwrap_or("the upstream reported an error");
     let message: String = message.chars().filter(|c| !c.is_control()).take(500).collect();
     let retryable = status == 429 || status >= 500;
     UpstreamError { retryable, ..UpstreamError::new(status as u16, "upstream_error", message) }

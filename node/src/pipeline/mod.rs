@@ -5,29 +5,37 @@
 //! failure moves silently to the next candidate; after it nothing is ever spliced.
 
 mod attempt;
+mod attempts;
+mod candidates;
+mod climb;
+mod delivery;
 pub mod tap;
+#[cfg(test)]
+mod tests;
 pub mod ticket;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use shoal_routing::{
-    ArmId, Balancer, Decision, LoadBook, MAX_ATTEMPTS, NoRoute, Offer, Registry, Request, RetryBudget,
-    RetryKind, Route, RouteReason, Router, Snapshot as RouterSnapshot, UpstreamId,
+    Decision, LoadBook, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
+    Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
 use self::attempt::Failure;
-pub use self::attempt::{Answer, Running};
+use self::attempts::Attempts;
+use self::candidates::Candidates;
+use self::climb::Climb;
+pub use self::delivery::{Committed, Running, Step, Whole};
 use self::ticket::{Sinks, Ticket};
 use crate::api::error::ApiError;
 use crate::api::parse::Parsed;
 use crate::config::Limits;
 use crate::inventory::Snapshot;
-use crate::store::{AttemptRecord, Considered, RequestRecord, unix_ms};
-use crate::upstream::{BoxUpstream, UpstreamRequest};
+use crate::store::{Considered, RequestRecord, unix_ms};
+use crate::upstream::{BoxUpstream, UpstreamError};
 
 /// Longest time that a request waits for its turn in the retry budget before it gives the error back.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
@@ -64,6 +72,16 @@ pub struct Job {
     decision: Decision,
     origin: Origin,
     ticket: Ticket,
+}
+
+/// A request that no upstream answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{error}")]
+pub struct Failed {
+    /// The last attempt's error.
+    pub error: UpstreamError,
+    /// Where the request left the mesh to, `none` if it did not.
+    pub egress: String,
 }
 
 /// Everything that requests need; one per node.
@@ -179,103 +197,34 @@ impl Pipeline {
         }
     }
 
-    /// Makes attempts until one commits. Dropping the future, or the answer, cancels the work.
-    pub async fn run(&self, job: Job) -> Result<Running, ApiError> {
+    /// Makes attempts until one commits, and asks a stronger model where the answer is not good enough. Dropping
+    /// the future, or the answer, cancels the work.
+    ///
+    /// # Errors
+    /// The last attempt's, when no attempt got to its commit point.
+    pub async fn run(&self, job: Job) -> Result<Running, Failed> {
         let Job { parsed, decision, origin, mut ticket } = job;
         let _active = self.retries.enter();
-        let mut candidates = Candidates::new(decision);
-        let allowed = origin.attempts_left.min(MAX_ATTEMPTS);
-        let mut last: Option<Failure> = None;
-        let mut permit = None;
-        for attempt in 0..allowed {
-            let Some(choice) = candidates.next(&self.loads, origin.hop, parsed.profile.expected_output)
-            else {
-                break;
-            };
-            if let Some(failure) = &last {
-                permit = self.retry_permit(failure).await;
-                if permit.is_none() {
-                    break;
-                }
-            }
-            let Some(upstream) = self.resolver.resolve(&choice.offer, &choice.route) else { continue };
-            self.note(&mut ticket, &choice);
-            let request = UpstreamRequest {
-                id: ticket.id().clone(),
-                path: parsed.path,
-                model: choice.offer.model.id.clone(),
-                body: parsed.body_for(&choice.offer.model.id),
-                stream: parsed.shape.stream,
-                deadline: origin.deadline,
-                data_class: parsed.shape.travels_as(),
-                hop: origin.hop,
-                attempts_left: allowed - attempt,
-                device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
-                egress: ticket.egress().clone(),
-            };
-            let guard = self.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
-            match attempt::run(upstream, request, guard, self.first_byte(), self.between_chunks()).await {
-                Ok(begun) => {
-                    ticket
-                        .record
-                        .attempt_log
-                        .push(AttemptRecord { upstream: choice.offer.name.to_string(), ended: "ok".into() });
-                    if attempt == 0 {
-                        self.retries.deposit();
-                    }
-                    drop(permit);
-                    return Ok(begun.into_running(ticket));
-                }
-                Err(failure) => {
-                    metrics::counter!("shoal_failovers_total", "code" => failure.error.code.to_string())
-                        .increment(1);
-                    tracing::debug!(upstream = %choice.offer.name, code = %failure.error.code, "attempt failed");
-                    let ended = failure.error.code.to_string();
-                    ticket
-                        .record
-                        .attempt_log
-                        .push(AttemptRecord { upstream: choice.offer.name.to_string(), ended });
-                    if let Some(pause) = failure.pause() {
-                        self.loads.penalise(
-                            &choice.offer.upstream,
-                            &choice.offer.model.id,
-                            Instant::now(),
-                            pause,
-                        );
-                    }
-                    let goes_on = failure.error.retryable;
-                    last = Some(failure);
-                    if !goes_on {
-                        break;
-                    }
-                }
+        let mut attempts = Attempts::new(self, &parsed, &origin);
+        let climb = Climb::new(&decision, &parsed, origin.hop);
+        match attempts.begin(Candidates::new(&decision), &climb, &mut ticket).await {
+            Ok(answered) => Ok(climb.until_good_enough(answered, &mut attempts, ticket).await),
+            Err(error) => {
+                let egress = ticket.egress().text();
+                ticket.fail(error.status, &error.code);
+                Err(Failed { error, egress })
             }
         }
-        let error = match last {
-            Some(failure) => ApiError::from(failure.error),
-            None => ApiError::new(
-                503,
-                "no_device",
-                "the devices that serve this model went away just now; try again",
-            )
-            .after(Duration::from_secs(1)),
-        };
-        let error = ApiError { egress: ticket.egress().clone(), ..error };
-        ticket.fail(error.status, &error.code);
-        Err(error)
     }
 
-    fn first_byte(&self) -> Duration {
-        self.limits.first_byte + GRACE
-    }
-
-    fn between_chunks(&self) -> Duration {
-        self.limits.between_chunks + GRACE
-    }
-
-    async fn retry_permit(&self, failure: &Failure) -> Option<shoal_routing::RetryPermit> {
+    async fn retry_permit(
+        &self,
+        failure: &Failure,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Option<RetryPermit> {
         let kind = if failure.is_throttle() { RetryKind::Throttle } else { RetryKind::Transient };
-        let give_up = tokio::time::Instant::now() + RETRY_WAIT;
+        let patience = tokio::time::Instant::now() + RETRY_WAIT;
+        let give_up = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
             if let Some(permit) = self.retries.try_retry(kind) {
                 return Some(permit);
@@ -286,86 +235,6 @@ impl Pipeline {
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-    }
-
-    fn note(&self, ticket: &mut Ticket, choice: &Choice) {
-        let r = &mut ticket.record;
-        r.model = choice.offer.model.id.to_string();
-        r.upstream = choice.offer.name.to_string();
-        r.upstream_id = choice.offer.upstream.name().to_string();
-        r.target = match (&choice.offer.upstream, &choice.route) {
-            (UpstreamId::Provider(_), _) => "cloud",
-            (_, Route::Direct) => "local",
-            (_, Route::Via(_)) => "peer",
-        }
-        .to_owned();
-        ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
-        ticket.priced(choice.offer.price);
-    }
-}
-
-/// One attempt's target.
-struct Choice {
-    offer: Arc<Offer>,
-    route: Route,
-    arm: ArmId,
-    reason: RouteReason,
-}
-
-/// The decision's candidates in the order in which they are tried.
-struct Candidates {
-    decision: Decision,
-    reason: RouteReason,
-    tried: Vec<(UpstreamId, Route)>,
-    rng: StdRng,
-}
-
-impl Candidates {
-    fn new(decision: Decision) -> Self {
-        let reason = decision.reason;
-        Self { decision, reason, tried: Vec::new(), rng: StdRng::from_rng(&mut rand::rng()) }
-    }
-
-    /// Returns the next candidate: another host of the model first, then the next model where it was ours to
-    /// choose. A host with a second way to it is tried by that way too.
-    fn next(&mut self, loads: &LoadBook, hop: u32, expected_output: shoal_routing::Tokens) -> Option<Choice> {
-        loop {
-            let exhausted: Vec<UpstreamId> = self
-                .decision
-                .offers
-                .iter()
-                .filter(|o| self.untried(o, hop).is_none())
-                .map(|o| o.upstream.clone())
-                .collect();
-            // A host that failed by one way comes after hosts that did not fail at all.
-            let failed: Vec<UpstreamId> =
-                self.tried.iter().map(|(u, _)| u.clone()).chain(exhausted.iter().cloned()).collect();
-            let balancer = Balancer::for_output(expected_output);
-            let now = Instant::now();
-            let offers = &self.decision.offers;
-            let picked = balancer
-                .pick(offers, loads, now, &mut self.rng, &failed)
-                .or_else(|| balancer.pick(offers, loads, now, &mut self.rng, &exhausted));
-            if let Some(offer) = picked {
-                let route = self.untried(&offer, hop)?;
-                self.tried.push((offer.upstream.clone(), route.clone()));
-                let arm = offer.model.arm();
-                return Some(Choice { offer, route, arm, reason: self.reason });
-            }
-            if self.decision.fallback_models.is_empty() {
-                return None;
-            }
-            let next = self.decision.fallback_models.remove(0);
-            self.decision.offers = next.offers;
-            self.reason = RouteReason::Fallback;
-        }
-    }
-
-    fn untried(&self, offer: &Offer, hop: u32) -> Option<Route> {
-        offer
-            .routes_at(hop)
-            .find(|route| !self.tried.iter().any(|(u, r)| *u == offer.upstream && r == *route))
-            .cloned()
     }
 }
 

@@ -42,16 +42,23 @@ pub struct Tap {
     pub finish_reason: Option<String>,
     /// Usage, once the upstream told it.
     pub usage: Option<Usage>,
-    /// Payloads with content; close to the number of tokens for engines that send one at a time.
+    /// Payloads with content, close to the number of tokens for engines that send one at a time; for a whole
+    /// body its estimated tokens.
     pub content_payloads: u64,
     /// True once a payload had something a reader would see.
     pub content_seen: bool,
+    /// Answers that said their finish reason; more than one where `n` was.
+    pub finished: u64,
+    /// True when the payload looked at last carried usage.
+    pub usage_here: bool,
 }
 
 #[derive(Deserialize)]
 struct View<'a> {
     #[serde(default, borrow)]
     choices: Vec<Choice<'a>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -83,6 +90,12 @@ struct Delta<'a> {
 }
 
 impl Delta<'_> {
+    /// Estimates the tokens of a whole message.
+    fn estimated_tokens(&self) -> u64 {
+        let parts = [self.content, self.tool_calls, self.refusal, self.reasoning_content];
+        parts.into_iter().flatten().map(|v| estimated_tokens(v.get())).sum()
+    }
+
     fn says_something(&self) -> bool {
         [self.content, self.tool_calls, self.refusal, self.reasoning_content]
             .into_iter()
@@ -94,6 +107,7 @@ impl Delta<'_> {
 impl Tap {
     /// Looks at one payload of a stream.
     pub fn inspect(&mut self, payload: &[u8]) -> Payload {
+        self.usage_here = false;
         if self.content_seen && !worth_parsing(payload) {
             self.content_payloads += 1;
             return Payload::Content;
@@ -117,6 +131,7 @@ impl Tap {
         }
         if let Some(reason) = view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back() {
             self.finish_reason = Some(reason.to_owned());
+            self.finished += view.choices.iter().filter(|c| c.finish_reason.is_some()).count() as u64;
             return Payload::Finish;
         }
         match (content, view.choices.is_empty(), view.usage.is_some_and(|u| u.get() != "null")) {
@@ -126,17 +141,30 @@ impl Tap {
         }
     }
 
-    /// Looks at the whole body of an answer that is not streamed; false if it is no JSON object.
-    pub fn inspect_body(&mut self, body: &[u8]) -> bool {
-        let Ok(view) = serde_json::from_slice::<View<'_>>(body) else { return false };
+    /// Looks at the whole body of an answer that is not streamed; `None` if it is no answer at all.
+    pub fn inspect_body(&mut self, body: &[u8]) -> Option<Payload> {
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return None;
+        }
+        let view = serde_json::from_slice::<View<'_>>(body).ok()?;
+        if view.choices.is_empty() && view.data.is_none() {
+            return view.error.is_some_and(|e| e.get() != "null").then_some(Payload::Error);
+        }
         self.read_usage(view.usage);
         self.finish_reason =
             view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back().map(str::to_owned);
-        self.content_seen = view.choices.iter().any(|c| {
-            c.message.as_ref().or(c.delta.as_ref()).is_some_and(Delta::says_something)
-                || c.text.is_some_and(|t| !matches!(t.get(), "null" | "\"\""))
-        });
-        true
+        for choice in &view.choices {
+            let message = choice.message.as_ref().or(choice.delta.as_ref());
+            self.content_payloads += message.map_or(0, Delta::estimated_tokens)
+                + choice.text.map_or(0, |text| estimated_tokens(text.get()));
+        }
+        self.content_seen = self.content_payloads > 0;
+        Some(Payload::Content)
+    }
+
+    /// Returns the tokens of the answer: as the upstream counted them, else as they were seen to pass.
+    pub fn completion_tokens(&self) -> u64 {
+        self.usage.map_or(self.content_payloads, |u| u.completion_tokens)
     }
 
     fn read_usage(&mut self, usage: Option<&RawValue>) {
@@ -144,7 +172,16 @@ impl Tap {
             && let Ok(Some(usage)) = serde_json::from_str::<Option<Usage>>(raw.get())
         {
             self.usage = Some(usage);
+            self.usage_here = true;
         }
+    }
+}
+
+/// Estimates the tokens of a JSON value, four bytes each; an empty one has none.
+fn estimated_tokens(json: &str) -> u64 {
+    match json {
+        "null" | "\"\"" | "[]" => 0,
+        text => (text.len() as u64).div_ceil(4),
     }
 }
 

@@ -19,18 +19,26 @@ use crate::feedback::FeedbackHandle;
 use crate::store::{HistoryWriter, RequestRecord};
 
 /// Requests in progress, for `shoal ps`.
+///
+/// By a running number: two attempts of another router may bring the same request here twice.
 #[derive(Debug, Clone, Default)]
-pub struct Live(Arc<Mutex<BTreeMap<Arc<str>, RequestRecord>>>);
+pub struct Live(Arc<Mutex<Running>>);
+
+#[derive(Debug, Default)]
+struct Running {
+    next: u64,
+    records: BTreeMap<u64, RequestRecord>,
+}
 
 impl Live {
     /// Returns the records of all requests in progress, oldest first.
     pub fn list(&self) -> Vec<RequestRecord> {
-        self.lock().values().cloned().collect()
+        self.lock().records.values().cloned().collect()
     }
 
     /// Returns the number of requests in progress.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().records.len()
     }
 
     /// Returns true when nothing is in progress.
@@ -40,10 +48,18 @@ impl Live {
 
     /// Returns one record.
     pub fn find(&self, id: &str) -> Option<RequestRecord> {
-        self.lock().get(id).cloned()
+        self.lock().records.values().find(|r| r.id == id).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, RequestRecord>> {
+    fn insert(&self, record: RequestRecord) -> u64 {
+        let mut running = self.lock();
+        let number = running.next;
+        running.next += 1;
+        running.records.insert(number, record);
+        number
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -100,6 +116,8 @@ pub struct Ticket {
     /// What is known of it so far.
     pub record: RequestRecord,
     id: Arc<str>,
+    /// Its number among those in progress.
+    live: u64,
     started: Instant,
     hop: u32,
     data_class: DataClass,
@@ -113,6 +131,18 @@ pub struct Ticket {
     _permit: OwnedSemaphorePermit,
 }
 
+/// Who answered at some moment.
+pub(super) struct Mark {
+    model: String,
+    upstream: String,
+    upstream_id: String,
+    target: String,
+    reason: RouteReason,
+    arm: Option<ArmId>,
+    id: Option<UpstreamId>,
+    price: Option<Price>,
+}
+
 impl Ticket {
     /// Opens the ticket of a request just accepted.
     pub fn open(
@@ -124,10 +154,11 @@ impl Ticket {
     ) -> Self {
         let id: Arc<str> = record.id.as_str().into();
         sinks.totals.add("accepted");
-        sinks.live.lock().insert(id.clone(), record.clone());
+        let live = sinks.live.insert(record.clone());
         Self {
             record,
             id,
+            live,
             started: Instant::now(),
             hop,
             data_class,
@@ -155,7 +186,7 @@ impl Ticket {
         self.reason = reason;
         self.record.routing_reason = reason.as_str().to_owned();
         self.record.attempts += 1;
-        if let Some(live) = self.sinks.live.lock().get_mut(&self.id) {
+        if let Some(live) = self.sinks.live.lock().records.get_mut(&self.live) {
             live.clone_from(&self.record);
             live.duration_ms = self.elapsed_ms();
         }
@@ -172,6 +203,36 @@ impl Ticket {
         self.record.cost_usd = price.is_none().then_some(0.0);
     }
 
+    /// Remembers who answers now, in case somebody stronger is asked in vain.
+    pub(super) fn mark(&self) -> Mark {
+        let r = &self.record;
+        Mark {
+            model: r.model.clone(),
+            upstream: r.upstream.clone(),
+            upstream_id: r.upstream_id.clone(),
+            target: r.target.clone(),
+            reason: self.reason,
+            arm: self.arm.clone(),
+            id: self.upstream.clone(),
+            price: self.price,
+        }
+    }
+
+    /// Returns to who answered at the mark.
+    pub(super) fn restore(&mut self, mark: Mark) {
+        let r = &mut self.record;
+        r.model = mark.model;
+        r.upstream = mark.upstream;
+        r.upstream_id = mark.upstream_id;
+        r.target = mark.target;
+        r.routing_reason = mark.reason.as_str().to_owned();
+        r.arm = mark.arm.as_ref().map(|arm| arm.as_str().to_owned()).unwrap_or_default();
+        self.reason = mark.reason;
+        self.arm = mark.arm;
+        self.upstream = mark.id;
+        self.priced(mark.price);
+    }
+
     /// Notes the first byte of content; later calls change nothing.
     pub fn first_content(&mut self) {
         if self.record.ttft_ms.is_none() {
@@ -179,7 +240,7 @@ impl Ticket {
         }
     }
 
-    /// Takes over what the tap read of the answer; `content_payloads` stands in where no usage was told.
+    /// Takes over what the tap read of the answer so far.
     pub fn read(&mut self, tap: &Tap) {
         self.record.egress = self.egress.text();
         if let Some(usage) = tap.usage {
@@ -188,10 +249,8 @@ impl Ticket {
                 self.record.cost_usd = Some(cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;
-            self.record.completion_tokens = usage.completion_tokens;
-        } else {
-            self.record.completion_tokens = tap.content_payloads;
         }
+        self.record.completion_tokens = tap.completion_tokens();
         if let Some(reason) = &tap.finish_reason {
             self.record.finish_reason.clone_from(reason);
         }
@@ -245,7 +304,7 @@ impl Ticket {
         self.record.status = status;
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
-        self.sinks.live.lock().remove(&self.id);
+        self.sinks.live.lock().records.remove(&self.live);
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
         metrics::histogram!("shoal_request_seconds", "outcome" => word)

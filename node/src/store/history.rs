@@ -78,8 +78,14 @@ pub struct RequestRecord {
     pub attempt_log: Vec<AttemptRecord>,
     /// Calibrated probability that the answer is good; absent = unknown.
     pub confidence: Option<f64>,
+    /// The same before calibration: what feedback teaches it with.
+    pub raw_confidence: Option<f64>,
     /// True when a stronger model took over.
     pub escalated: bool,
+    /// Why it did: `low_confidence`, `cloud_handoff` or `expected_gain`; empty if it did not.
+    pub escalation: String,
+    /// Tokens of answers that were not good enough; they are not in `completion_tokens`.
+    pub rejected_tokens: u64,
     /// `public`, `internal` or `restricted`.
     pub data_class: String,
     /// `none` or the provider.

@@ -1,7 +1,7 @@
 //! API keys: made here, shown once, kept as hashes, checked without touching the disk.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use data_encoding::BASE32_NOPAD;
@@ -44,13 +44,15 @@ pub struct NewKey {
 pub struct KeyRing {
     store: Store,
     keys: ArcSwap<BTreeMap<String, KeyRecord>>,
+    /// Held while records are merged: two merges at once would lose what the first one brought.
+    merging: Mutex<()>,
 }
 
 impl KeyRing {
     /// Reads all keys of the store.
     pub fn load(store: Store) -> Result<Arc<Self>, Error> {
         let keys = store.read_keys()?;
-        Ok(Arc::new(Self { store, keys: ArcSwap::from_pointee(keys) }))
+        Ok(Arc::new(Self { store, keys: ArcSwap::from_pointee(keys), merging: Mutex::default() }))
     }
 
     /// Makes a key, stores its hash durably and returns the text once.
@@ -88,6 +90,7 @@ impl KeyRing {
     ///
     /// Returns how many changed something.
     pub fn merge(&self, records: Vec<KeyRecord>) -> Result<usize, Error> {
+        let _merging = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keys = BTreeMap::clone(&self.keys.load());
         let mut changed = Vec::new();
         for record in records {

@@ -7,8 +7,10 @@
 pub mod http_client;
 pub mod openai_http;
 pub mod provider;
+pub mod reply;
 pub mod sse;
 pub mod tunnel;
+pub mod wire;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -4,7 +4,6 @@
 //! doubt an answer: a head first, chunks, then exactly one end or error. A stream that closes without either was
 //! cut and says so. Dropping the future or the events drops the stream, which the far end sees as a cancel.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,24 +11,15 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use shoal_cluster::ids::Peer;
 use shoal_proto::infer_frame::Kind;
-use shoal_proto::{InferError, InferFrame, InferHead, InferRequest};
-use shoal_routing::DataClass;
+use shoal_proto::{InferFrame, InferHead, InferRequest};
 use tokio::time::Instant;
 
+use super::wire::{error_from_wire, to_wire};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 
 /// Longest silence of the far end. It watches its engine itself, phase by phase, and reports what it sees; this
 /// bound is above all of its own and only meets a process that hangs while its connection lives.
 pub const FAR_END_SILENCE: Duration = Duration::from_secs(330);
-
-/// Longest message of a peer that is passed on, in characters.
-const MAX_MESSAGE: usize = 500;
-
-/// Longest error code of a peer that is passed on, in bytes.
-const MAX_CODE: usize = 64;
-
-/// Longest `retry_after` that a peer may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Opens inference streams to peers; the cluster's handle, or a fake in tests.
 pub trait Opener: Clone + Send + Sync + 'static {
@@ -121,7 +111,7 @@ impl<F: Frames> Answer<F> {
             Kind::Head(InferHead { upstream, upstream_id, model }) => {
                 ServedBy { upstream, upstream_id, model }
             }
-            Kind::Error(error) => return Err(from_wire(error)),
+            Kind::Error(error) => return Err(error_from_wire(error)),
             Kind::Chunk(_) | Kind::End(_) => return Err(self.disorder()),
         };
         let events = stream::unfold(self, |mut answer| async move {
@@ -139,7 +129,7 @@ impl<F: Frames> Answer<F> {
         match self.frame().await? {
             Kind::Chunk(bytes) => Ok(Event::Chunk(bytes)),
             Kind::End(end) => Ok(Event::End { complete: end.complete }),
-            Kind::Error(error) => Err(from_wire(error)),
+            Kind::Error(error) => Err(error_from_wire(error)),
             Kind::Head(_) => Err(self.disorder()),
         }
     }
@@ -168,61 +158,5 @@ impl<F: Frames> Answer<F> {
             "upstream_error",
             format!("{} does not keep to the protocol", self.name),
         )
-    }
-}
-
-/// The request as it travels.
-pub fn to_wire(request: &UpstreamRequest) -> InferRequest {
-    let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).as_millis();
-    InferRequest {
-        request_id: request.id.to_string(),
-        path: request.path.as_str().to_owned(),
-        model: request.model.to_string(),
-        body: request.body.clone(),
-        // Zero would mean that there is no limit.
-        deadline_ms: request
-            .deadline
-            .map_or(0, |deadline| u64::try_from(left(deadline)).unwrap_or(u64::MAX).max(1)),
-        hop: request.hop,
-        data_class: match request.data_class {
-            DataClass::Public => shoal_proto::DataClass::Public,
-            DataClass::Internal => shoal_proto::DataClass::Internal,
-            DataClass::Restricted => shoal_proto::DataClass::Restricted,
-        }
-        .into(),
-        attempts_left: request.attempts_left,
-        stream: request.stream,
-        device: request.device.as_deref().unwrap_or_default().to_owned(),
-    }
-}
-
-/// An error as a peer worded it, bounded: a peer is trusted to answer, not to flood.
-pub fn from_wire(error: InferError) -> UpstreamError {
-    let status = u16::try_from(error.status).ok().filter(|status| (400..600).contains(status)).unwrap_or(502);
-    let is_word = |code: &str| {
-        !code.is_empty()
-            && code.len() <= MAX_CODE
-            && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-    };
-    let retry_after = Duration::from_millis(error.retry_after_ms).min(MAX_RETRY_AFTER);
-    UpstreamError {
-        status,
-        code: if is_word(&error.code) { Cow::Owned(error.code) } else { Cow::Borrowed("upstream_error") },
-        message: error.message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect(),
-        retryable: error.retryable,
-        retry_after: (!retry_after.is_zero()).then_some(retry_after),
-    }
-}
-
-/// An error as it travels.
-pub fn error_to_wire(error: &UpstreamError) -> InferError {
-    InferError {
-        status: error.status.into(),
-        code: error.code.to_string(),
-        message: error.message.clone(),
-        retryable: error.retryable,
-        retry_after_ms: error
-            .retry_after
-            .map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
     }
 }

@@ -15,4 +15,4 @@ pub use policy::{ArmView, Context, Policy, Selection};
 pub use prior::SizeClass;
 pub use reward::Reward;
 pub use stats::{ArmStats, Implausible, Observations, Posterior};
-pub use thompson::Thompson;
+pub use thompson::{Quality, Thompson, Weights, expected_quality};

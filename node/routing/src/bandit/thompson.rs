@@ -17,7 +17,7 @@ use crate::bandit::policy::{ArmView, Context, Policy, Selection};
 use crate::bandit::prior::SizeClass;
 use crate::bandit::stats::ArmStats;
 use crate::class::Preference;
-use crate::units::MicroUsd;
+use crate::units::{MicroUsd, Score};
 
 /// Joint samples of a selection: shares in steps of 3 %, at some 10 ns for a sample of one arm.
 const DRAWS: usize = 32;
@@ -87,6 +87,27 @@ impl Belief {
         let quality_var = quality * (1.0 - quality) / (judgements + 1.0);
         let variance = whole * whole * quality_var + quality * quality * whole_var + whole_var * quality_var;
         Self { mean: whole * quality, deviation: variance.sqrt(), whole }
+    }
+}
+
+/// What to expect of an arm: the means of its posterior.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quality {
+    /// Of a request sent there; one without a whole answer counts as 0.
+    pub of_request: Score,
+    /// Of a whole answer that is already there.
+    pub of_answer: Score,
+    /// Judgements that stand behind it, over the mesh; 0 = nothing but the size of the model.
+    pub judged: u64,
+}
+
+/// Returns what to expect of an arm, from its size and from what the mesh observed of it.
+pub fn expected_quality(size: SizeClass, stats: &ArmStats) -> Quality {
+    let belief = Belief::new(size, stats);
+    Quality {
+        of_request: Score::clamped(belief.mean),
+        of_answer: Score::clamped(belief.mean / belief.whole),
+        judged: stats.scored,
     }
 }
 

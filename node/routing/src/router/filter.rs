@@ -16,6 +16,7 @@ const NEAR_LIMIT: u32 = 10;
 /// Passes offers one by one and counts what it refused.
 pub(super) struct Filter<'a> {
     request: &'a Request<'a>,
+    prompt: Tokens,
     context: Tokens,
     exact: bool,
     mode: Mode,
@@ -30,6 +31,7 @@ impl<'a> Filter<'a> {
     pub(super) fn new(request: &'a Request<'a>, profile: &RequestProfile) -> Self {
         Self {
             request,
+            prompt: profile.prompt_tokens,
             context: profile.context_tokens(),
             exact: profile.exact,
             mode: request.effective_mode(),
@@ -106,10 +108,19 @@ impl<'a> Filter<'a> {
     fn fits(&mut self, limit: Tokens) -> bool {
         if !self.exact && self.context.0.abs_diff(limit.0) <= limit.0 / NEAR_LIMIT {
             self.exact = true;
-            self.context =
-                tokens::count_messages(&self.request.messages) + self.request.max_output.unwrap_or_default();
+            self.prompt = tokens::count_messages(&self.request.messages);
+            self.context = self.prompt + self.request.max_output.unwrap_or_default();
         }
         self.context <= limit
+    }
+
+    /// True when the prompt is longer than the caller lets devices have. An estimate near the limit is counted exactly.
+    pub(super) fn is_too_long_for_devices(&self) -> bool {
+        let Some(limit) = self.request.max_local_tokens else { return false };
+        let near = self.prompt.0.abs_diff(limit.0) <= limit.0 / NEAR_LIMIT;
+        let prompt =
+            if near && !self.exact { tokens::count_messages(&self.request.messages) } else { self.prompt };
+        prompt > limit
     }
 
     /// True when the filter was shown an offer, whatever it said to it.

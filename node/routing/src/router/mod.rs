@@ -3,80 +3,39 @@
 //! Policy filters before anything ranks, on every hop, so no ranking, retry or fallback can bring a forbidden
 //! upstream back: whatever a [`Decision`] holds passed the filter.
 
+mod candidate;
 mod filter;
 mod no_route;
+mod permitted;
+mod reason;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use rand::Rng;
 
-use crate::balance::{Balancer, LoadBook};
-use crate::bandit::{ArmStats, ArmView, Context, Policy, Posterior, SizeClass, Thompson};
+use crate::balance::LoadBook;
+use crate::bandit::{ArmView, Context, Policy, Posterior, Thompson};
 use crate::choice::ModelChoice;
+use crate::class::Mode;
 use crate::ids::{ArmId, UpstreamId};
 use crate::profile::RequestProfile;
-use crate::registry::{ArmEntry, Offer, Registry};
+use crate::registry::{Offer, Registry};
 use crate::request::Request;
+use crate::router::candidate::{Candidate, Scope};
 use crate::router::filter::Filter;
-use crate::units::MicroUsd;
 
 pub use no_route::NoRoute;
+pub use permitted::Permitted;
+pub use reason::RouteReason;
 
 /// Names that an "unknown model" error suggests.
 const SUGGESTIONS: usize = 3;
 
 /// Arms that a policy weighs; above that, those with the best prior. Bounds the time of a decision.
 const MAX_ARMS: usize = 32;
-
-/// Time to first token to expect before any was measured, milliseconds: a warm laptop.
-const EXPECTED_TTFT_MS: f64 = 600.0;
-
-/// Time per token of a provider before any was measured, milliseconds.
-const PROVIDER_MS_PER_TOKEN: f64 = 15.0;
-
-/// Why an arm was chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RouteReason {
-    /// The caller named the model.
-    Named,
-    /// The caller named the device.
-    PinnedDevice,
-    /// The caller named the provider.
-    PinnedProvider,
-    /// The bandit chose by Thompson sampling.
-    AutoThompson,
-    /// The model was ours to choose, but only one could serve the request.
-    OnlyCandidate,
-    /// The chosen model failed; this one ranked next.
-    Fallback,
-    /// No decision was made.
-    None,
-}
-
-impl RouteReason {
-    /// Returns the words used in headers, the history and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Named => "named",
-            Self::PinnedDevice => "pinned_device",
-            Self::PinnedProvider => "pinned_provider",
-            Self::AutoThompson => "auto:thompson",
-            Self::OnlyCandidate => "only_candidate",
-            Self::Fallback => "fallback",
-            Self::None => "none",
-        }
-    }
-}
-
-impl fmt::Display for RouteReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// What a decision is made from: one consistent picture, taken once per request.
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +76,10 @@ pub struct Decision {
     pub reason: RouteReason,
     /// Every model that was weighed with its expected utility, best first.
     pub considered: Vec<(Arc<str>, f64)>,
+    /// Every arm that the filter admitted, the chosen one among them: what [`ladder`](crate::escalate::ladder) ranks.
+    /// Empty where no answer may be escalated: unless the mode is `auto`, the model was named or ours to choose,
+    /// and this is the router where the client connected.
+    pub permitted: Vec<Arc<Permitted>>,
 }
 
 /// Decides where requests go, by a policy.
@@ -148,19 +111,15 @@ impl<P: Policy> Router<P> {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
-        let mut filter = Filter::new(request, profile);
+        let ask = Ask { request, profile, snapshot, now };
         let registry = snapshot.registry;
         match &request.choice {
             ModelChoice::Auto(_) | ModelChoice::AutoLocal => {
-                self.choose(request, profile, snapshot, &mut filter, now, rng)
+                self.choose(ask, &mut Filter::new(request, profile), Scope::Everywhere, rng)
             }
-            ModelChoice::Named(model) => {
-                let offers = registry.by_model(model).iter();
-                named(offers, &mut filter, RouteReason::Named).map_err(|no| {
-                    if filter.has_seen() { no.about(model) } else { NoRoute::unknown(model, registry) }
-                })
-            }
+            ModelChoice::Named(model) => self.decide_named(ask, model, rng),
             ModelChoice::OnDevice { device, model } => {
+                let mut filter = Filter::new(request, profile);
                 let offers = registry.by_model(model);
                 let on_device = |offer: &&Arc<Offer>| matches!(&offer.upstream, UpstreamId::Device(id) if id == device || offer.name == *device);
                 named(offers.iter().filter(on_device), &mut filter, RouteReason::PinnedDevice).map_err(|no| {
@@ -172,6 +131,7 @@ impl<P: Policy> Router<P> {
                 })
             }
             ModelChoice::Provider { provider, model } => {
+                let mut filter = Filter::new(request, profile);
                 let from_provider = |offer: &&Arc<Offer>| {
                     matches!(&offer.upstream, UpstreamId::Provider(id) if id == provider)
                         && is_providers_model(&offer.model.id, provider, model)
@@ -185,30 +145,65 @@ impl<P: Policy> Router<P> {
         }
     }
 
+    /// Decides for a served name. A model that only devices serve makes room for a provider's when the caller asked
+    /// for the cloud, or when the prompt is too long for the devices and the mode leaves it to us.
+    fn decide_named(&self, ask: Ask<'_>, model: &str, rng: &mut impl Rng) -> Result<Decision, NoRoute> {
+        let Ask { request, profile, snapshot, .. } = ask;
+        let offers = snapshot.registry.by_model(model);
+        let may_replace = request.hop == 0
+            && !request.needs.embeddings
+            && !offers.is_empty()
+            && !offers.iter().any(|offer| offer.is_cloud());
+        let mut replace = |reason: RouteReason| {
+            let mut filter = Filter::new(request, profile);
+            let decision = self.choose(ask, &mut filter, Scope::CloudOnly, rng).ok()?;
+            Some(Decision { reason, ..decision })
+        };
+        let mut filter = Filter::new(request, profile);
+        let instead = match request.effective_mode() {
+            Mode::Cloud if may_replace => replace(RouteReason::ModeCloud),
+            Mode::Auto if may_replace && filter.is_too_long_for_devices() => {
+                replace(RouteReason::PromptTooLong)
+            }
+            Mode::Auto | Mode::Local | Mode::Cloud => None,
+        };
+        if let Some(decision) = instead {
+            return Ok(decision);
+        }
+        match named(offers, &mut filter, RouteReason::Named) {
+            Ok(mut decision) => {
+                if may_escalate(request) {
+                    let mut others = Filter::new(request, profile);
+                    let mut candidates =
+                        candidate::gather(snapshot.registry, request, &mut others, Scope::Everywhere);
+                    if filter.is_too_long_for_devices() {
+                        decision.prefer_cloud();
+                        candidate::prefer_cloud(&mut candidates);
+                    }
+                    decision.permitted = permitted::of(candidates, ask, &decision.offers);
+                }
+                Ok(decision)
+            }
+            Err(NoRoute::ContextTooLong { limit, tokens }) => {
+                let cloud = (may_replace && request.effective_mode() == Mode::Auto)
+                    .then(|| replace(RouteReason::PromptTooLong));
+                cloud.flatten().ok_or(NoRoute::ContextTooLong { limit, tokens })
+            }
+            Err(no) if filter.has_seen() => Err(no.about(model)),
+            Err(_) => Err(NoRoute::unknown(model, snapshot.registry)),
+        }
+    }
+
     /// Chooses among all models that may and can serve the request.
     fn choose(
         &self,
-        request: &Request<'_>,
-        profile: &RequestProfile,
-        snapshot: &Snapshot<'_>,
+        ask: Ask<'_>,
         filter: &mut Filter<'_>,
-        now: Instant,
+        scope: Scope,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
-        let mut candidates: Vec<Candidate<'_>> = Vec::new();
-        for entry in snapshot.registry.arms() {
-            let makes_vectors =
-                entry.embedder || entry.offers.iter().any(|o| o.model.embeddings == Some(true));
-            if (request.needs.embeddings && !makes_vectors) || (!request.needs.embeddings && entry.embedder) {
-                continue;
-            }
-            let offers: Vec<Arc<Offer>> =
-                entry.offers.iter().filter(|offer| filter.admits(offer)).cloned().collect();
-            if !offers.is_empty() {
-                candidates.push(Candidate { entry, offers });
-            }
-        }
-        prefer_known(&mut candidates, filter);
+        let Ask { request, profile, snapshot, now } = ask;
+        let mut candidates = candidate::gather(snapshot.registry, request, filter, scope);
         if candidates.is_empty() && !filter.has_seen() && !snapshot.registry.offers().is_empty() {
             let what = if request.needs.embeddings { "embeddings" } else { "chat" };
             return Err(NoRoute::Unsupported { what });
@@ -219,6 +214,8 @@ impl<P: Policy> Router<P> {
         if request.needs.embeddings {
             // Vectors of two models cannot be compared: the same model each time, while it is served.
             candidates.truncate(1);
+        } else if may_escalate(request) && filter.is_too_long_for_devices() {
+            candidate::prefer_cloud(&mut candidates);
         }
         if candidates.len() > MAX_ARMS {
             candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.entry.size));
@@ -235,6 +232,11 @@ impl<P: Policy> Router<P> {
         let considered =
             order.iter().map(|index| (candidates[*index].entry.model.clone(), selection.scores[*index]));
         let considered = considered.collect();
+        let permitted = if may_escalate(request) {
+            candidates.iter().flat_map(|candidate| permitted::split(candidate, ask)).collect()
+        } else {
+            Vec::new()
+        };
         let mut ranked: Vec<Option<Candidate<'_>>> = candidates.into_iter().map(Some).collect();
         let chosen = ranked[selection.index].take().expect("each candidate is taken once");
         let fallback_models = order
@@ -254,58 +256,37 @@ impl<P: Policy> Router<P> {
             propensity: selection.propensity,
             reason,
             considered,
+            permitted,
         })
     }
 }
 
-/// An arm with the offers that passed the filter.
-struct Candidate<'a> {
-    entry: &'a ArmEntry,
-    offers: Vec<Arc<Offer>>,
-}
-
-impl<'a> Candidate<'a> {
-    fn view(&self, profile: &RequestProfile, snapshot: &Snapshot<'_>, now: Instant) -> ArmView<'a> {
-        let balancer = Balancer::for_output(profile.expected_output);
-        let stats = snapshot.posterior.arm(&self.entry.id);
-        let latency = |offer: &Arc<Offer>| {
-            let load = snapshot.loads.of(offer, now);
-            let waiting = match offer.slots {
-                0 => 1.0,
-                slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
-            };
-            let predicted = balancer.predicted_ms(&load);
-            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile, &stats))
-                * waiting.max(1.0)
-        };
-        let cost = |offer: &Arc<Offer>| match offer.price {
-            Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
-            None => MicroUsd(0),
-        };
-        ArmView {
-            arm: &self.entry.id,
-            size: self.entry.size,
-            stats,
-            cost: self.offers.iter().map(cost).min().unwrap_or_default(),
-            latency_ms: self.offers.iter().map(latency).fold(f64::INFINITY, f64::min),
+impl Decision {
+    /// Leaves only the offers in the cloud, if there are any.
+    fn prefer_cloud(&mut self) {
+        if self.offers.iter().any(|offer| offer.is_cloud()) {
+            self.offers.retain(|offer| offer.is_cloud());
         }
     }
 }
 
-/// Predicts the time to a whole answer of an upstream that this node never measured, milliseconds: from what
-/// the mesh saw of the model elsewhere, else from its size.
-fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile, stats: &ArmStats) -> f64 {
-    let per_token = if offer.is_cloud() { PROVIDER_MS_PER_TOKEN } else { size.expected_ms_per_token() };
-    stats.ttft_ms().unwrap_or(EXPECTED_TTFT_MS) + per_token * f64::from(profile.expected_output.0)
+/// A request with the picture that it is decided in.
+#[derive(Clone, Copy)]
+struct Ask<'a> {
+    request: &'a Request<'a>,
+    profile: &'a RequestProfile,
+    snapshot: &'a Snapshot<'a>,
+    now: Instant,
 }
 
-/// Leaves out arms that may lack what the request needs, if some are known to have it.
-fn prefer_known(candidates: &mut Vec<Candidate<'_>>, filter: &Filter<'_>) {
-    let known =
-        |candidate: &Candidate<'_>| candidate.offers.iter().any(|offer| filter.is_known_to_fit(offer));
-    if candidates.iter().any(known) {
-        candidates.retain(known);
-    }
+/// True when an answer to the request may be followed by a stronger model's. Only the entry router does that, since
+/// two that judge the same answer would pay twice; vectors of two models cannot be compared.
+fn may_escalate(request: &Request<'_>) -> bool {
+    let choice = match request.choice {
+        ModelChoice::Auto(_) | ModelChoice::Named(_) => true,
+        ModelChoice::AutoLocal | ModelChoice::OnDevice { .. } | ModelChoice::Provider { .. } => false,
+    };
+    choice && request.effective_mode() == Mode::Auto && request.hop == 0 && !request.needs.embeddings
 }
 
 /// Decides for a model that the caller named: every offer of it that passes the filter.
@@ -324,6 +305,7 @@ fn named<'a>(
         propensity: 1.0,
         reason,
         considered: Vec::new(),
+        permitted: Vec::new(),
     })
 }
 

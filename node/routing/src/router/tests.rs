@@ -7,7 +7,7 @@ use crate::limit::MAX_HOPS;
 use crate::registry::{ModelSpec, Route};
 use crate::request::{Message, MessageRole, Needs};
 use crate::testing::{seeded, start};
-use crate::units::{Price, Tokens};
+use crate::units::{MicroUsd, Price, Tokens};
 
 fn spec(model: &str) -> ModelSpec {
     ModelSpec::new(model, "test")
@@ -44,6 +44,7 @@ fn request(choice: &str) -> Request<'static> {
         preference: Preference::Balanced,
         data_class: DataClass::Internal,
         hop: 0,
+        max_local_tokens: None,
     }
 }
 
@@ -170,8 +171,97 @@ fn local_means_local_and_cloud_means_cloud() {
     let mut cloud = request("auto");
     cloud.mode = Mode::Cloud;
     assert_eq!(reachable(&decide(mesh(), &cloud).unwrap()), ["openai/gpt-4o"]);
-    cloud.choice = request("llama3.2:1b").choice;
+    cloud.choice = request("device:gpu/llama3.2:1b").choice;
     assert_eq!(decide(mesh(), &cloud).unwrap_err().code(), "policy_blocked");
+}
+
+#[test]
+fn mode_cloud_puts_a_provider_in_the_place_of_a_model_of_devices() {
+    let mut cloud = request("llama3.2:1b");
+    cloud.mode = Mode::Cloud;
+    let decision = decide(mesh(), &cloud).unwrap();
+    assert_eq!((reachable(&decision), decision.reason), (vec!["openai/gpt-4o"], RouteReason::ModeCloud));
+    let devices = || mesh().into_iter().filter(|offer| !offer.is_cloud()).collect();
+    assert_eq!(decide(devices(), &cloud).unwrap_err().code(), "policy_blocked");
+    cloud.data_class = DataClass::Restricted;
+    assert_eq!(decide(mesh(), &cloud).unwrap_err().code(), "policy_blocked");
+    let mut unknown = cloud.clone();
+    unknown.choice = request("nobody-serves-this").choice;
+    assert_eq!(decide(mesh(), &unknown).unwrap_err().code(), "model_not_found");
+    let mut pinned = request("openai/gpt-4o");
+    for mode in [Mode::Auto, Mode::Cloud] {
+        pinned.mode = mode;
+        assert_eq!(decide(mesh(), &pinned).unwrap().reason, RouteReason::PinnedProvider);
+    }
+    pinned.mode = Mode::Local;
+    assert_eq!(decide(mesh(), &pinned).unwrap_err(), NoRoute::NoLocalCapacity);
+}
+
+#[test]
+fn a_prompt_that_fits_no_device_goes_to_the_cloud_where_that_is_permitted() {
+    let small = || on_device("a", ModelSpec { context: Some(Tokens(100)), ..spec("small") });
+    let both = || vec![small(), at_provider("openai", "openai/gpt-4o")];
+    for choice in ["small", "auto"] {
+        let mut long = request(choice);
+        long.max_output = Some(Tokens(200));
+        assert_eq!(reachable(&decide(both(), &long).unwrap()), ["openai/gpt-4o"], "{choice}");
+        assert_eq!(decide(vec![small()], &long).unwrap_err().code(), "context_length_exceeded");
+        long.data_class = DataClass::Restricted;
+        assert_eq!(decide(both(), &long).unwrap_err().code(), "context_length_exceeded");
+        long.data_class = DataClass::Internal;
+        long.mode = Mode::Local;
+        assert_eq!(decide(both(), &long).unwrap_err().code(), "context_length_exceeded");
+    }
+    let mut named = request("small");
+    named.max_output = Some(Tokens(200));
+    assert_eq!(decide(both(), &named).unwrap().reason, RouteReason::PromptTooLong);
+}
+
+#[test]
+fn prompts_above_the_limit_for_devices_go_to_the_cloud_and_stay_where_there_is_none() {
+    for choice in ["llama3.2:1b", "auto"] {
+        let mut long = request(choice);
+        let prompt = RequestProfile::of(&long).prompt_tokens;
+        let local = |decision: Decision| decision.offers.iter().all(|offer| !offer.is_cloud());
+        let goes = |request: &Request<'_>| local(decide(mesh(), request).unwrap());
+        long.max_local_tokens = Some(Tokens(prompt.0 - 1));
+        assert!(!goes(&long), "{choice}");
+        let devices = mesh().into_iter().filter(|offer| !offer.is_cloud()).collect();
+        assert!(local(decide(devices, &long).unwrap()), "{choice}");
+        let restricted = Request { data_class: DataClass::Restricted, ..long.clone() };
+        assert!(goes(&restricted), "{choice}");
+        let forced = Request { mode: Mode::Local, ..long.clone() };
+        assert!(goes(&forced), "{choice}");
+    }
+    let mut fits = request("llama3.2:1b");
+    fits.max_local_tokens = Some(RequestProfile::of(&fits).prompt_tokens);
+    assert_eq!(decide(mesh(), &fits).unwrap().reason, RouteReason::Named);
+}
+
+#[test]
+fn every_permitted_arm_is_carried_for_escalation_in_mode_auto_only() {
+    let permitted = |request: &Request<'_>| {
+        let decision = decide(mesh(), request).unwrap();
+        decision.permitted.iter().map(|one| (one.model.to_string(), one.cloud)).collect::<Vec<_>>()
+    };
+    let [small, gpt, big] = [("llama3.2:1b", false), ("openai/gpt-4o", true), ("qwen2.5:32b", false)]
+        .map(|(model, cloud)| (model.to_owned(), cloud));
+    for choice in ["llama3.2:1b", "auto"] {
+        let asked = request(choice);
+        assert_eq!(permitted(&asked), [small.clone(), gpt.clone(), big.clone()], "{choice}");
+        let restricted = Request { data_class: DataClass::Restricted, ..asked.clone() };
+        assert_eq!(permitted(&restricted), [small.clone(), big.clone()], "{choice}");
+        for none in [
+            Request { mode: Mode::Local, ..asked.clone() },
+            Request { mode: Mode::Cloud, ..asked.clone() },
+            Request { hop: 1, ..asked.clone() },
+        ] {
+            assert_eq!(permitted(&none), [], "{choice} {:?} hop {}", none.mode, none.hop);
+        }
+    }
+    for pinned in ["device:gpu/llama3.2:1b", "openai/gpt-4o", "auto:local"] {
+        assert_eq!(permitted(&request(pinned)), [], "{pinned}");
+    }
 }
 
 #[test]

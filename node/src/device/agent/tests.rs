@@ -1,6 +1,7 @@
 //! The agent, its engines and the tunnel, over an in-memory mesh: both ends of an inference as one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use axum::Router;
 use axum::response::IntoResponse;
@@ -16,13 +17,14 @@ use tower::ServiceExt;
 use super::*;
 use crate::device::detect::EngineKind;
 use crate::device::engine::EngineStatus;
-use crate::device::serve::Gone;
 use crate::device::testing::{self, Ending, PATIENCE, TellsDrop, chat, collect, event_stream};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::openai_http::{self, OpenAiHttp};
+use crate::upstream::reply::{Gone, MAX_CHUNK};
 use crate::upstream::tunnel::{Frames, Interrupted, Opener, Tunnel};
 use crate::upstream::{Event, UpstreamError, UpstreamRequest, http_client};
 
+const ROLE: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
 const WORD: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
 const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
 
@@ -219,7 +221,7 @@ async fn a_cut_answer_stays_cut_across_the_mesh() {
 
 #[tokio::test]
 async fn a_large_body_crosses_in_parts() {
-    let body = format!("{{\"choices\":[\"{}\"]}}", "x".repeat(2 * serve::MAX_CHUNK));
+    let body = format!("{{\"choices\":[\"{}\"]}}", "x".repeat(2 * MAX_CHUNK));
     let answer = body.clone();
     let router = Router::new().fallback(any(move || async move { answer.into_response() }));
     let (engine, _status) = engine_at(router, 1, &["m"]).await;
@@ -228,7 +230,7 @@ async fn a_large_body_crosses_in_parts() {
     let mut whole = Vec::new();
     for event in &events {
         if let Event::Chunk(part) = event {
-            assert!(part.len() <= serve::MAX_CHUNK);
+            assert!(part.len() <= MAX_CHUNK);
             whole.extend_from_slice(part);
         }
     }
@@ -270,6 +272,39 @@ async fn each_engine_keeps_to_its_own_slots() {
     let running = run(vec![one, two], None);
     let _held = (running.ask(chat(true)).await.unwrap(), running.ask(chat(true)).await.unwrap());
     assert_eq!(running.ask(chat(true)).await.unwrap_err().status, 503);
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_before_its_first_word_is_replaced_by_the_next() {
+    let deaths = Arc::new(AtomicU32::new(0));
+    for ending in [Ending::Clean, Ending::Cut] {
+        let counter = deaths.clone();
+        let dies = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            async move { event_stream(&[ROLE], ending) }
+        };
+        let (dead, _dead) = engine_at(Router::new().fallback(any(dies)), 9, &["m"]).await;
+        let (good, _good) = engine_at(streaming(&[WORD, STOP], Ending::Clean), 9, &["m"]).await;
+        let running = run(vec![dead, good], None);
+        for _ in 0..4 {
+            let (events, error) = collect(running.ask(chat(true)).await.unwrap()).await;
+            assert!(error.is_none());
+            assert_eq!(events, [chunk(WORD), chunk(STOP), Event::End { complete: true }]);
+        }
+    }
+    assert!(deaths.load(Ordering::SeqCst) >= 4, "each round has to meet the dead one");
+}
+
+#[tokio::test]
+async fn when_no_engine_is_left_the_failure_of_the_last_is_told() {
+    let fails = || async { axum::http::StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let (one, _one) = engine_at(Router::new().fallback(any(fails)), 1, &["m"]).await;
+    let (two, _two) = engine_at(Router::new().fallback(any(fails)), 1, &["m"]).await;
+    let running = run(vec![one, two], None);
+    for stream in [true, false] {
+        let error = running.ask(chat(stream)).await.unwrap_err();
+        assert_eq!((&*error.code, error.retryable), ("upstream_error", true));
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,117 @@
+//! Arms that may and can serve a request, with what is known of each.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::balance::Balancer;
+use crate::bandit::{ArmStats, ArmView, SizeClass};
+use crate::profile::RequestProfile;
+use crate::registry::{ArmEntry, Offer, Registry};
+use crate::request::Request;
+use crate::router::Snapshot;
+use crate::router::filter::Filter;
+use crate::units::MicroUsd;
+
+/// Time to first token to expect before any was measured, milliseconds: a warm laptop.
+const EXPECTED_TTFT_MS: f64 = 600.0;
+
+/// Time per token of a provider before any was measured, milliseconds.
+const PROVIDER_MS_PER_TOKEN: f64 = 15.0;
+
+/// Which of the permitted offers are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All of them.
+    Everywhere,
+    /// Those that leave the devices of the mesh.
+    CloudOnly,
+}
+
+/// Collects every arm with the offers of it that pass the filter, in the order of the registry.
+pub(super) fn gather<'a>(
+    registry: &'a Registry,
+    request: &Request<'_>,
+    filter: &mut Filter<'_>,
+    scope: Scope,
+) -> Vec<Candidate<'a>> {
+    let mut candidates: Vec<Candidate<'a>> = Vec::new();
+    for entry in registry.arms() {
+        let makes_vectors = entry.embedder || entry.offers.iter().any(|o| o.model.embeddings == Some(true));
+        if (request.needs.embeddings && !makes_vectors) || (!request.needs.embeddings && entry.embedder) {
+            continue;
+        }
+        let wanted = |offer: &&Arc<Offer>| scope == Scope::Everywhere || offer.is_cloud();
+        let offers: Vec<Arc<Offer>> =
+            entry.offers.iter().filter(wanted).filter(|offer| filter.admits(offer)).cloned().collect();
+        if !offers.is_empty() {
+            candidates.push(Candidate { entry, offers });
+        }
+    }
+    prefer_known(&mut candidates, filter);
+    candidates
+}
+
+/// Leaves only what is in the cloud, if anything is: for prompts that devices should not be given.
+pub(super) fn prefer_cloud(candidates: &mut Vec<Candidate<'_>>) {
+    if candidates.iter().any(|candidate| candidate.offers.iter().any(|offer| offer.is_cloud())) {
+        for candidate in candidates.iter_mut() {
+            candidate.offers.retain(|offer| offer.is_cloud());
+        }
+        candidates.retain(|candidate| !candidate.offers.is_empty());
+    }
+}
+
+/// An arm with the offers that passed the filter.
+pub(super) struct Candidate<'a> {
+    pub(super) entry: &'a ArmEntry,
+    pub(super) offers: Vec<Arc<Offer>>,
+}
+
+impl<'a> Candidate<'a> {
+    pub(super) fn view(
+        &self,
+        profile: &RequestProfile,
+        snapshot: &Snapshot<'_>,
+        now: Instant,
+    ) -> ArmView<'a> {
+        let balancer = Balancer::for_output(profile.expected_output);
+        let stats = snapshot.posterior.arm(&self.entry.id);
+        let latency = |offer: &Arc<Offer>| {
+            let load = snapshot.loads.of(offer, now);
+            let waiting = match offer.slots {
+                0 => 1.0,
+                slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
+            };
+            let predicted = balancer.predicted_ms(&load);
+            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile, &stats))
+                * waiting.max(1.0)
+        };
+        let cost = |offer: &Arc<Offer>| match offer.price {
+            Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
+            None => MicroUsd(0),
+        };
+        ArmView {
+            arm: &self.entry.id,
+            size: self.entry.size,
+            stats,
+            cost: self.offers.iter().map(cost).min().unwrap_or_default(),
+            latency_ms: self.offers.iter().map(latency).fold(f64::INFINITY, f64::min),
+        }
+    }
+}
+
+/// Predicts the time to a whole answer of an upstream that this node never measured, milliseconds: from what
+/// the mesh saw of the model elsewhere, else from its size.
+fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile, stats: &ArmStats) -> f64 {
+    let per_token = if offer.is_cloud() { PROVIDER_MS_PER_TOKEN } else { size.expected_ms_per_token() };
+    stats.ttft_ms().unwrap_or(EXPECTED_TTFT_MS) + per_token * f64::from(profile.expected_output.0)
+}
+
+/// Leaves out arms that may lack what the request needs, if some are known to have it.
+fn prefer_known(candidates: &mut Vec<Candidate<'_>>, filter: &Filter<'_>) {
+    let known =
+        |candidate: &Candidate<'_>| candidate.offers.iter().any(|offer| filter.is_known_to_fit(offer));
+    if candidates.iter().any(known) {
+        candidates.retain(known);
+    }
+}

@@ -1,0 +1,52 @@
+//! Why an arm was chosen, as one word for headers, the history and metrics.
+
+use std::fmt;
+
+/// Why an arm was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RouteReason {
+    /// The caller named the model.
+    Named,
+    /// The caller named the device.
+    PinnedDevice,
+    /// The caller named the provider.
+    PinnedProvider,
+    /// The bandit chose by Thompson sampling.
+    AutoThompson,
+    /// The model was ours to choose, but only one could serve the request.
+    OnlyCandidate,
+    /// The prompt does not fit the named model, or is longer than devices may be given: a provider in its place.
+    PromptTooLong,
+    /// The caller named a model of devices and asked for the cloud: a provider in its place.
+    ModeCloud,
+    /// The chosen model failed; this one ranked next.
+    Fallback,
+    /// The answer of a weaker model was not good enough.
+    Escalated,
+    /// No decision was made.
+    None,
+}
+
+impl RouteReason {
+    /// Returns the words used in headers, the history and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Named => "named",
+            Self::PinnedDevice => "pinned_device",
+            Self::PinnedProvider => "pinned_provider",
+            Self::AutoThompson => "auto:thompson",
+            Self::OnlyCandidate => "only_candidate",
+            Self::PromptTooLong => "prompt_too_long",
+            Self::ModeCloud => "mode_cloud",
+            Self::Fallback => "fallback",
+            Self::Escalated => "escalated",
+            Self::None => "none",
+        }
+    }
+}
+
+impl fmt::Display for RouteReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,319 @@
+//! From a client's JSON to a checked request: one parse, every bound checked, a clear error for each mistake.
+
+mod input;
+mod metadata;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use serde::Deserialize;
+use shoal_routing::{DataClass, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens};
+
+use self::input::Input;
+use self::metadata::Metadata;
+use super::body::{Body, Edit, Text};
+use super::error::ApiError;
+use crate::upstream::ApiPath;
+
+/// Most stop sequences; engines differ between 4 and any number.
+const MAX_STOPS: usize = 16;
+/// Most answers to one prompt.
+const MAX_N: u64 = 128;
+/// Fields that could redirect or corrupt an upstream; a client may never set them.
+const DENIED: &[&str] = &[
+    "api_base",
+    "base_url",
+    "api_key",
+    "api_version",
+    "prompt_embeds",
+    "custom_llm_provider",
+    "extra_headers",
+    "extra_body",
+    "kv_transfer_params",
+];
+/// Likeliest tokens asked for at each place of an answer that will be judged: margin and entropy need a few.
+const JUDGED_TOP_LOGPROBS: u8 = 5;
+
+/// A request of a client after all checks, owning what the pipeline needs.
+#[derive(Debug, Clone)]
+pub struct Parsed {
+    /// Which API it speaks.
+    pub path: ApiPath,
+    /// Model as the client wrote it.
+    pub model: String,
+    /// Features for the router.
+    pub profile: RequestProfile,
+    /// The same request without its text.
+    pub shape: Shape,
+    /// Body to send on, but for the model's name; our metadata and denied fields are gone.
+    pub body: Bytes,
+    /// True when the client asked for usage in the stream.
+    pub include_usage: bool,
+    /// Denied fields that were left out.
+    pub warnings: Vec<String>,
+}
+
+impl Shape {
+    /// Returns the class under which the request is handed on: what must stay local goes nowhere as anything less
+    /// than restricted, so that no later hop and no egress can send it on.
+    pub fn travels_as(&self) -> DataClass {
+        if self.mode == Mode::Local { DataClass::Restricted } else { self.data_class }
+    }
+}
+
+/// A request's properties that policy and filters look at.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Streamed answer wanted.
+    pub stream: bool,
+    /// Where it may go.
+    pub mode: Mode,
+    /// What matters to the client.
+    pub preference: Preference,
+    /// How far the content may travel.
+    pub data_class: DataClass,
+    /// What the model must be able to do.
+    pub needs: Needs,
+    /// Longest answer wanted.
+    pub max_output: Option<Tokens>,
+    /// Answers wanted to one prompt, at least 1.
+    pub answers: u64,
+    /// Explicit threshold for escalation, 0..1.
+    pub confidence_threshold: Option<f64>,
+    /// The model is ours to choose.
+    pub chooses: bool,
+}
+
+impl Parsed {
+    /// Returns the body with the chosen model's name in it, and with log probabilities asked for where the answer
+    /// will be judged by them.
+    pub fn body_for(&self, model: &str, ask_logprobs: bool) -> Bytes {
+        let mut edits = Vec::new();
+        if self.model != model {
+            edits.push(("model", Edit::Set(json_string(model))));
+        }
+        if ask_logprobs {
+            edits.push(("logprobs", Edit::Set("true".into())));
+            edits.push(("top_logprobs", Edit::Set(JUDGED_TOP_LOGPROBS.to_string())));
+        }
+        if edits.is_empty() {
+            return self.body.clone();
+        }
+        // The body was parsed before and is ours, so it parses again; if not, the upstream will say so.
+        Body::parse(&self.body).map_or_else(|_| self.body.clone(), |body| body.rebuild(&edits))
+    }
+}
+
+/// What a key or an earlier hop demands; a client can only raise it.
+#[derive(Debug, Clone, Copy)]
+pub struct Floor {
+    /// Lowest data class.
+    pub data_class: DataClass,
+    /// True when the request must stay on the mesh's devices.
+    pub local_only: bool,
+}
+
+impl Default for Floor {
+    fn default() -> Self {
+        Self { data_class: DataClass::Internal, local_only: false }
+    }
+}
+
+/// Parses and checks a body for an API path.
+///
+/// The request borrows its text from `bytes`; the parsed form owns all that must live longer. `is_provider` tells
+/// the providers' names from the first part of a model's own name.
+pub fn parse<'a>(
+    path: ApiPath,
+    bytes: &'a Bytes,
+    headers: &HeaderMap,
+    floor: Floor,
+    is_provider: &dyn Fn(&str) -> bool,
+) -> Result<(Parsed, Request<'a>), ApiError> {
+    let body = Body::parse(bytes).map_err(|e| {
+        ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
+    })?;
+    let model = required_string(&body, "model")?;
+    if model.is_empty() || model.len() > 256 || model.chars().any(char::is_control) {
+        return Err(ApiError::invalid("model", "'model' must be a name of 1 to 256 printable characters"));
+    }
+    let messages = match path {
+        ApiPath::ChatCompletions => input::chat_messages(&body)?,
+        ApiPath::Completions => input::plain_inputs(&body, "prompt")?,
+        ApiPath::Embeddings => input::plain_inputs(&body, "input")?,
+    };
+    let metadata = Metadata::read(&body)?;
+    let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
+    let include_usage = stream_options(&body, stream)?;
+    let answers = check_numbers(&body)?;
+    let choice = ModelChoice::parse(&model, is_provider);
+    let data_class = data_class(&metadata, headers, floor)?;
+    let shape = Shape {
+        stream,
+        mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
+        preference: metadata.preference,
+        data_class: if floor.local_only { DataClass::Restricted } else { data_class },
+        needs: needs(path, &body, &messages),
+        max_output: max_output(&body)?,
+        answers,
+        confidence_threshold: metadata.threshold,
+        chooses: choice.is_auto(),
+    };
+    let request = Request {
+        messages: messages.into_iter().map(|m| m.message).collect(),
+        max_output: shape.max_output,
+        needs: shape.needs,
+        stream,
+        choice,
+        mode: shape.mode,
+        preference: shape.preference,
+        data_class: shape.data_class,
+        hop: 0,
+        max_local_tokens: None,
+    };
+    let profile = RequestProfile::of(&request);
+    let (body, warnings) = upstream_body(&body, &metadata, stream);
+    Ok((Parsed { path, model, profile, shape, body, include_usage, warnings }, request))
+}
+
+fn needs(path: ApiPath, body: &Body<'_>, inputs: &[Input<'_>]) -> Needs {
+    let nonempty_list = |name: &str| body.raw(name).is_some_and(|v| v.get() != "[]");
+    let schema = body.raw("response_format").is_some_and(|v| v.get().contains("json_schema"));
+    Needs {
+        tools: nonempty_list("tools") || nonempty_list("functions"),
+        schema,
+        vision: inputs.iter().any(|i| i.vision),
+        audio: inputs.iter().any(|i| i.audio),
+        embeddings: path == ApiPath::Embeddings,
+        logprobs: body.raw("logprobs").is_some_and(|v| v.get() != "false"),
+    }
+}
+
+fn stream_options(body: &Body<'_>, stream: bool) -> Result<bool, ApiError> {
+    #[derive(Deserialize)]
+    struct Options {
+        include_usage: Option<bool>,
+    }
+    let Some(raw) = body.raw("stream_options") else { return Ok(false) };
+    let options: Options = serde_json::from_str(raw.get()).map_err(|_| {
+        ApiError::invalid(
+            "stream_options",
+            "'stream_options' must be an object such as {\"include_usage\": true}",
+        )
+    })?;
+    if !stream {
+        return Err(ApiError::invalid(
+            "stream_options",
+            "'stream_options' is allowed only with \"stream\": true",
+        ));
+    }
+    Ok(options.include_usage.unwrap_or(false))
+}
+
+/// Checks what has bounds; returns how many answers are wanted.
+fn check_numbers(body: &Body<'_>) -> Result<u64, ApiError> {
+    for (name, low, high) in [
+        ("temperature", 0.0, 2.0),
+        ("top_p", 0.0, 1.0),
+        ("presence_penalty", -2.0, 2.0),
+        ("frequency_penalty", -2.0, 2.0),
+    ] {
+        if let Some(value) = optional::<f64>(body, name, "a number")?
+            && !(low..=high).contains(&value)
+        {
+            return Err(ApiError::invalid(
+                name,
+                format!("'{name}' is {value}; it must lie between {low} and {high}"),
+            ));
+        }
+    }
+    let n = optional::<u64>(body, "n", "a whole number of at least 1")?.unwrap_or(1);
+    if !(1..=MAX_N).contains(&n) {
+        return Err(ApiError::invalid("n", format!("'n' is {n}; it must lie between 1 and {MAX_N}")));
+    }
+    if let Some(top) = optional::<u64>(body, "top_logprobs", "a whole number from 0 to 20")?
+        && top > 20
+    {
+        return Err(ApiError::invalid("top_logprobs", "'top_logprobs' must lie between 0 and 20"));
+    }
+    if let Some(raw) = body.raw("stop")
+        && !raw.get().starts_with('"')
+    {
+        let stops: Vec<Text<'_>> = serde_json::from_str(raw.get())
+            .map_err(|_| ApiError::invalid("stop", "'stop' must be text or a list of texts"))?;
+        if stops.len() > MAX_STOPS {
+            return Err(ApiError::invalid("stop", format!("'stop' has more than {MAX_STOPS} entries")));
+        }
+    }
+    if let Some(raw) = body.raw("tools")
+        && !raw.get().starts_with('[')
+    {
+        return Err(ApiError::invalid("tools", "'tools' must be a list"));
+    }
+    Ok(n)
+}
+
+fn max_output(body: &Body<'_>) -> Result<Option<Tokens>, ApiError> {
+    let mut found = None;
+    for name in ["max_tokens", "max_completion_tokens"] {
+        if let Some(value) = optional::<u64>(body, name, "a whole number of at least 1")? {
+            if value == 0 {
+                return Err(ApiError::invalid(name, format!("'{name}' is 0; it must be at least 1")));
+            }
+            found = Some(Tokens(u32::try_from(value).unwrap_or(u32::MAX)));
+        }
+    }
+    Ok(found)
+}
+
+fn data_class(metadata: &Metadata, headers: &HeaderMap, floor: Floor) -> Result<DataClass, ApiError> {
+    let mut class = floor.data_class.max(metadata.data_class.unwrap_or(floor.data_class));
+    // Header, metadata, key and earlier hops can each only raise it; so can each of several headers.
+    for value in headers.get_all("x-shoal-data-class") {
+        let asked = value.to_str().ok().and_then(|v| v.parse::<DataClass>().ok()).ok_or_else(|| {
+            ApiError::invalid(
+                "x-shoal-data-class",
+                "the header 'x-shoal-data-class' must be public, internal or restricted",
+            )
+        })?;
+        class = class.max(asked);
+    }
+    Ok(class)
+}
+
+fn upstream_body(body: &Body<'_>, metadata: &Metadata, stream: bool) -> (Bytes, Vec<String>) {
+    let mut edits: Vec<(&str, Edit)> = Vec::new();
+    let mut warnings = Vec::new();
+    for name in DENIED {
+        if body.raw(name).is_some() {
+            edits.push((name, Edit::Remove));
+            warnings.push(format!("'{name}' is not allowed and was left out"));
+        }
+    }
+    if metadata.present {
+        edits.push(("metadata", metadata.rest.clone().map_or(Edit::Remove, Edit::Set)));
+    }
+    if stream {
+        // Always asked of the upstream, so that usage is booked; shown only to clients that asked.
+        edits.push(("stream_options", Edit::Set("{\"include_usage\":true}".into())));
+    }
+    (body.rebuild(&edits), warnings)
+}
+
+fn required_string(body: &Body<'_>, name: &'static str) -> Result<String, ApiError> {
+    let raw = body.raw(name).ok_or_else(|| ApiError::invalid(name, format!("'{name}' is missing")))?;
+    serde_json::from_str(raw.get()).map_err(|_| ApiError::invalid(name, format!("'{name}' must be text")))
+}
+
+fn optional<'a, T: Deserialize<'a>>(body: &Body<'a>, name: &str, what: &str) -> Result<Option<T>, ApiError> {
+    let Some(raw) = body.raw(name) else { return Ok(None) };
+    serde_json::from_str(raw.get()).map(Some).map_err(|_| {
+        let shown: String = raw.get().chars().take(32).collect();
+        ApiError::invalid(name, format!("'{name}' is {shown}; it must be {what}"))
+    })
+}
+
+fn json_string(text: &str) -> String {
+    serde_json::to_string(text).expect("a string serialises")
+}

@@ -1,0 +1,103 @@
+//! What clients get wrong, and what their upstream never sees.
+
+use super::*;
+
+fn chat(text: &str) -> Result<Parsed, ApiError> {
+    let bytes = Bytes::copy_from_slice(text.as_bytes());
+    parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), &|_| false)
+        .map(|(parsed, _)| parsed)
+}
+
+#[test]
+fn mistakes_name_the_field() {
+    let cases: &[(&str, &str)] = &[
+        ("{", "not a JSON object"),
+        ("[]", "not a JSON object"),
+        (r#"{"messages":[{"role":"user","content":"x"}]}"#, "'model' is missing"),
+        (r#"{"model":3,"messages":[{"role":"user","content":"x"}]}"#, "'model' must be text"),
+        (r#"{"model":"","messages":[{"role":"user","content":"x"}]}"#, "'model' must be a name"),
+        (r#"{"model":"m"}"#, "'messages' is missing"),
+        (r#"{"model":"m","messages":[]}"#, "'messages' is empty"),
+        (r#"{"model":"m","messages":"hello"}"#, "'messages' must be a list"),
+        (r#"{"model":"m","messages":["hello"]}"#, "messages[0] must be an object"),
+        (r#"{"model":"m","messages":[{"content":"x"}]}"#, "messages[0].role is missing"),
+        (r#"{"model":"m","messages":[{"role":"king","content":"x"}]}"#, "messages[0].role is 'king'"),
+        (r#"{"model":"m","messages":[{"role":"user"}]}"#, "messages[0].content is missing"),
+        (r#"{"model":"m","messages":[{"role":"user","content":7}]}"#, "messages[0].content must be text"),
+        (r#"{"model":"m","messages":[{"role":"user","content":[{"type":"hologram"}]}]}"#, "'hologram'"),
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":-1}"#, "'max_tokens' is -1"),
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":0}"#, "at least 1"),
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":9}"#, "between 0 and 2"),
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":"yes"}"#, "'stream' is \"yes\""),
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"n":0}"#, "'n' is 0"),
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream_options":{}}"#, "only with"),
+        (
+            r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"mode":"moon"}}"#,
+            "auto, local, cloud",
+        ),
+        (
+            r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"confidence_threshold":3}}"#,
+            "between 0 and 1",
+        ),
+        (r#"{"model":"m","model":"n","messages":[{"role":"user","content":"x"}]}"#, "occurs twice"),
+    ];
+    for (text, expected) in cases {
+        let error = chat(text).map(|_| ()).unwrap_err();
+        assert_eq!(error.status, 400, "{text}");
+        assert!(error.message.contains(expected), "{text} gave {:?}, expected {expected:?}", error.message);
+    }
+}
+
+#[test]
+fn our_instructions_and_denied_fields_go_no_further() {
+    let parsed = chat(
+        r#"{"model":"m","messages":[{"role":"user","content":"x"}],"api_base":"http://evil","seed":7,
+            "metadata":{"mode":"local","confidence_threshold":"0.5","team":"a"}}"#,
+    )
+    .unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&parsed.body).unwrap();
+    assert_eq!(body["metadata"], serde_json::json!({"team": "a"}));
+    assert!(body.get("api_base").is_none());
+    assert_eq!(body["seed"], 7);
+    assert_eq!((parsed.shape.mode, parsed.shape.confidence_threshold), (Mode::Local, Some(0.5)));
+    assert_eq!(parsed.warnings.len(), 1);
+}
+
+#[test]
+fn an_empty_metadata_is_not_sent() {
+    let parsed =
+        chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"mode":"auto"}}"#)
+            .unwrap();
+    assert!(!std::str::from_utf8(&parsed.body).unwrap().contains("metadata"));
+}
+
+#[test]
+fn a_stream_always_asks_the_upstream_for_usage() {
+    let parsed = chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}"#).unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&parsed.body).unwrap();
+    assert_eq!(body["stream_options"]["include_usage"], true);
+    assert!(!parsed.include_usage);
+}
+
+#[test]
+fn a_client_can_only_raise_the_class_that_its_key_demands() {
+    let floor = Floor { data_class: DataClass::Restricted, local_only: false };
+    let text =
+        r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
+    let bytes = Bytes::from_static(text.as_bytes());
+    let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor, &|_| false).unwrap();
+    assert_eq!(parsed.shape.data_class, DataClass::Restricted);
+    let mut headers = HeaderMap::new();
+    headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
+    let (raised, _) =
+        parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), &|_| false).unwrap();
+    assert_eq!(raised.shape.data_class, DataClass::Restricted);
+}
+
+#[test]
+fn the_model_name_is_replaced_without_touching_the_rest() {
+    let parsed = chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"seed": 1.50}"#).unwrap();
+    let body = parsed.body_for("qwen \"x\"", false);
+    assert!(std::str::from_utf8(&body).unwrap().contains(r#""model":"qwen \"x\"","#));
+    assert!(std::str::from_utf8(&body).unwrap().contains(r#""seed":1.50"#));
+}

@@ -1,0 +1,159 @@
+//! The attempts of one request: one candidate after the other, until one gets to its commit point.
+
+use std::time::{Duration, Instant};
+
+use shoal_routing::{MAX_ATTEMPTS, Route, UpstreamId};
+
+use super::attempt::{self, Begun, Failure, Patience};
+use super::candidates::{Candidates, Choice};
+use super::climb::Climb;
+use super::ticket::Ticket;
+use super::{GRACE, Origin, Pipeline};
+use crate::api::parse::Parsed;
+use crate::store::AttemptRecord;
+use crate::upstream::{UpstreamError, UpstreamRequest};
+
+/// Longest wait for a stronger model's first content while a weaker answer is kept.
+const HURRIED_STREAM: Duration = Duration::from_secs(20);
+/// The same for a whole answer, of which nothing comes before all of it is written.
+const HURRIED_WHOLE: Duration = Duration::from_secs(60);
+
+/// Counts the attempts of one request, those for a stronger model included.
+pub(super) struct Attempts<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) parsed: &'a Parsed,
+    origin: &'a Origin,
+    patience: Patience,
+    made: u32,
+    allowed: u32,
+}
+
+/// An answer at its commit point, and who gives it.
+pub(super) struct Answered {
+    pub(super) begun: Begun,
+    pub(super) choice: Choice,
+}
+
+impl<'a> Attempts<'a> {
+    pub(super) fn new(pipeline: &'a Pipeline, parsed: &'a Parsed, origin: &'a Origin) -> Self {
+        let patience = Patience {
+            first_byte: pipeline.limits.first_byte + GRACE,
+            between_chunks: pipeline.limits.between_chunks + GRACE,
+            deadline: origin.deadline,
+        };
+        Self { pipeline, parsed, origin, patience, made: 0, allowed: origin.attempts_left.min(MAX_ATTEMPTS) }
+    }
+
+    /// True while another attempt may be made.
+    pub(super) fn are_left(&self) -> bool {
+        self.made < self.allowed
+    }
+
+    /// Shortens the waits: from here on there is an answer to fall back to.
+    pub(super) fn hurry(&mut self) {
+        let first_byte = if self.parsed.shape.stream { HURRIED_STREAM } else { HURRIED_WHOLE };
+        self.patience.first_byte = self.patience.first_byte.min(first_byte);
+        self.patience.between_chunks = self.patience.between_chunks.min(first_byte);
+    }
+
+    /// Tries candidates until one commits.
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub(super) async fn begin(
+        &mut self,
+        mut candidates: Candidates,
+        climb: &Climb,
+        ticket: &mut Ticket,
+    ) -> Result<Answered, UpstreamError> {
+        let pipeline = self.pipeline;
+        let expected = self.parsed.profile.expected_output;
+        let mut last: Option<Failure> = None;
+        while self.are_left() {
+            let Some(choice) = candidates.next(&pipeline.loads, self.origin.hop, expected) else { break };
+            // Held for this attempt only: one that waits for the next permit must not keep another from it.
+            let _permit = match &last {
+                None => None,
+                Some(failure) => match pipeline.retry_permit(failure, self.origin.deadline).await {
+                    Some(permit) => {
+                        metrics::counter!("shoal_failovers_total", "code" => failure.label()).increment(1);
+                        Some(permit)
+                    }
+                    None => break,
+                },
+            };
+            let left = self.allowed - self.made;
+            self.made += 1;
+            let Some(upstream) = pipeline.resolver.resolve(&choice.offer, &choice.route) else { continue };
+            note(ticket, &choice);
+            let watch = climb.watch(&choice, self.parsed);
+            let request = UpstreamRequest {
+                id: ticket.id().clone(),
+                path: self.parsed.path,
+                model: choice.offer.model.id.clone(),
+                body: self.parsed.body_for(&choice.offer.model.id, watch.asks_logprobs()),
+                stream: self.parsed.shape.stream,
+                deadline: self.origin.deadline,
+                data_class: self.parsed.shape.travels_as(),
+                hop: self.origin.hop,
+                attempts_left: left,
+                device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
+                egress: ticket.egress().clone(),
+            };
+            let guard =
+                pipeline.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
+            match attempt::run(upstream, request, guard, self.patience, watch).await {
+                Ok(begun) => {
+                    log_attempt(ticket, &choice, "ok");
+                    if self.made == 1 {
+                        pipeline.retries.deposit();
+                    }
+                    return Ok(Answered { begun, choice });
+                }
+                Err(failure) => {
+                    tracing::debug!(upstream = %choice.offer.name, code = %failure.error.code, "attempt failed");
+                    log_attempt(ticket, &choice, &failure.error.code);
+                    if let Some(pause) = failure.pause() {
+                        let (upstream, model) = (&choice.offer.upstream, &choice.offer.model.id);
+                        pipeline.loads.penalise(upstream, model, Instant::now(), pause);
+                    }
+                    let goes_on = failure.error.retryable;
+                    last = Some(failure);
+                    if !goes_on {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last.map_or_else(all_went_away, |failure| failure.error))
+    }
+}
+
+fn note(ticket: &mut Ticket, choice: &Choice) {
+    let r = &mut ticket.record;
+    r.model = choice.offer.model.id.to_string();
+    r.upstream = choice.offer.name.to_string();
+    r.upstream_id = choice.offer.upstream.name().to_string();
+    r.target = match &choice.route {
+        _ if choice.offer.is_cloud() => "cloud",
+        Route::Direct => "local",
+        Route::Via(_) => "peer",
+    }
+    .to_owned();
+    if choice.offer.is_cloud() && matches!(choice.offer.upstream, UpstreamId::Device(_)) {
+        ticket.egress().handed_to(&choice.offer.name);
+    }
+    ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
+    ticket.priced(choice.offer.price);
+}
+
+fn log_attempt(ticket: &mut Ticket, choice: &Choice, ended: &str) {
+    let upstream = choice.offer.name.to_string();
+    ticket.record.attempt_log.push(AttemptRecord { upstream, ended: ended.to_owned() });
+}
+
+fn all_went_away() -> UpstreamError {
+    let message = "the devices that serve this model went away just now; try again";
+    let error = UpstreamError::retryable(503, "no_device", message);
+    UpstreamError { retry_after: Some(Duration::from_secs(1)), ..error }
+}

@@ -1,0 +1,103 @@
+//! In which order upstreams are tried: another host of the model first, then another way to a host that failed,
+//! then the next model where it was ours to choose.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use shoal_routing::{
+    ArmId, Balancer, Decision, Fallback, LoadBook, Offer, Route, RouteReason, Tokens, UpstreamId,
+};
+
+/// One attempt's target.
+pub(super) struct Choice {
+    pub(super) offer: Arc<Offer>,
+    pub(super) route: Route,
+    pub(super) arm: ArmId,
+    pub(super) reason: RouteReason,
+}
+
+/// The decision's candidates, taken one by one.
+pub(super) struct Candidates {
+    offers: Vec<Arc<Offer>>,
+    others: std::vec::IntoIter<Fallback>,
+    reason: RouteReason,
+    tried: Vec<(Arc<Offer>, Route)>,
+    rng: StdRng,
+}
+
+impl Candidates {
+    pub(super) fn new(decision: &Decision) -> Self {
+        Self {
+            offers: decision.offers.clone(),
+            others: decision.fallback_models.clone().into_iter(),
+            reason: decision.reason,
+            tried: Vec::new(),
+            rng: StdRng::from_rng(&mut rand::rng()),
+        }
+    }
+
+    /// Candidates of a stronger model, asked because an answer was not good enough.
+    pub(super) fn stronger(offers: Vec<Arc<Offer>>) -> Self {
+        Self {
+            offers,
+            others: Vec::new().into_iter(),
+            reason: RouteReason::Escalated,
+            tried: Vec::new(),
+            rng: StdRng::from_rng(&mut rand::rng()),
+        }
+    }
+
+    /// Returns the next candidate; no way to a model on a host is tried twice.
+    pub(super) fn next(&mut self, loads: &LoadBook, hop: u32, expected_output: Tokens) -> Option<Choice> {
+        let balancer = Balancer::for_output(expected_output);
+        let now = Instant::now();
+        loop {
+            let exhausted: Vec<UpstreamId> = self
+                .offers
+                .iter()
+                .filter(|o| self.untried(o, hop).is_none())
+                .map(|o| o.upstream.clone())
+                .collect();
+            // A host that failed, by whatever way or model, comes after hosts that did not fail at all.
+            // So does one that is reached only through a router that failed: many hosts share its fate.
+            let cut_off =
+                self.offers.iter().filter(|o| self.untried(o, hop).is_some_and(|r| self.through_failed(&r)));
+            let failed: Vec<UpstreamId> = self
+                .tried
+                .iter()
+                .map(|(o, _)| o)
+                .chain(cut_off)
+                .map(|o| o.upstream.clone())
+                .chain(exhausted.iter().cloned())
+                .collect();
+            let picked = balancer
+                .pick(&self.offers, loads, now, &mut self.rng, &failed)
+                .or_else(|| balancer.pick(&self.offers, loads, now, &mut self.rng, &exhausted));
+            if let Some(offer) = picked {
+                let route = self.untried(&offer, hop)?;
+                self.tried.push((offer.clone(), route.clone()));
+                let arm = offer.model.arm();
+                return Some(Choice { offer, route, arm, reason: self.reason });
+            }
+            self.offers = self.others.next()?.offers;
+            self.reason = RouteReason::Fallback;
+        }
+    }
+
+    /// A way to the host that was not tried, around routers that failed if there is one.
+    fn untried(&self, offer: &Offer, hop: u32) -> Option<Route> {
+        let was_tried = |route: &Route| {
+            self.tried
+                .iter()
+                .any(|(o, r)| o.upstream == offer.upstream && o.model.id == offer.model.id && r == route)
+        };
+        let fresh = || offer.routes_at(hop).filter(|route| !was_tried(route));
+        fresh().find(|route| !self.through_failed(route)).or_else(|| fresh().next()).cloned()
+    }
+
+    fn through_failed(&self, route: &Route) -> bool {
+        matches!(route, Route::Via(_)) && self.tried.iter().any(|(_, tried)| tried == route)
+    }
+}

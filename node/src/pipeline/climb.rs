@@ -1,0 +1,105 @@
+//! From an answer that is not good enough to a stronger model: at most two rungs, and never worse than before.
+//!
+//! The weaker answer is kept at its commit point while a stronger model is asked, so that a provider that fails, has
+//! no budget left or hangs costs time and not the answer. Nothing is spliced: the client gets one of them.
+
+use std::sync::Arc;
+
+use shoal_routing::{
+    Decision, EscalationPolicy, JudgeInput, Permitted, Preference, Quality, Score, Verdict, ladder,
+};
+
+use super::attempts::{Answered, Attempts};
+use super::candidates::{Candidates, Choice};
+use super::delivery::Running;
+use super::ticket::Ticket;
+use super::watch::Watch;
+use crate::api::parse::Parsed;
+use crate::upstream::ApiPath;
+
+/// Whom a request may be passed up to.
+pub(super) struct Climb {
+    decision: Option<Decision>,
+    threshold: Option<Score>,
+    preference: Preference,
+}
+
+impl Climb {
+    /// Looks whether a request may climb at all: a chat with one answer, accepted here, whose client left the model
+    /// to us or set a threshold. Who names a model and says nothing else gets that model's answer.
+    pub(super) fn new(decision: &Decision, parsed: &Parsed, hop: u32) -> Self {
+        let shape = &parsed.shape;
+        let threshold = shape.confidence_threshold.and_then(|t| Score::new(t).ok());
+        let may = hop == 0
+            && parsed.path == ApiPath::ChatCompletions
+            && shape.answers == 1
+            && (shape.chooses || threshold.is_some())
+            && decision.permitted.len() > 1;
+        Self { decision: may.then(|| decision.clone()), threshold, preference: shape.preference }
+    }
+
+    /// Makes the watch of an attempt; it holds back only where somebody stronger may be asked.
+    pub(super) fn watch(&self, choice: &Choice, parsed: &Parsed) -> Watch {
+        let can_climb = self.rungs(choice).is_some_and(|(_, rungs)| !rungs.is_empty());
+        let asks = can_climb && choice.offer.model.logprobs == Some(true) && !parsed.shape.needs.logprobs;
+        Watch::new(&parsed.shape, can_climb, asks)
+    }
+
+    fn rungs(&self, choice: &Choice) -> Option<(Quality, Vec<Arc<Permitted>>)> {
+        let ladder = ladder(self.decision.as_ref()?, &choice.arm, choice.offer.is_cloud());
+        Some((ladder.answered?.quality, ladder.rungs))
+    }
+
+    /// Judges the answer and asks up the ladder until one is good enough, or nobody is left.
+    pub(super) async fn until_good_enough(
+        &self,
+        mut answered: Answered,
+        attempts: &mut Attempts<'_>,
+        mut ticket: Ticket,
+    ) -> Running {
+        let (mut quality, mut rungs) = self.rungs(&answered.choice).unzip();
+        loop {
+            let signals = answered.begun.signals();
+            let raw = signals.confidence();
+            let learnt = attempts.pipeline.sinks.feedback.learnt();
+            let confidence = learnt.calibration.apply(&answered.choice.arm, raw);
+            ticket.record.confidence = confidence.value();
+            ticket.record.raw_confidence = raw.value();
+            let (Some(expected), Some(left)) = (quality, rungs.as_mut()) else { break };
+            if left.is_empty() || !attempts.are_left() {
+                break;
+            }
+            let verdict = EscalationPolicy.judge(&JudgeInput {
+                confidence,
+                handoff: signals.handoff,
+                threshold: self.threshold,
+                answered: expected,
+                preference: self.preference,
+                // The purse says no by itself, before anything is sent.
+                may_spend: true,
+                rungs: left,
+            });
+            let Verdict::Escalate { rung, reason } = verdict else { break };
+            let stronger = left[rung].clone();
+            left.drain(..=rung);
+            let mark = ticket.mark();
+            attempts.hurry();
+            match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, &mut ticket).await {
+                Ok(better) => {
+                    metrics::counter!("shoal_escalations_total", "reason" => reason.as_str()).increment(1);
+                    ticket.record.rejected_tokens += std::mem::replace(&mut answered, better).begun.reject();
+                    ticket.record.escalated = true;
+                    ticket.record.escalation = reason.as_str().to_owned();
+                    quality = Some(stronger.quality);
+                }
+                Err(error) => {
+                    tracing::debug!(code = %error.code, "nobody stronger answered; the first answer stands");
+                    metrics::counter!("shoal_escalations_failed_total").increment(1);
+                    ticket.restore(mark);
+                    break;
+                }
+            }
+        }
+        answered.begun.into_running(ticket)
+    }
+}

@@ -1,0 +1,156 @@
+//! A committed answer on its way to whoever asked: a client of this node, or the router that forwarded.
+//!
+//! Both relays read the same steps, so they agree on what a whole answer is and end the ticket by the same rule.
+//! Dropping an answer cancels the upstream's work and records the cancellation.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use shoal_routing::InFlight;
+
+use super::attempt::{Patience, in_band};
+use super::tap::{Payload, Tap};
+use super::ticket::Ticket;
+use super::watch::Unasked;
+use crate::upstream::{Event, UpstreamError};
+
+/// Events of an upstream's answer.
+pub(super) type Events = BoxStream<'static, Result<Event, UpstreamError>>;
+
+/// A committed request: this attempt's bytes are what the asker gets, and no other's.
+pub enum Running {
+    /// The whole body is here.
+    Whole(Whole),
+    /// The first content is here.
+    Stream(Committed),
+}
+
+impl Running {
+    /// Returns the request's ticket.
+    pub fn ticket(&self) -> &Ticket {
+        match self {
+            Self::Whole(whole) => &whole.ticket,
+            Self::Stream(stream) => &stream.ticket,
+        }
+    }
+}
+
+/// A whole body.
+pub struct Whole {
+    /// The body as the upstream sent it.
+    pub body: Bytes,
+    /// The request's ticket.
+    pub ticket: Ticket,
+    guard: InFlight,
+}
+
+impl Whole {
+    pub(super) fn new(body: Bytes, tap: &Tap, guard: InFlight, mut ticket: Ticket) -> Self {
+        ticket.read(tap);
+        Self { body, ticket, guard }
+    }
+
+    /// Ends the request: the body was handed over.
+    pub fn complete(self) {
+        self.guard.finish(Instant::now(), true);
+        self.ticket.complete();
+    }
+}
+
+/// What comes next in a stream.
+#[derive(Debug)]
+pub enum Step {
+    /// A payload to pass on.
+    Payload(Payload, Bytes),
+    /// Nothing more comes. An error says why the answer is not whole.
+    End(Result<(), UpstreamError>),
+}
+
+/// A stream past its commit point.
+pub struct Committed {
+    held: VecDeque<Bytes>,
+    events: Events,
+    tap: Tap,
+    patience: Patience,
+    guard: InFlight,
+    ticket: Ticket,
+    unasked: Unasked,
+}
+
+impl Committed {
+    pub(super) fn new(
+        held: VecDeque<Bytes>,
+        events: Events,
+        patience: Patience,
+        guard: InFlight,
+        mut ticket: Ticket,
+        unasked: Unasked,
+    ) -> Self {
+        ticket.first_content();
+        // The held payloads are read once more as they leave, so the tap starts afresh.
+        Self { held, events, tap: Tap::default(), patience, guard, ticket, unasked }
+    }
+
+    /// Returns the request's ticket.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// Returns what was read of the payloads that were passed on.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// Returns the next step. Safe to cancel. After an end, call [`complete`](Self::complete) or
+    /// [`fail`](Self::fail).
+    pub async fn next(&mut self) -> Step {
+        if let Some(payload) = self.held.pop_front() {
+            // The load knows the time of the first token already.
+            return self.step(payload, false);
+        }
+        let event = self.patience.between(self.events.next()).await;
+        let cut = match event {
+            Ok(Some(Ok(Event::Chunk(payload)))) => return self.step(payload, true),
+            Ok(Some(Ok(Event::End { .. })) | None) => UpstreamError::new(
+                502,
+                "upstream_interrupted",
+                "the answer was cut off: the upstream ended without a finish reason; what came so far is not whole",
+            ),
+            Ok(Some(Err(error))) | Err(error) => error,
+        };
+        self.end(cut)
+    }
+
+    fn step(&mut self, payload: Bytes, timed: bool) -> Step {
+        let kind = self.tap.inspect(&payload);
+        if kind == Payload::Error {
+            return self.end(in_band(&payload));
+        }
+        if timed && kind == Payload::Content {
+            self.guard.token(Instant::now());
+        }
+        self.ticket.read(&self.tap);
+        Step::Payload(kind, self.unasked.removed_from(payload))
+    }
+
+    /// With its finish reason an answer is whole, whatever the connection did afterwards.
+    fn end(&self, cut: UpstreamError) -> Step {
+        Step::End(if self.tap.finish_reason.is_some() { Ok(()) } else { Err(cut) })
+    }
+
+    /// Ends the request: the whole answer was passed on.
+    pub fn complete(self) {
+        self.guard.finish(Instant::now(), true);
+        self.ticket.complete();
+    }
+
+    /// Ends the request: the upstream broke off.
+    pub fn fail(self, code: &str) {
+        metrics::counter!("shoal_streams_interrupted_total").increment(1);
+        self.guard.finish(Instant::now(), false);
+        self.ticket.fail(502, code);
+    }
+}
