@@ -60,7 +60,8 @@ def test_a_tool_call(provider):
         system_instruction="Be brief.", max_output_tokens=20, tools=[types.Tool(function_declarations=[function])],
         tool_config=types.ToolConfig(function_calling_config=types.FunctionCallingConfig(mode="ANY")),
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True))
-    answer = google(url).models.generate_content(model="m", contents="Weather?", config=config)
+    client = google(url)
+    answer = client.models.generate_content(model="m", contents="Weather?", config=config)
     assert answer.function_calls[0].name == "weather" and answer.function_calls[0].args == {"city": "stub"}
 
 
@@ -71,9 +72,11 @@ def test_errors_have_their_classes(provider):
         with pytest.raises(openai.AuthenticationError):
             client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
         return
+    # Held by name: the vendor's client closes its connections when it is collected.
+    stranger, client = google(url, "wrong"), google(url)
     with pytest.raises(errors.ClientError) as refused:
-        google(url, "wrong").models.generate_content(model="m", contents="x")
+        stranger.models.generate_content(model="m", contents="x")
     assert refused.value.code == 400 and "API key not valid" in refused.value.message
     with pytest.raises(errors.ClientError) as throttled:
-        google(url).models.generate_content(model="m", contents="[[stub err=429 retry_after=3]]")
+        client.models.generate_content(model="m", contents="[[stub err=429 retry_after=3]]")
     assert (throttled.value.code, throttled.value.status) == (429, "RESOURCE_EXHAUSTED")

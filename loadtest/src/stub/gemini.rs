@@ -197,7 +197,9 @@ fn tools(tools: &Value) -> Vec<Tool> {
     let declared =
         tools.as_array().into_iter().flatten().filter_map(|tool| tool["functionDeclarations"].as_array());
     let tool = |function: &Value| {
-        let schema = [&function["parametersJsonSchema"], &function["parameters"]];
+        // Google reads both spellings of a name; its own client writes this one in the second.
+        let names = ["parametersJsonSchema", "parameters_json_schema", "parameters"];
+        let schema = names.map(|name| &function[name]);
         let parameters = schema.into_iter().find(|schema| schema.is_object()).cloned().unwrap_or_default();
         Some(Tool { name: function["name"].as_str()?.to_owned(), parameters })
     };
