@@ -193,7 +193,8 @@ async fn until_commit(
                 }
                 size += payload.len();
                 held.push_back(payload);
-                let hold = watch.payload(held.back().map_or(&[][..], |p| p), Instant::now());
+                let hold =
+                    watch.payload(held.back().map_or(&[][..], |p| p), tokio::time::Instant::now().into_std());
                 if matches!(kind, Payload::Content | Payload::Finish) || hold_until.is_some() {
                     guard.first_token(Instant::now());
                     match hold {

@@ -140,6 +140,7 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
         Route::Via(_) => "peer",
     }
     .to_owned();
+    r.local_attempt |= !choice.offer.is_cloud();
     if choice.offer.is_cloud() && matches!(choice.offer.upstream, UpstreamId::Device(_)) {
         ticket.egress().handed_to(&choice.offer.name);
     }

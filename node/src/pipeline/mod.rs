@@ -8,6 +8,8 @@ mod attempt;
 mod attempts;
 mod candidates;
 mod climb;
+#[cfg(test)]
+mod climb_tests;
 mod delivery;
 pub mod tap;
 #[cfg(test)]

@@ -268,7 +268,7 @@ impl Ticket {
             upstream: &r.upstream,
             confidence: r.confidence,
             routing_reason: &r.routing_reason,
-            local_attempt: r.target != "cloud",
+            local_attempt: r.local_attempt,
             escalated: r.escalated,
             attempts: r.attempts,
             cost_usd: r.cost_usd,
@@ -284,7 +284,7 @@ impl Ticket {
         let metadata = serde_json::json!({
             "confidence": r.confidence,
             "routing_reason": r.routing_reason,
-            "local_attempt": r.target != "cloud",
+            "local_attempt": r.local_attempt,
         });
         self.sinks.lfo_manners.then(|| serde_json::to_vec(&metadata).expect("plain fields serialise"))
     }

@@ -74,6 +74,8 @@ pub struct RequestRecord {
     pub duration_ms: u64,
     /// Attempts made.
     pub attempts: u32,
+    /// True when a device of the mesh was asked, whoever answered in the end.
+    pub local_attempt: bool,
     /// Each attempt: upstream and how it ended.
     pub attempt_log: Vec<AttemptRecord>,
     /// Calibrated probability that the answer is good; absent = unknown.

@@ -1,0 +1,187 @@
+//! Every row of {mode} × {confidence} × {stream or not} × {provider}: what the client gets, and from whom.
+//!
+//! The table in `docs/escalation.md` is made here; the test fails when the page says something else. To write it
+//! anew: `UPDATE_DOCS=1 cargo test -p shoal --no-default-features escalation_ends_as_the_page_says`.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use shoal_routing::{MicroUsd, Price, UpstreamId};
+
+use super::*;
+use crate::testing::{Act, Beat, Scene, broken, offer, say};
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/escalation.md");
+const BEGIN: &str = "<!-- table -->\n";
+const END: &str = "<!-- end of table -->";
+
+const MODES: [&str; 3] = ["auto", "local", "cloud"];
+const CONFIDENCES: [&str; 3] = ["high", "low", "unknown"];
+const PROVIDERS: [&str; 6] = ["up", "429", "5xx", "hang", "reset", "garbage"];
+
+/// A device with a small model and a provider with a strong one.
+fn scene() -> Scene {
+    let mut weak = offer("phone", "weak-135m", &[]);
+    Arc::make_mut(&mut weak.model).logprobs = Some(true);
+    let mut strong = offer("cloud", "strong-400b", &[]);
+    strong.upstream = UpstreamId::Provider("cloud".into());
+    strong.price =
+        Some(Price { input_per_million: MicroUsd(1_000_000), output_per_million: MicroUsd(2_000_000) });
+    Scene::new(vec![weak, strong])
+}
+
+fn logprobs(confidence: &str) -> Value {
+    let of = |logprob: f64| {
+        let top = [json!({"token": "a", "logprob": logprob}), json!({"token": "b", "logprob": -4.0})];
+        json!({"content": [{"token": "a", "logprob": logprob, "top_logprobs": top}]})
+    };
+    match confidence {
+        "high" => of(-0.01),
+        "low" => of(-2.5),
+        _ => Value::Null,
+    }
+}
+
+fn answer(text: &str, confidence: &str, stream: bool) -> Act {
+    let chunk = |delta: Value, finish: Value, logprobs: Value| {
+        say(&json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": logprobs}]}).to_string())
+    };
+    if stream {
+        return Act::Play(vec![
+            chunk(json!({"role": "assistant"}), Value::Null, Value::Null),
+            chunk(json!({"content": text}), Value::Null, logprobs(confidence)),
+            chunk(json!({}), json!("stop"), Value::Null),
+            Beat::End(true),
+        ]);
+    }
+    let body = json!({"choices": [{"message": {"content": text}, "finish_reason": "stop", "logprobs": logprobs(confidence)}]});
+    Act::Play(vec![say(&body.to_string()), Beat::End(true)])
+}
+
+fn provider(state: &str, stream: bool) -> Act {
+    match state {
+        "up" => answer("strong", "unknown", stream),
+        "429" => Act::Fail(UpstreamError::retryable(429, "rate_limit_exceeded", "slow down")),
+        "5xx" => Act::Fail(UpstreamError::retryable(500, "upstream_error", "it failed")),
+        "hang" => Act::Hang,
+        "reset" => Act::Play(vec![Beat::Break(broken())]),
+        _ if stream => Act::Play(vec![Beat::End(false)]),
+        _ => Act::Play(vec![say("<html>"), Beat::End(true)]),
+    }
+}
+
+/// Runs one row; returns what the client gets in words.
+async fn row(mode: &str, confidence: &str, stream: bool, state: &str) -> String {
+    let scene = scene();
+    scene.script("phone/weak-135m", [answer("weak", confidence, stream)]);
+    scene.script("cloud/strong-400b", [provider(state, stream)]);
+    let model = if mode == "cloud" { "auto" } else { "weak-135m" };
+    let body = json!({
+        "model": model, "stream": stream, "messages": [{"role": "user", "content": "x"}],
+        "metadata": {"mode": mode, "confidence_threshold": 0.7},
+    });
+    let job = scene.chat(&body.to_string()).unwrap();
+    let (got, ticket_says) = match scene.pipeline.run(job).await {
+        Ok(Running::Whole(whole)) => {
+            let says = (whole.ticket.record.escalated, whole.ticket.record.target.clone());
+            let body = String::from_utf8(whole.body.to_vec()).unwrap();
+            whole.complete();
+            (body, says)
+        }
+        Ok(Running::Stream(mut committed)) => {
+            let says = (committed.ticket().record.escalated, committed.ticket().record.target.clone());
+            let mut all = String::new();
+            while let Step::Payload(_, payload) = committed.next().await {
+                all.push_str(std::str::from_utf8(&payload).unwrap());
+            }
+            committed.complete();
+            (all, says)
+        }
+        Err(failed) => return format!("error {}", failed.error.status),
+    };
+    let asked = scene.asked().iter().any(|r| r.body.windows(12).any(|w| w == b"top_logprobs"));
+    assert!(
+        !asked || !got.contains("top_logprobs"),
+        "asked for on our own account, so not to be shown: {got}"
+    );
+    assert_ne!(got.contains("weak"), got.contains("strong"), "one of them and never both: {got}");
+    if mode == "local" {
+        assert!(scene.tried().iter().all(|way| !way.starts_with("cloud/")), "local means local");
+    }
+    let who = if got.contains("strong") { "cloud" } else { "device" };
+    assert_eq!(ticket_says.1 == "cloud", who == "cloud");
+    assert_eq!(ticket_says.0, who == "cloud" && mode == "auto");
+    if ticket_says.0 { format!("{who}, escalated") } else { who.to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn escalation_ends_as_the_page_says() {
+    let mut table =
+        String::from("| mode | confidence | provider | whole answer | stream |\n|---|---|---|---|---|\n");
+    for mode in MODES {
+        for confidence in CONFIDENCES {
+            for state in PROVIDERS {
+                let (whole, stream) =
+                    (row(mode, confidence, false, state).await, row(mode, confidence, true, state).await);
+                writeln!(table, "| {mode} | {confidence} | {state} | {whole} | {stream} |").unwrap();
+            }
+        }
+    }
+    for line in
+        table.lines().filter(|l| l.contains("| local |") || l.contains("| high |") && l.contains("| auto |"))
+    {
+        assert!(line.matches("| device ").count() == 2, "{line}");
+    }
+    let page = std::fs::read_to_string(PAGE).unwrap();
+    let (head, rest) = page.split_once(BEGIN).unwrap();
+    let (written, tail) = rest.split_once(END).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(PAGE, format!("{head}{BEGIN}{table}{END}{tail}")).unwrap();
+        return;
+    }
+    assert_eq!(written, table, "docs/escalation.md is out of date; see the head of this file");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_names_a_model_without_a_threshold_gets_that_model_at_once() {
+    let scene = scene();
+    scene.script("phone/weak-135m", [answer("weak", "low", true)]);
+    let job = scene
+        .chat(r#"{"model":"weak-135m","stream":true,"messages":[{"role":"user","content":"x"}]}"#)
+        .unwrap();
+    assert!(matches!(scene.pipeline.run(job).await.unwrap(), Running::Stream(_)));
+    assert_eq!(scene.tried(), ["phone/weak-135m"]);
+    let asked = String::from_utf8(scene.asked()[0].body.to_vec()).unwrap();
+    assert!(!asked.contains("logprobs"), "nothing is asked for that nobody will judge: {asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_held_prefix_adds_at_most_400_ms() {
+    let scene = scene();
+    let word = json!({"choices": [{"delta": {"content": "weak"}, "logprobs": logprobs("high")}]}).to_string();
+    scene.script(
+        "phone/weak-135m",
+        [Act::Play(vec![say(&word), Beat::Wait(Duration::from_secs(20)), Beat::End(true)])],
+    );
+    let body = json!({"model": "weak-135m", "stream": true, "messages": [{"role": "user", "content": "x"}],
+        "metadata": {"confidence_threshold": 0.7}});
+    let job = scene.chat(&body.to_string()).unwrap();
+    let asked = tokio::time::Instant::now();
+    assert!(matches!(scene.pipeline.run(job).await.unwrap(), Running::Stream(_)));
+    assert!(asked.elapsed() <= Duration::from_millis(410), "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restricted_request_never_meets_a_provider() {
+    for stream in [false, true] {
+        let scene = scene();
+        scene.script("phone/weak-135m", [answer("weak", "low", stream)]);
+        let body = json!({"model": "auto", "stream": stream, "messages": [{"role": "user", "content": "x"}],
+            "metadata": {"confidence_threshold": 0.99, "data_class": "restricted"}});
+        let job = scene.chat(&body.to_string()).unwrap();
+        assert!(scene.pipeline.run(job).await.is_ok());
+        assert_eq!(scene.tried(), ["phone/weak-135m"]);
+    }
+}
