@@ -137,7 +137,7 @@ fn router(args: &DevArgs, dir: &Path, n: u16, token: Option<&str>) -> anyhow::Re
     let name = format!("node{n}");
     let data_dir = dir.join(&name);
     let listen = SocketAddr::from(([127, 0, 0, 1], args.port + n - 1));
-    let mut command = child(&data_dir, args.devices)?;
+    let mut command = child(&data_dir, args.devices, n == 1)?;
     match token {
         None => command.arg("up"),
         Some(_) => command.arg("join"),
@@ -156,7 +156,7 @@ fn device(
 ) -> anyhow::Result<Part> {
     let name = format!("device{n}");
     let data_dir = dir.join(&name);
-    let mut command = child(&data_dir, args.devices)?;
+    let mut command = child(&data_dir, args.devices, false)?;
     command.args([
         "join",
         "--engine",
@@ -177,7 +177,7 @@ fn device(
     spawn(command, name, data_dir, token)
 }
 
-fn child(data_dir: &Path, devices: u16) -> anyhow::Result<Command> {
+fn child(data_dir: &Path, devices: u16, is_first: bool) -> anyhow::Result<Command> {
     std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     #[cfg(not(feature = "embedded"))]
@@ -195,6 +195,13 @@ fn child(data_dir: &Path, devices: u16) -> anyhow::Result<Command> {
     {
         command.env_remove(name);
     }
+    // A phone of LFO belongs to one node; three that ask it would queue behind each other.
+    if !is_first {
+        for name in ["ANDROID_HOST", "ANDROID_PORT"] {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("PORT");
     Ok(command)
 }
 
