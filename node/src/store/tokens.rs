@@ -1,11 +1,10 @@
 //! Join tokens of this node: kept as hashes, each use taken in one durable transaction.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use rusqlite::{OptionalExtension, TransactionBehavior};
+use rusqlite::{OptionalExtension, Row, TransactionBehavior};
 use shoal_cluster::ids::Role;
 use shoal_cluster::{BookError, Refusal, TokenBook, TokenRecord};
-use subtle::ConstantTimeEq;
 
 use super::{KeyRing, Store};
 
@@ -53,34 +52,12 @@ impl TokenBook for StoreBook {
         let mut connection = self.store.lock();
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(store_error)?;
-        let row: Option<([u8; 32], String, u32, i64, bool)> = transaction
-            .query_row(
-                "SELECT secret_sha256, role, uses_left, expires_s, revoked FROM tokens WHERE token_id = ?1",
-                [&token_id[..]],
-                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)),
-            )
+        let mut record = transaction
+            .query_row(&format!("{SELECT} WHERE token_id = ?1"), [&token_id[..]], read)
             .optional()
-            .map_err(store_error)?;
-        let Some((secret, stored_role, uses_left, expires_s, revoked)) = row else {
-            return Err(Refusal::Unknown);
-        };
-        let now_s = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        // The secret comes first: without it nothing about the token may be learnt.
-        if !bool::from(secret.ct_eq(secret_sha256)) {
-            return Err(Refusal::WrongSecret);
-        }
-        if revoked {
-            return Err(Refusal::Revoked);
-        }
-        if expires_s <= now_s {
-            return Err(Refusal::Expired);
-        }
-        if stored_role != role.as_str() {
-            return Err(Refusal::WrongRole);
-        }
-        if uses_left == 0 {
-            return Err(Refusal::Used);
-        }
+            .map_err(store_error)?
+            .ok_or(Refusal::Unknown)?;
+        record.take_use(secret_sha256, role, now)?;
         transaction
             .execute("UPDATE tokens SET uses_left = uses_left - 1 WHERE token_id = ?1", [&token_id[..]])
             .map_err(store_error)?;
@@ -89,23 +66,9 @@ impl TokenBook for StoreBook {
 
     fn list(&self) -> Result<Vec<TokenRecord>, BookError> {
         let connection = self.store.lock();
-        let mut statement = connection
-            .prepare("SELECT token_id, secret_sha256, role, uses_left, expires_s, created_s, revoked FROM tokens ORDER BY created_s")
-            .map_err(book_error)?;
-        let rows = statement
-            .query_map([], |r| {
-                let role: String = r.get(2)?;
-                Ok(TokenRecord {
-                    token_id: r.get(0)?,
-                    secret_sha256: r.get(1)?,
-                    role: if role == Role::Router.as_str() { Role::Router } else { Role::Device },
-                    uses_left: r.get(3)?,
-                    expires_unix_s: r.get::<_, i64>(4)? as u64,
-                    created_unix_s: r.get::<_, i64>(5)? as u64,
-                    revoked: r.get(6)?,
-                })
-            })
-            .map_err(book_error)?;
+        let mut statement =
+            connection.prepare(&format!("{SELECT} ORDER BY created_s")).map_err(book_error)?;
+        let rows = statement.query_map([], read).map_err(book_error)?;
         rows.collect::<Result<_, _>>().map_err(book_error)
     }
 
@@ -125,6 +88,62 @@ impl TokenBook for StoreBook {
     }
 }
 
+const SELECT: &str =
+    "SELECT token_id, secret_sha256, role, uses_left, expires_s, created_s, revoked FROM tokens";
+
+fn read(row: &Row<'_>) -> rusqlite::Result<TokenRecord> {
+    let role: String = row.get(2)?;
+    Ok(TokenRecord {
+        token_id: row.get(0)?,
+        secret_sha256: row.get(1)?,
+        role: if role == Role::Router.as_str() { Role::Router } else { Role::Device },
+        uses_left: row.get(3)?,
+        expires_unix_s: row.get::<_, i64>(4)? as u64,
+        created_unix_s: row.get::<_, i64>(5)? as u64,
+        revoked: row.get(6)?,
+    })
+}
+
 fn book_error(error: rusqlite::Error) -> BookError {
     BookError(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_use_is_taken_for_good_also_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let store = Store::open(dir.path()).unwrap();
+            StoreBook::new(store.clone(), KeyRing::load(store).unwrap())
+        };
+        let (id, secret, now) = ([1; 8], [2; 32], SystemTime::now());
+        let expires = now + Duration::from_secs(60);
+        let unix_s = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let token = TokenRecord {
+            token_id: id,
+            secret_sha256: secret,
+            role: Role::Device,
+            uses_left: 1,
+            expires_unix_s: unix_s(expires),
+            created_unix_s: unix_s(now),
+            revoked: false,
+        };
+        let book = open();
+        book.insert(&token).unwrap();
+        assert_eq!(book.consume(&[9; 8], &secret, Role::Device, now), Err(Refusal::Unknown));
+        assert_eq!(book.consume(&id, &[0; 32], Role::Device, now), Err(Refusal::WrongSecret));
+        assert_eq!(book.consume(&id, &secret, Role::Router, now), Err(Refusal::WrongRole));
+        assert_eq!(book.consume(&id, &secret, Role::Device, expires), Err(Refusal::Expired));
+        assert_eq!(book.consume(&id, &secret, Role::Device, now), Ok(()));
+        drop(book);
+        let book = open();
+        assert_eq!(book.consume(&id, &secret, Role::Device, now), Err(Refusal::Used));
+        assert!(book.revoke(&id).unwrap());
+        assert_eq!(book.consume(&id, &secret, Role::Device, now), Err(Refusal::Revoked));
+    }
 }
