@@ -1,12 +1,14 @@
 //! Providers over HTTP: everybody may look, only the node's own machine may change.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use shoal_routing::UpstreamId;
 
 use super::error::ApiError;
 use crate::cloud::settings::trimmed;
@@ -22,12 +24,28 @@ pub(super) struct NewProvider {
 }
 
 /// `GET /shoal/v1/providers`
-pub(super) async fn list(State(node): State<Arc<Node>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn list(State(node): State<Arc<Node>>) -> Result<Json<Value>, ApiError> {
     let clouds = node.clouds.clone();
     let providers: Vec<ProviderStatus> = tokio::task::spawn_blocking(move || clouds.list())
         .await
         .map_err(|_| ApiError::new(500, "internal_error", "the list of providers could not be read"))?;
+    let providers: Vec<Value> = providers.iter().map(|provider| with_load(&node, provider)).collect();
     Ok(Json(json!({"providers": providers})))
+}
+
+/// Adds what the router knows: requests under way and, by model, the breaker.
+fn with_load(node: &Node, provider: &ProviderStatus) -> Value {
+    let (loads, now) = (&node.pipeline.loads, Instant::now());
+    let upstream = UpstreamId::Provider(provider.name.as_str().into());
+    let breakers: serde_json::Map<String, Value> = provider
+        .models
+        .iter()
+        .map(|model| (model.clone(), loads.load(&upstream, model, now).breaker.into()))
+        .collect();
+    let mut value = json!(provider);
+    value["in_flight"] = json!(loads.in_flight(&upstream));
+    value["breakers"] = Value::Object(breakers);
+    value
 }
 
 /// `POST /admin/v1/providers`

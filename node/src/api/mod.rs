@@ -5,7 +5,7 @@
 pub mod admin;
 pub mod auth;
 pub mod body;
-mod clouds;
+pub(crate) mod clouds;
 pub mod error;
 mod feedback;
 pub mod front;

@@ -4,6 +4,7 @@
 //! at least one byte of the body, images count at the dearest known rate, and an answer without a limit is given one.
 
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,6 +16,7 @@ use tower::{Service, ServiceExt};
 
 use super::prices::Quote;
 use super::purse::{Purse, Reservation};
+use super::traffic::{Call, Traffic};
 use crate::api::body::{Body, Edit};
 use crate::pipeline::tap::Tap;
 use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
@@ -38,12 +40,13 @@ pub struct Metered<S> {
     inner: S,
     purse: Purse,
     quote: Quote,
+    traffic: Traffic,
 }
 
 impl<S> Metered<S> {
-    /// Wraps `inner`, whose requests are paid from `purse` at the price of `quote`.
-    pub fn new(inner: S, purse: Purse, quote: Quote) -> Self {
-        Self { inner, purse, quote }
+    /// Wraps `inner`, whose requests are paid from `purse` at the price of `quote` and counted in `traffic`.
+    pub fn new(inner: S, purse: Purse, quote: Quote, traffic: Traffic) -> Self {
+        Self { inner, purse, quote, traffic }
     }
 }
 
@@ -61,22 +64,24 @@ where
     }
 
     fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
-        let Self { inner, purse, quote } = self.clone();
+        let Self { inner, purse, quote, traffic } = self.clone();
         Box::pin(async move {
             let Bounded { body, input, output } = bounded(request.path, &request.body, &quote)?;
             let reservation = purse.reserve(quote.price.cost(input, output)).await?;
             let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
             let mut meter = Meter { reservation, price: quote.price, prompt, tap: Tap::default() };
+            let call = traffic.begin(Instant::now());
             let streamed = request.stream;
             match inner.oneshot(UpstreamRequest { body, ..request }).await {
                 Ok(UpstreamResponse { served_by, events }) => {
-                    Ok(UpstreamResponse { served_by, events: meter.watch(events, streamed) })
+                    Ok(UpstreamResponse { served_by, events: meter.watch(events, streamed, call) })
                 }
                 Err(error) => {
                     // Who broke off or fell silent may have read the prompt, and bills it; who refused does not.
                     if matches!(&*error.code, "upstream_timeout" | "upstream_interrupted") {
                         meter.book();
                     }
+                    call.failed(&error);
                     Err(error)
                 }
             }
@@ -136,10 +141,11 @@ impl Meter {
         mut self,
         events: BoxStream<'static, Result<Event, UpstreamError>>,
         streamed: bool,
+        call: Call,
     ) -> BoxStream<'static, Result<Event, UpstreamError>> {
         self.book();
-        stream::unfold(Some((self, events)), move |state| async move {
-            let (mut meter, mut events) = state?;
+        stream::unfold(Some((self, events, call)), move |state| async move {
+            let (mut meter, mut events, call) = state?;
             let event = events.next().await?;
             match &event {
                 Ok(Event::Chunk(payload)) => {
@@ -149,10 +155,17 @@ impl Meter {
                         meter.tap.inspect_body(payload);
                     }
                     meter.book();
-                    Some((event, Some((meter, events))))
+                    Some((event, Some((meter, events, call))))
                 }
                 // The meter goes, and settles, with the last event.
-                Ok(Event::End { .. }) | Err(_) => Some((event, None)),
+                Ok(Event::End { .. }) => {
+                    call.answered(Instant::now());
+                    Some((event, None))
+                }
+                Err(error) => {
+                    call.failed(error);
+                    Some((event, None))
+                }
             }
         })
         .boxed()

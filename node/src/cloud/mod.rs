@@ -12,6 +12,7 @@ mod saved;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub use settings::{FileProvider, ProviderSettings, Source};
 use self::metered::Metered;
 use self::prices::Prices;
 use self::purse::Purse;
+use self::traffic::Traffic;
 use crate::config::Limits;
 use crate::egress::{Egress, ProviderZone};
 use crate::store::Store;
@@ -78,6 +80,7 @@ struct Provider {
     zone: Arc<ProviderZone>,
     wire: Arc<Settings>,
     purse: Purse,
+    traffic: Traffic,
 }
 
 /// What is told of a provider; no key in it.
@@ -103,6 +106,14 @@ pub struct ProviderStatus {
     pub budget_usd: f64,
     /// Spent in the present period, running requests at their highest price; absent if the store fails.
     pub spent_usd: Option<f64>,
+    /// Requests of this node since its start.
+    pub requests: u64,
+    /// Of these, those that ended in an error.
+    pub failed: u64,
+    /// Median time of its newest whole answers, milliseconds; absent before the first.
+    pub p50_ms: Option<f64>,
+    /// 99th percentile of the same.
+    pub p99_ms: Option<f64>,
 }
 
 /// The providers of a node.
@@ -172,7 +183,7 @@ impl Clouds {
             provider.settings.kind,
             model,
         );
-        Some(BoxUpstream::new(Metered::new(inner, provider.purse.clone(), quote)))
+        Some(BoxUpstream::new(Metered::new(inner, provider.purse.clone(), quote, provider.traffic.clone())))
     }
 
     /// Adds a provider, or replaces the settings of one; a key that is not given anew is kept. Durable.
@@ -239,6 +250,8 @@ impl Clouds {
             zone: Arc::new(zone),
             wire: Arc::new(wire),
             purse: Purse::new(name.clone(), settings.budget, self.store.clone()),
+            // New settings are no reason to forget what the provider did.
+            traffic: providers.get(&name).map(|old| old.traffic.clone()).unwrap_or_default(),
             settings,
         });
         providers.insert(name, provider.clone());
@@ -290,6 +303,7 @@ impl Provider {
     fn status(&self) -> ProviderStatus {
         let settings = &self.settings;
         let balance = self.purse.balance();
+        let traffic = self.traffic.summary();
         ProviderStatus {
             name: settings.name.clone(),
             kind: settings.kind.as_str(),
@@ -301,6 +315,10 @@ impl Provider {
             budget: settings.budget.to_string(),
             budget_usd: settings.budget.amount.as_usd(),
             spent_usd: balance.ok().map(|balance| balance.spent.as_usd()),
+            requests: traffic.requests,
+            failed: traffic.failed,
+            p50_ms: traffic.p50_ms,
+            p99_ms: traffic.p99_ms,
         }
     }
 }

@@ -181,6 +181,28 @@ async fn faults_are_mapped_and_refusals_are_free() {
 }
 
 #[tokio::test]
+async fn what_a_provider_did_is_counted_and_outlives_new_settings() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let scene = Scene::new(false, "1usd/day", move |request| match turn.fetch_add(1, Ordering::SeqCst) {
+        0 => good(request),
+        1 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        _ => ([("content-type", "application/json")], "{oops").into_response(),
+    })
+    .await;
+    let (_, error) = collect(scene.ask(request(DataClass::Public)).await.unwrap()).await;
+    assert!(error.is_none());
+    for _ in 0..2 {
+        let _failed = scene.ask(request(DataClass::Public)).await.unwrap_err();
+    }
+    let blocked = scene.ask(request(DataClass::Internal)).await.unwrap_err();
+    assert_eq!(&*blocked.code, "policy_blocked");
+    let settings = scene.clouds.providers.load()["own"].settings.clone();
+    let told = scene.clouds.add(settings).unwrap();
+    assert_eq!((told.requests, told.failed), (3, 2), "what was never sent does not count");
+    assert!(told.p50_ms.is_some() && told.p50_ms == told.p99_ms);
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere =
         |_| (StatusCode::TEMPORARY_REDIRECT, [("location", "http://127.0.0.1:1/")]).into_response();

@@ -6,7 +6,7 @@ use axum::extract::State;
 use serde_json::Value;
 
 use crate::api::error::ApiError;
-use crate::api::views;
+use crate::api::{clouds, views};
 use crate::node::Node;
 use crate::store::{RequestRecord, unix_ms};
 
@@ -26,6 +26,8 @@ pub(super) struct Facts {
     pub(super) devices: Vec<Value>,
     /// Of `/shoal/v1/models`.
     pub(super) models: Vec<Value>,
+    /// Of `/shoal/v1/providers`.
+    pub(super) providers: Vec<Value>,
     /// In progress, newest first.
     pub(super) active: Vec<RequestRecord>,
     /// Finished, newest first.
@@ -45,6 +47,7 @@ pub(super) async fn overview(node: &Arc<Node>) -> Result<Facts, ApiError> {
         nodes: list(views::nodes(state()).await.0, "nodes"),
         devices: list(views::devices(state()).await.0, "devices"),
         models: list(views::mesh_models(state()).await.0, "models"),
+        providers: list(clouds::list(state()).await?.0, "providers"),
         active,
         recent,
         now_ms: unix_ms(),

@@ -9,6 +9,7 @@ mod events;
 mod gather;
 mod login;
 mod page;
+mod providers;
 mod request_page;
 mod text;
 

@@ -7,6 +7,7 @@ use maud::{DOCTYPE, Markup, html};
 use serde_json::Value;
 
 use super::gather::Facts;
+use super::providers;
 use super::text::{self, NONE};
 use crate::store::RequestRecord;
 
@@ -20,6 +21,7 @@ const MAX_PIPS: u64 = 16;
 pub(super) enum Section {
     Summary,
     Devices,
+    Providers,
     Requests,
     Nodes,
     Models,
@@ -28,14 +30,22 @@ pub(super) enum Section {
 
 impl Section {
     /// In the page's order.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Summary, Self::Devices, Self::Requests, Self::Nodes, Self::Models, Self::Learnt];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Summary,
+        Self::Devices,
+        Self::Providers,
+        Self::Requests,
+        Self::Nodes,
+        Self::Models,
+        Self::Learnt,
+    ];
 
     /// The element's id, by which the script finds it.
     pub(super) fn id(self) -> &'static str {
         match self {
             Self::Summary => "summary",
             Self::Devices => "devices",
+            Self::Providers => "providers",
             Self::Requests => "requests",
             Self::Nodes => "nodes",
             Self::Models => "models",
@@ -76,6 +86,7 @@ pub(super) fn section(section: Section, facts: &Facts) -> Markup {
     match section {
         Section::Summary => summary(facts),
         Section::Devices => devices(&facts.devices),
+        Section::Providers => providers::section(&facts.providers),
         Section::Requests => requests(facts),
         Section::Nodes => nodes(&facts.nodes),
         Section::Models => models(&facts.models),
@@ -200,7 +211,8 @@ fn load(d: &Value) -> Markup {
     }
 }
 
-fn breaker(code: &str) -> Markup {
+/// A breaker as a state; "closed" is the word for requests that flow.
+pub(super) fn breaker(code: &str) -> Markup {
     match code {
         "closed" => state("ok", "closed"),
         "open" => state("bad", "open"),
@@ -255,7 +267,7 @@ fn request_row(r: &RequestRecord, now_ms: u64) -> Markup {
             }
             td.name data-label="Model" { (text::or_none(model)) @if let Some(asked) = asked { small.block { "asked for " (text::clean(asked)) } } }
             td.name data-label="Where" { (text::or_none(&r.upstream)) @if !r.target.is_empty() { small.block { (text::clean(&r.target)) } } }
-            td data-label="Why" { (text::reason(&r.routing_reason)) @if r.escalated { small.block { "escalated" } } }
+            td data-label="Why" { (text::reason(&r.routing_reason)) @if r.escalated { small.block { (escalated()) ": " (text::escalation(&r.escalation)) } } }
             td.num data-label="First token" { (text::maybe_millis(r.ttft_ms.map(|n| n as f64))) }
             td.num data-label="Total" { (text::millis(took as f64)) }
             td.num data-label="Tokens" { (text::count(r.prompt_tokens)) " → " (text::count(r.completion_tokens)) }
@@ -371,6 +383,11 @@ fn learnt(statistics: &Value) -> Markup {
 /// A state: a shape of its own, then the word.
 pub(super) fn state(kind: &str, word: &str) -> Markup {
     html! { span.state.(kind) { (mark(kind)) (word) } }
+}
+
+/// The mark of an answer that a stronger model took over.
+pub(super) fn escalated() -> Markup {
+    state("up", "escalated")
 }
 
 fn mark(kind: &str) -> Markup {

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::page::{brand, document, outcome, state};
+use super::page::{brand, document, escalated, outcome, state};
 use super::text;
 use crate::store::RequestRecord;
 
@@ -25,6 +25,7 @@ pub(super) fn render(r: &RequestRecord, now_ms: u64) -> Markup {
                 (figure("Answer tokens", &text::count(r.completion_tokens)))
                 (figure("Per token", &text::maybe_millis(per_token_ms(r))))
                 (figure("Confidence", &text::share(r.confidence)))
+                @if r.rejected_tokens > 0 { (figure("Rejected tokens", &text::count(r.rejected_tokens))) }
                 (figure("Cost", &text::usd(r.cost_usd)))
             }
             div.columns {
@@ -48,10 +49,27 @@ fn where_and_why(r: &RequestRecord) -> Markup {
             (fact("Reached as", &text::or_none(&r.target)))
             (fact("Reason", &text::reason(&r.routing_reason)))
             (fact("Chance of this choice", &text::share(r.propensity)))
-            (fact("Escalated", if r.escalated { "yes" } else { "no" }))
+            div {
+                dt { "Escalated" }
+                dd { @if r.escalated { (escalated()) ": " (text::escalation(&r.escalation)) } @else { "no" } }
+            }
+            @if r.rejected_tokens > 0 {
+                (fact("Rejected", &format!("{} tokens of answers that were not good enough", text::count(r.rejected_tokens))))
+            }
+            (fact("Confidence", &confidence(r)))
             (fact("Left the mesh", match r.egress.as_str() { "" | "none" => "no".to_owned(), to => format!("to {}", text::clean(to)) }.as_str()))
             (fact("Finish", &text::or_none(&r.finish_reason)))
             @if !r.error.is_empty() { (fact("Error", &text::clean(&r.error))) }
+        }
+    }
+}
+
+/// Both numbers, since their difference is what feedback has taught.
+fn confidence(r: &RequestRecord) -> String {
+    match (r.confidence, r.raw_confidence) {
+        (None, None) => "unknown".into(),
+        (calibrated, raw) => {
+            format!("{} calibrated, {} as observed", text::share(calibrated), text::share(raw))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use http_body_util::BodyExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use shoal_cluster::identity::Identity;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -30,6 +30,8 @@ fn evil_record(outcome: &str) -> RequestRecord {
         considered: vec![Considered { model: evil(), score: f64::NAN }],
         outcome: outcome.into(),
         error: evil(),
+        escalated: true,
+        escalation: evil(),
         finish_reason: evil(),
         attempt_log: vec![AttemptRecord { upstream: evil(), ended: evil() }],
         data_class: evil(),
@@ -50,6 +52,10 @@ fn evil_facts() -> Facts {
             "models": [{"id": EVIL, "breaker": EVIL}],
         })],
         models: vec![json!({"id": EVIL, "devices": [EVIL], "quantization": EVIL})],
+        providers: vec![json!({
+            "name": EVIL, "kind": EVIL, "models": [EVIL], "breakers": {EVIL: EVIL}, "budget": format!("1usd/{EVIL}"),
+            "budget_usd": 1.0, "spent_usd": f64::MAX, "requests": u64::MAX, "failed": u64::MAX, "p50_ms": f64::MAX,
+        })],
         active: vec![evil_record("in progress")],
         recent: vec![evil_record(EVIL)],
         now_ms: 1_700_000_000_000,
@@ -88,7 +94,7 @@ fn pages_need_nothing_inline_and_nothing_from_elsewhere() {
 #[test]
 fn states_are_words_and_empty_sections_name_the_next_command() {
     let empty = page::overview(&Facts::default()).into_string();
-    for command in ["shoal token create", "shoal join", "shoal chat", "shoal pull"] {
+    for command in ["shoal token create", "shoal join", "shoal chat", "shoal pull", "shoal cloud add"] {
         assert!(empty.contains(command), "{command}");
     }
     let facts = Facts {
@@ -106,6 +112,55 @@ fn states_are_words_and_empty_sections_name_the_next_command() {
     for word in ["alive", "away", "draining", "on trial", "half open", "41 ms", "1 of 2"] {
         assert!(html.contains(word), "{word}");
     }
+}
+
+fn provider(breakers: &Value, spent_usd: f64) -> String {
+    let models: Vec<&String> = breakers.as_object().unwrap().keys().collect();
+    let provider = json!({
+        "name": "own", "kind": "gemini", "models": models, "breakers": breakers, "internal_ok": true,
+        "budget": "2usd/month", "budget_usd": 2.0, "spent_usd": spent_usd,
+        "requests": 40, "failed": 3, "in_flight": 1, "p50_ms": 120.0, "p99_ms": 2400.0,
+    });
+    page::overview(&Facts { providers: vec![provider], ..Facts::default() }).into_string()
+}
+
+#[test]
+fn a_provider_tells_its_state_its_purse_and_its_answers() {
+    let html = provider(&json!({"own/a": "closed", "own/b": "open"}), 0.5);
+    for shown in [
+        "partly failing",
+        "internal data allowed",
+        "$0.50 of $2.00 this month, 25 %",
+        "width=\"25.0\"",
+        "40, 8 % failed, 1 in progress",
+        "120 ms / 2.4 s",
+        ">a<",
+    ] {
+        assert!(html.contains(shown), "{shown}: {html}");
+    }
+    assert!(provider(&json!({"own/a": "open"}), 0.0).contains("</i>failing"));
+    assert!(provider(&json!({"own/a": "half_open"}), 0.0).contains("on trial"));
+    assert!(provider(&json!({"own/a": "closed"}), 2.0).contains("purse empty"));
+    assert!(provider(&json!({"own/a": "closed"}), 0.0).contains("ready"));
+}
+
+#[test]
+fn an_escalated_request_says_why_and_what_was_rejected() {
+    let record = RequestRecord {
+        escalated: true,
+        escalation: "low_confidence".into(),
+        rejected_tokens: 1234,
+        confidence: Some(0.41),
+        raw_confidence: Some(0.52),
+        cost_usd: Some(0.0021),
+        ..RequestRecord::default()
+    };
+    let html = request_page::render(&record, 0).into_string();
+    for shown in ["escalated", "low confidence", "1\u{202f}234 tokens", "0.41 calibrated, 0.52 as observed"] {
+        assert!(html.contains(shown), "{shown}");
+    }
+    let row = page::overview(&Facts { recent: vec![record], ..Facts::default() }).into_string();
+    assert!(row.contains("escalated") && row.contains("low confidence") && row.contains("$0.002100"));
 }
 
 #[test]

@@ -122,6 +122,36 @@ pub(super) fn usd(cost: Option<f64>) -> String {
     }
 }
 
+/// An amount of money in cents, finer where it is less than one.
+pub(super) fn money(usd: f64) -> String {
+    match usd {
+        0.0 => "$0".into(),
+        usd if usd < 0.000_1 => "under $0.0001".into(),
+        usd if usd < 0.1 => format!("${usd:.4}"),
+        usd => format!("${usd:.2}"),
+    }
+}
+
+/// A share of one in percent; a little is told from nothing, and almost all from all.
+pub(super) fn percent(share: f64) -> String {
+    match share * 100.0 {
+        0.0 => "0 %".into(),
+        p if p < 1.0 => "under 1 %".into(),
+        p if p < 100.0 => format!("{} %", (p.round() as u64).min(99)),
+        _ => "100 %".into(),
+    }
+}
+
+/// Why a stronger model took over, in words.
+pub(super) fn escalation(code: &str) -> String {
+    match code {
+        "" => "reason unknown".into(),
+        "cloud_handoff" => "the phone passed it on".into(),
+        "expected_gain" => "a better answer was worth its price".into(),
+        other => clean(&other.replace('_', " ")),
+    }
+}
+
 /// A share of one, such as a confidence.
 pub(super) fn share(value: Option<f64>) -> String {
     value.map_or_else(|| NONE.into(), |v| format!("{v:.2}"))
@@ -170,6 +200,14 @@ mod tests {
         assert_eq!(usd(Some(0.0)), "0");
         assert_eq!(usd(None), NONE);
         assert_eq!(bytes(386_000_000), "386 MB");
+        assert_eq!(
+            [money(0.0), money(0.012), money(0.000_05), money(5.0)],
+            ["$0", "$0.0120", "under $0.0001", "$5.00"]
+        );
+        assert_eq!(
+            [percent(0.0), percent(0.001), percent(0.999), percent(1.0)],
+            ["0 %", "under 1 %", "99 %", "100 %"]
+        );
     }
 
     #[test]
