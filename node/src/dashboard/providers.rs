@@ -14,7 +14,7 @@ const NEARLY_EMPTY: f64 = 0.8;
 /// Renders what stands inside the section's element.
 pub(super) fn section(providers: &[Value]) -> Markup {
     html! {
-        h2 { "Providers" span.aside { "of this node, requests since its start" } }
+        h2 { "Providers" span.aside { "of this node" } }
         @if providers.is_empty() {
             div.empty {
                 p { "No cloud provider: nothing leaves the mesh." }
@@ -31,7 +31,10 @@ fn card(p: &Value) -> Markup {
             header { h3 { (text::of(p, "name")) } (health(p)) }
             p.sub { (text::of(p, "kind")) " · " (if p["internal_ok"] == true { "internal data allowed" } else { "public data only" }) }
             (purse(p))
-            (pair("Requests", &requests(p)))
+            p.pair {
+                span { abbr title="sent by this node since its start" { "Requests" } }
+                span.num { (requests(p)) }
+            }
             p.pair {
                 span { abbr title="half, and 99 of 100, of the newest 512 whole answers took no longer" { "Answer p50 / p99" } }
                 span.num { (times(p)) }
