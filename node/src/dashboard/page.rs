@@ -267,7 +267,7 @@ fn request_row(r: &RequestRecord, now_ms: u64) -> Markup {
             }
             td.name data-label="Model" { (text::or_none(model)) @if let Some(asked) = asked { small.block { "asked for " (text::clean(asked)) } } }
             td.name data-label="Where" { (text::or_none(&r.upstream)) @if !r.target.is_empty() { small.block { (text::clean(&r.target)) } } }
-            td data-label="Why" { (text::reason(&r.routing_reason)) @if r.escalated { small.block { (escalated()) ": " (text::escalation(&r.escalation)) } } }
+            td data-label="Why" { (why(r)) }
             td.num data-label="First token" { (text::maybe_millis(r.ttft_ms.map(|n| n as f64))) }
             td.num data-label="Total" { (text::millis(took as f64)) }
             td.num data-label="Tokens" { (text::count(r.prompt_tokens)) " → " (text::count(r.completion_tokens)) }
@@ -385,9 +385,16 @@ pub(super) fn state(kind: &str, word: &str) -> Markup {
     html! { span.state.(kind) { (mark(kind)) (word) } }
 }
 
-/// The mark of an answer that a stronger model took over.
-pub(super) fn escalated() -> Markup {
-    state("up", "escalated")
+/// Why a request went where it went; that a stronger model took over comes before all else.
+fn why(r: &RequestRecord) -> Markup {
+    html! {
+        @if r.escalated {
+            (state("up", "escalated"))
+            small.block { (text::escalation(&r.escalation)) }
+        } @else {
+            (text::reason(&r.routing_reason))
+        }
+    }
 }
 
 fn mark(kind: &str) -> Markup {

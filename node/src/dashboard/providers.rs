@@ -14,7 +14,7 @@ const NEARLY_EMPTY: f64 = 0.8;
 /// Renders what stands inside the section's element.
 pub(super) fn section(providers: &[Value]) -> Markup {
     html! {
-        h2 { "Providers" span.aside { "of this node, since its start" } }
+        h2 { "Providers" span.aside { "of this node" } }
         @if providers.is_empty() {
             div.empty {
                 p { "No cloud provider: nothing leaves the mesh." }
@@ -31,10 +31,13 @@ fn card(p: &Value) -> Markup {
             header { h3 { (text::of(p, "name")) } (health(p)) }
             p.sub { (text::of(p, "kind")) " · " (if p["internal_ok"] == true { "internal data allowed" } else { "public data only" }) }
             (purse(p))
-            (pair("Requests", &requests(p)))
+            p.pair {
+                span { abbr title="sent by this node since its start" { "Requests" } }
+                span.num { (requests(p)) }
+            }
             p.pair {
                 span { abbr title="half, and 99 of 100, of the newest 512 whole answers took no longer" { "Answer p50 / p99" } }
-                span.num { (text::maybe_millis(p["p50_ms"].as_f64())) " / " (text::maybe_millis(p["p99_ms"].as_f64())) }
+                span.num { (times(p)) }
             }
             (models(p))
         }
@@ -62,14 +65,14 @@ fn purse(p: &Value) -> Markup {
     let Some(share) = spent_share(p) else {
         return pair("Spent", "unknown: the store cannot be read");
     };
-    let period = p["budget"].as_str().and_then(|text| text.rsplit_once('/')).map_or("day", |(_, word)| word);
+    let monthly = p["budget"].as_str().is_some_and(|text| text.ends_with("/month"));
     let (spent, budget) = (p["spent_usd"].as_f64().unwrap_or(0.0), p["budget_usd"].as_f64().unwrap_or(0.0));
     // Less than a hundredth is drawn as one, so that a little is told from nothing.
     let drawn = if spent > 0.0 { (share * 100.0).max(1.0) } else { 0.0 };
     html! {
         p.pair {
             span { "Spent" }
-            span.num { (text::money(spent)) " of " (text::money(budget)) " this " (text::clean(period)) ", " (text::percent(share)) }
+            span.num { (text::money(spent)) " of " (text::money(budget)) (if monthly { " this month, " } else { " today, " }) (text::percent(share)) }
         }
         svg.bar.full[share >= NEARLY_EMPTY] viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true" {
             rect width=(format!("{drawn:.1}")) height="4" {}
@@ -81,13 +84,22 @@ fn requests(p: &Value) -> String {
     let n = |key: &str| p[key].as_u64().unwrap_or(0);
     let (all, failed, running) = (n("requests"), n("failed"), n("in_flight"));
     let mut parts = vec![text::count(all)];
-    if all > 0 {
-        parts.push(format!("{} failed", text::percent(failed as f64 / all as f64)));
+    match failed {
+        _ if all == 0 => {}
+        0 => parts.push("none failed".into()),
+        failed => parts.push(format!("{} failed", text::percent(failed as f64 / all as f64))),
     }
     if running > 0 {
         parts.push(format!("{} in progress", text::count(running)));
     }
     parts.join(", ")
+}
+
+fn times(p: &Value) -> String {
+    match (p["p50_ms"].as_f64(), p["p99_ms"].as_f64()) {
+        (Some(half), Some(most)) => format!("{} / {}", text::millis(half), text::millis(most)),
+        _ => text::NONE.into(),
+    }
 }
 
 fn models(p: &Value) -> Markup {
@@ -98,12 +110,12 @@ fn models(p: &Value) -> Markup {
         table.small {
             thead { tr {
                 th scope="col" { "Model" }
-                th scope="col" { abbr title="circuit breaker: closed = requests flow" { "Breaker" } }
+                th.num scope="col" { abbr title="circuit breaker: closed = requests flow" { "Breaker" } }
             } }
             tbody { @for id in ids.iter().take(MODELS_OF_PROVIDER) {
                 tr {
                     th scope="row" { (id.strip_prefix(&prefix).unwrap_or(id)) }
-                    td { (breaker(breakers[id.as_str()].as_str().unwrap_or_default())) }
+                    td.num { (breaker(breakers[id.as_str()].as_str().unwrap_or_default())) }
                 }
             } }
         }

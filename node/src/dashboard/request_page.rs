@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::page::{brand, document, escalated, outcome, state};
+use super::page::{brand, document, outcome, state};
 use super::text;
 use crate::store::RequestRecord;
 
@@ -25,7 +25,6 @@ pub(super) fn render(r: &RequestRecord, now_ms: u64) -> Markup {
                 (figure("Answer tokens", &text::count(r.completion_tokens)))
                 (figure("Per token", &text::maybe_millis(per_token_ms(r))))
                 (figure("Confidence", &text::share(r.confidence)))
-                @if r.rejected_tokens > 0 { (figure("Rejected tokens", &text::count(r.rejected_tokens))) }
                 (figure("Cost", &text::usd(r.cost_usd)))
             }
             div.columns {
@@ -51,7 +50,7 @@ fn where_and_why(r: &RequestRecord) -> Markup {
             (fact("Chance of this choice", &text::share(r.propensity)))
             div {
                 dt { "Escalated" }
-                dd { @if r.escalated { (escalated()) ": " (text::escalation(&r.escalation)) } @else { "no" } }
+                dd { @if r.escalated { (state("up", &text::escalation(&r.escalation))) } @else { "no" } }
             }
             @if r.rejected_tokens > 0 {
                 (fact("Rejected", &format!("{} tokens of answers that were not good enough", text::count(r.rejected_tokens))))
@@ -94,8 +93,13 @@ fn attempts(r: &RequestRecord, running: bool) -> Markup {
         @if r.attempt_log.is_empty() {
             p.hint { @if running { (r.attempts) " so far; how each ended is known at the end." } @else { "No upstream was tried." } }
         } @else {
-            ol.attempts { @for a in &r.attempt_log {
-                li { span.name { (text::or_none(&a.upstream)) } (attempt_end(&a.ended)) }
+            @let last = r.attempt_log.len() - 1;
+            ol.attempts { @for (index, a) in r.attempt_log.iter().enumerate() {
+                li {
+                    span.name { (text::or_none(&a.upstream)) }
+                    // Of an escalated request, only the last answer was given.
+                    @if r.escalated && index < last && a.ended == "ok" { (state("off", "not good enough")) } @else { (attempt_end(&a.ended)) }
+                }
             } }
         }
     }

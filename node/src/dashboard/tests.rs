@@ -150,13 +150,18 @@ fn an_escalated_request_says_why_and_what_was_rejected() {
         escalated: true,
         escalation: "low_confidence".into(),
         rejected_tokens: 1234,
+        attempt_log: ["phone", "own"]
+            .map(|upstream| AttemptRecord { upstream: upstream.into(), ended: "ok".into() })
+            .into(),
         confidence: Some(0.41),
         raw_confidence: Some(0.52),
         cost_usd: Some(0.0021),
         ..RequestRecord::default()
     };
     let html = request_page::render(&record, 0).into_string();
-    for shown in ["escalated", "low confidence", "1\u{202f}234 tokens", "0.41 calibrated, 0.52 as observed"] {
+    for shown in
+        ["low confidence", "1\u{202f}234 tokens", "not good enough", "0.41 calibrated, 0.52 as observed"]
+    {
         assert!(html.contains(shown), "{shown}");
     }
     let row = page::overview(&Facts { recent: vec![record], ..Facts::default() }).into_string();
