@@ -206,7 +206,9 @@ type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 async fn streamed(mut run: Run, asked: Asked) -> Result<Response, Failed> {
     match tokio::time::timeout(HEADER_HOLD, &mut run).await {
         Ok(Ok(running)) => {
-            let record = running.ticket().record.clone();
+            let mut record = running.ticket().record.clone();
+            // The record learns of it with the first payload, which is only read after the headers.
+            record.egress = running.ticket().egress().text();
             let mut response = event_stream(relayed(running, asked));
             describe(&mut response, &record);
             Ok(response)
