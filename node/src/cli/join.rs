@@ -46,11 +46,17 @@ pub(super) async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), 
                     "this data directory belongs to a mesh already; resuming, the token is not needed"
                 );
             }
-            (identity, Vec::new(), shoal_proto::KeyRecords::default())
+            let seeds = seeds_of_token(&args, env, &identity);
+            (identity, seeds, shoal_proto::KeyRecords::default())
         }
         None => {
             let token = token(args.token.as_deref(), env)?;
             let joined = join::redeem(&token, &config.name, &dir).await.map_err(CliError::failure)?;
+            // At once, since a restart within the next second has no token to find the mesh by.
+            let routers: Vec<String> = joined.routers.iter().map(ToString::to_string).collect();
+            Store::open(&config.data_dir)
+                .and_then(|store| store.remember_routers(&routers))
+                .map_err(CliError::failure)?;
             (joined.identity, joined.routers, joined.keys)
         }
     };
@@ -76,6 +82,17 @@ pub(super) async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), 
     }
 }
 
+/// Where the token points, for an identity that has it still: a process that died right after it joined may know no
+/// router yet.
+fn seeds_of_token(args: &JoinArgs, env: &[(String, String)], identity: &Identity) -> Vec<RouterAddr> {
+    let argument = args.token.as_deref().filter(|text| *text != "-");
+    let Ok(token) = token(argument, env) else { return Vec::new() };
+    if token.mesh_id != identity.mesh_id() {
+        return Vec::new();
+    }
+    token.seeds.iter().map(|addr| RouterAddr { id: token.issuer.clone(), addr: *addr }).collect()
+}
+
 async fn device(
     args: JoinArgs,
     config: config::Config,
@@ -96,6 +113,10 @@ async fn device(
         {
             routers.push(router);
         }
+    }
+    if routers.is_empty() {
+        let message = "this device knows no router of its mesh any more; remove its data directory and join with a new token";
+        return Err(CliError::failure(message));
     }
     let engines = engines(&args, &config.data_dir, shutdown.clone())?;
     let listen = if config.mesh_chosen { config.mesh_listen } else { agent_process::ANY_PORT };
