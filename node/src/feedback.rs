@@ -195,6 +195,14 @@ impl Service {
             .collect()
     }
 
+    /// Learns from what waits, and returns what would be published.
+    #[cfg(test)]
+    pub(crate) fn learn_waiting(&mut self) -> Value {
+        let evidence = std::iter::from_fn(|| self.queue.try_recv().ok()).collect();
+        self.take(evidence);
+        Value::Stats(replication::summaries(self.observations.of(&self.me)))
+    }
+
     async fn save(&self) {
         let rows: Vec<(ArmId, ArmStats)> =
             self.observations.of(&self.me).map(|(a, s)| (a.clone(), *s)).collect();

@@ -82,10 +82,14 @@ type Way = String;
 /// Acts that several upstreams take from, in the order in which they are asked.
 pub(crate) type Shared = Arc<Mutex<std::vec::IntoIter<Act>>>;
 
+/// Decides what an upstream does when it is asked and has no script.
+pub(crate) type Improvise = Box<dyn FnMut(&str, &UpstreamRequest) -> Act + Send>;
+
 #[derive(Default)]
 struct Stage {
     scripts: BTreeMap<Way, VecDeque<Act>>,
     shared: BTreeMap<Way, Shared>,
+    improvise: Option<Improvise>,
     asked: Vec<(Way, UpstreamRequest)>,
 }
 
@@ -135,11 +139,13 @@ impl tower::Service<UpstreamRequest> for Actor {
         let model = request.model.to_string();
         let act = {
             let mut stage = self.scripted.stage.lock().unwrap();
+            let improvised = stage.improvise.as_mut().map(|improvise| improvise(&self.way, &request));
             stage.asked.push((self.way.clone(), request));
-            match stage.shared.get(&self.way) {
+            let scripted = match stage.shared.get(&self.way) {
                 Some(shared) => shared.lock().unwrap().next(),
                 None => stage.scripts.get_mut(&self.way).and_then(VecDeque::pop_front),
-            }
+            };
+            scripted.or(improvised)
         };
         let act = act.unwrap_or_else(|| panic!("{} has no script left", self.way));
         self.scripted.working.fetch_add(1, Ordering::SeqCst);
@@ -179,7 +185,8 @@ pub(crate) struct Scene {
     scripted: Arc<Scripted>,
     learning: feedback::Service,
     offers: Vec<Offer>,
-    _dir: tempfile::TempDir,
+    disk: CancellationToken,
+    dir: tempfile::TempDir,
 }
 
 /// Makes an offer of a device; routers as in `via` after the direct way.
@@ -200,11 +207,15 @@ impl Scene {
         let store = Store::open(dir.path()).unwrap();
         let (learning, feedback) = feedback::Service::new("me", 1, store.clone()).unwrap();
         // Rows stay in memory, where the tests look for them; nobody waits for the disk.
-        let (history, _) = HistoryWriter::start(store.clone(), 30, CancellationToken::new());
+        let disk = CancellationToken::new();
+        let (history, _) = HistoryWriter::start(store.clone(), 30, disk.clone());
         let sinks =
             Sinks { feedback, history, live: Live::default(), totals: Arc::default(), lfo_manners: false };
         let registry = Registry::new(offers.clone());
-        let inventory = Arc::new(ArcSwap::from_pointee(Inventory { registry, ..Inventory::default() }));
+        let is_provider = |offer: &&Offer| matches!(offer.upstream, UpstreamId::Provider(_));
+        let providers = offers.iter().filter(is_provider).map(|offer| offer.name.clone()).collect();
+        let inventory =
+            Arc::new(ArcSwap::from_pointee(Inventory { registry, providers, ..Inventory::default() }));
         let limits = Limits {
             body_bytes: 1 << 20,
             concurrent_requests,
@@ -225,7 +236,7 @@ impl Scene {
             keys,
             no_auth: true,
         };
-        Self { pipeline, front, scripted, learning, offers, _dir: dir }
+        Self { pipeline, front, scripted, learning, offers, disk, dir }
     }
 
     /// Adds to what happens on a way.
@@ -249,10 +260,26 @@ impl Scene {
         json: &str,
         deadline: Option<tokio::time::Instant>,
     ) -> Result<Job, ApiError> {
+        self.chat_from(json, &HeaderMap::new(), Floor::default(), deadline)
+    }
+
+    /// Accepts a chat request with all that a client or its key may say beside the body.
+    pub(crate) fn chat_from(
+        &self,
+        json: &str,
+        headers: &HeaderMap,
+        floor: Floor,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<Job, ApiError> {
         let bytes = Bytes::copy_from_slice(json.as_bytes());
-        let headers = HeaderMap::new();
-        let (parsed, request) =
-            parse::parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), &|_| false)?;
+        let is_provider = |name: &str| self.pipeline.is_provider(name);
+        let (parsed, request) = parse::parse(
+            ApiPath::ChatCompletions,
+            &bytes,
+            headers,
+            floor,
+            self.pipeline.naming(&is_provider),
+        )?;
         let origin = Origin {
             id: self.front.new_request_id(),
             hop: 0,
@@ -261,6 +288,31 @@ impl Scene {
             deadline,
         };
         self.pipeline.accept(parsed, &request, origin)
+    }
+
+    /// Lets every way without a script do what `improvise` says.
+    pub(crate) fn improvise(&self, improvise: Improvise) {
+        self.scripted.stage.lock().unwrap().improvise = Some(improvise);
+    }
+
+    /// Takes what was asked so far: the way, and the request.
+    pub(crate) fn take_asked(&self) -> Vec<(String, UpstreamRequest)> {
+        std::mem::take(&mut self.scripted.stage.lock().unwrap().asked)
+    }
+
+    /// Learns from what ended so far, and returns what gossip would carry of it.
+    pub(crate) fn gossip(&mut self) -> shoal_cluster::keyspace::Value {
+        self.learning.learn_waiting()
+    }
+
+    /// Writes no more rows to the disk: for tests of very many requests, which would wait for it.
+    pub(crate) fn spare_disk(&self) {
+        self.disk.cancel();
+    }
+
+    /// Returns the folder in which the node keeps everything.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     /// Returns the ways that were tried, in order.

@@ -83,8 +83,8 @@ async fn dry_run(
 ) -> Result<Json<Value>, ApiError> {
     let bytes = readable(body)?;
     let is_provider = |name: &str| front.pipeline.is_provider(name);
-    let (parsed, request) =
-        parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, &is_provider)?;
+    let naming = front.pipeline.naming(&is_provider);
+    let (parsed, request) = parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, naming)?;
     let decision = front
         .pipeline
         .decide(&parsed, &request)
@@ -146,7 +146,8 @@ fn accept(
     let origin =
         Origin { id, hop: 0, attempts_left: MAX_ATTEMPTS, key_id: caller.key_id.clone(), deadline: None };
     let is_provider = |name: &str| front.pipeline.is_provider(name);
-    let (parsed, mut request) = parse::parse(path, &bytes, headers, caller.floor, &is_provider)?;
+    let (parsed, mut request) =
+        parse::parse(path, &bytes, headers, caller.floor, front.pipeline.naming(&is_provider))?;
     request.max_local_tokens = front.pipeline.limits.max_local_tokens;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
     let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));

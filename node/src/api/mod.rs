@@ -37,7 +37,11 @@ use crate::node::Node;
 
 /// Builds what the API address serves: everything but health needs a key.
 pub fn public(node: Arc<Node>) -> Router {
-    let open = Router::new().route("/healthz", get(views::healthz)).route("/readyz", get(views::readyz));
+    // LFO's clients ask at `/health`.
+    let open = Router::new()
+        .route("/healthz", get(views::healthz))
+        .route("/health", get(views::healthz))
+        .route("/readyz", get(views::readyz));
     let keyed = protected(&node).layer(middleware::from_fn_with_state(node.front.clone(), auth::require_key));
     finish(open.merge(keyed).merge(crate::dashboard::routes(&node)), node)
 }

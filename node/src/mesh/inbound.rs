@@ -100,8 +100,10 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
         return Err(ApiError::new(400, "invalid_request_error", "the forwarded request has no valid id"));
     }
     let floor = Floor { data_class, local_only: false };
-    let (parsed, mut routing) =
-        parse::parse(path, &body, &HeaderMap::new(), floor, &|name| pipeline.is_provider(name))?;
+    let is_provider = |name: &str| pipeline.is_provider(name);
+    // The router that accepted it wrote the model's own name into it.
+    let naming = parse::Naming { is_provider: &is_provider, lfo_manners: false };
+    let (parsed, mut routing) = parse::parse(path, &body, &HeaderMap::new(), floor, naming)?;
     let hop = hop + 1;
     routing.hop = hop;
     if let Some(device) = device {

@@ -282,7 +282,8 @@ fn ended_early() -> UpstreamError {
     UpstreamError::retryable(502, "upstream_interrupted", "the upstream ended its answer before it was whole")
 }
 
-/// Reads an error object that came where an answer was expected.
+/// Reads an error object that came where an answer was expected. Its words are not passed on: whoever speaks HTTP
+/// words its own upstream's errors, and knows there whether they quote the prompt.
 pub(super) fn in_band(payload: &[u8]) -> UpstreamError {
     #[derive(serde::Deserialize)]
     struct Outer {
@@ -294,8 +295,7 @@ pub(super) fn in_band(payload: &[u8]) -> UpstreamError {
         .or(error["status"].as_u64())
         .filter(|s| (400..=599).contains(s))
         .unwrap_or(502);
-    let message = error["message"].as_str().or(error.as_str()).unwrap_or("the upstream reported an error");
-    let message: String = message.chars().filter(|c| !c.is_control()).take(500).collect();
     let retryable = status == 429 || status >= 500;
+    let message = "the upstream reported an error instead of an answer";
     UpstreamError { retryable, ..UpstreamError::new(status as u16, "upstream_error", message) }
 }

@@ -6,6 +6,8 @@
 
 mod attempt;
 mod attempts;
+#[cfg(test)]
+mod canary_tests;
 mod candidates;
 mod climb;
 #[cfg(test)]
@@ -33,7 +35,7 @@ use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::ticket::{Sinks, Ticket};
 use crate::api::error::ApiError;
-use crate::api::parse::Parsed;
+use crate::api::parse::{Naming, Parsed};
 use crate::config::Limits;
 use crate::inventory::Snapshot;
 use crate::store::{Considered, RequestRecord, unix_ms};
@@ -132,6 +134,11 @@ impl Pipeline {
     /// Tells whether this node has a provider of that name.
     pub fn is_provider(&self, name: &str) -> bool {
         self.inventory.load().providers.contains(name)
+    }
+
+    /// Returns what clients' names of models mean here.
+    pub fn naming<'a>(&self, is_provider: &'a dyn Fn(&str) -> bool) -> Naming<'a> {
+        Naming { is_provider, lfo_manners: self.sinks.lfo_manners }
     }
 
     /// Asks the router where a request would go, without sending it.

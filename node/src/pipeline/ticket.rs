@@ -254,7 +254,8 @@ impl Ticket {
         }
         self.record.completion_tokens = tap.completion_tokens();
         if let Some(reason) = &tap.finish_reason {
-            self.record.finish_reason.clone_from(reason);
+            // One of the known words: what an upstream writes there instead may be anything, a prompt included.
+            self.record.finish_reason = FinishReason::parse(reason).as_str().to_owned();
         }
     }
 

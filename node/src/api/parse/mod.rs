@@ -35,6 +35,9 @@ const DENIED: &[&str] = &[
 /// Likeliest tokens asked for at each place of an answer that will be judged: margin and entropy need a few.
 const JUDGED_TOP_LOGPROBS: u8 = 5;
 
+/// Name under which LFO offered its choice of a model.
+const LFO_AUTO: &str = "lfo-auto";
+
 /// A request of a client after all checks, owning what the pipeline needs.
 #[derive(Debug, Clone)]
 pub struct Parsed {
@@ -120,21 +123,44 @@ impl Default for Floor {
     }
 }
 
+/// What the `model` field means on this node.
+#[derive(Clone, Copy)]
+pub struct Naming<'a> {
+    /// Tells the providers' names from the first part of a model's own name.
+    pub is_provider: &'a dyn Fn(&str) -> bool,
+    /// As in LFO, the model may be missing, and it and `lfo-auto` mean `auto`.
+    pub lfo_manners: bool,
+}
+
+impl Naming<'_> {
+    fn model(&self, body: &Body<'_>) -> Result<String, ApiError> {
+        let given = body.raw("model").filter(|value| value.get() != "null");
+        match given {
+            None if self.lfo_manners => Ok("auto".into()),
+            _ => required_string(body, "model"),
+        }
+    }
+
+    fn choice(&self, model: &str) -> ModelChoice {
+        let means_auto = self.lfo_manners && model == LFO_AUTO;
+        ModelChoice::parse(if means_auto { "auto" } else { model }, self.is_provider)
+    }
+}
+
 /// Parses and checks a body for an API path.
 ///
-/// The request borrows its text from `bytes`; the parsed form owns all that must live longer. `is_provider` tells
-/// the providers' names from the first part of a model's own name.
+/// The request borrows its text from `bytes`; the parsed form owns all that must live longer.
 pub fn parse<'a>(
     path: ApiPath,
     bytes: &'a Bytes,
     headers: &HeaderMap,
     floor: Floor,
-    is_provider: &dyn Fn(&str) -> bool,
+    naming: Naming<'_>,
 ) -> Result<(Parsed, Request<'a>), ApiError> {
     let body = Body::parse(bytes).map_err(|e| {
         ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
     })?;
-    let model = required_string(&body, "model")?;
+    let model = naming.model(&body)?;
     if model.is_empty() || model.len() > 256 || model.chars().any(char::is_control) {
         return Err(ApiError::invalid("model", "'model' must be a name of 1 to 256 printable characters"));
     }
@@ -147,7 +173,7 @@ pub fn parse<'a>(
     let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
     let include_usage = stream_options(&body, stream)?;
     let answers = check_numbers(&body)?;
-    let choice = ModelChoice::parse(&model, is_provider);
+    let choice = naming.choice(&model);
     let data_class = data_class(&metadata, headers, floor)?;
     let shape = Shape {
         stream,

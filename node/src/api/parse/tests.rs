@@ -1,10 +1,14 @@
 //! What clients get wrong, and what their upstream never sees.
 
+use serde_json::Value;
+
 use super::*;
+
+const NAMING: Naming<'_> = Naming { is_provider: &|_| false, lfo_manners: false };
 
 fn chat(text: &str) -> Result<Parsed, ApiError> {
     let bytes = Bytes::copy_from_slice(text.as_bytes());
-    parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), &|_| false)
+    parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), NAMING)
         .map(|(parsed, _)| parsed)
 }
 
@@ -85,12 +89,11 @@ fn a_client_can_only_raise_the_class_that_its_key_demands() {
     let text =
         r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
     let bytes = Bytes::from_static(text.as_bytes());
-    let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor, &|_| false).unwrap();
+    let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor, NAMING).unwrap();
     assert_eq!(parsed.shape.data_class, DataClass::Restricted);
     let mut headers = HeaderMap::new();
     headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
-    let (raised, _) =
-        parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), &|_| false).unwrap();
+    let (raised, _) = parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), NAMING).unwrap();
     assert_eq!(raised.shape.data_class, DataClass::Restricted);
 }
 
@@ -100,4 +103,23 @@ fn the_model_name_is_replaced_without_touching_the_rest() {
     let body = parsed.body_for("qwen \"x\"", false);
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""model":"qwen \"x\"","#));
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""seed":1.50"#));
+}
+
+#[test]
+fn in_lfos_manners_a_missing_model_and_its_own_name_mean_auto() {
+    let read = |model: Value, lfo_manners: bool| {
+        let body = serde_json::json!({"messages": [{"role": "user", "content": "x"}], "model": model});
+        let bytes = Bytes::from(body.to_string());
+        let naming = Naming { lfo_manners, ..NAMING };
+        parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), naming)
+            .map(|(parsed, request)| (request.choice, parsed.body_for("m", false)))
+    };
+    for model in [Value::Null, "lfo-auto".into(), "auto".into()] {
+        let (choice, body) = read(model, true).unwrap();
+        assert!(choice.is_auto());
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["model"], "m");
+    }
+    assert_eq!(read(Value::Null, false).err().unwrap().param.as_deref(), Some("model"));
+    assert_eq!(read("lfo-auto".into(), false).unwrap().0, ModelChoice::Named("lfo-auto".into()));
+    assert!(read(7.into(), true).is_err());
 }
