@@ -67,7 +67,7 @@ def until(what, condition, within_s=PATIENCE_S, every_s=0.02):
 
 def clean_env(**extra):
     """The environment without our variables and providers' keys: a node reads only what a test gives it."""
-    foreign = re.compile(r"SHOAL_|\w+_API_KEY(_FILE)?$")
+    foreign = re.compile(r"SHOAL_|ANDROID_|LFO_|MAX_LOCAL_TOKENS$|PORT$|\w+_API_KEY(_FILE)?$")
     env = {name: value for name, value in os.environ.items() if not foreign.match(name)}
     env.update(NO_COLOR="1", **extra)
     return env
@@ -137,7 +137,7 @@ class Stub(Process):
 class Node(Process):
     """A router node: `shoal up` or `shoal join` with a router token."""
 
-    def __init__(self, folder, name, command, key=None, data_dir=None, port=None, mesh_port=None, more=()):
+    def __init__(self, folder, name, command, key=None, data_dir=None, port=None, mesh_port=None, more=(), env=None):
         self.name = name
         self.port = port or free_port()
         self.mesh_port = mesh_port or free_port(socket.SOCK_DGRAM)
@@ -147,7 +147,7 @@ class Node(Process):
         super().__init__(folder, [
             SHOAL, *command, "--data-dir", self.data_dir, "--listen", f"127.0.0.1:{self.port}",
             "--mesh", f"127.0.0.1:{self.mesh_port}", "--name", name, "--no-detect", *more,
-        ])
+        ], env=env)
 
     def get(self, path, **options):
         options.setdefault("timeout", 10)
