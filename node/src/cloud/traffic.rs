@@ -30,7 +30,7 @@ pub struct Summary {
     pub requests: u64,
     /// Of these, those that ended in an error; one that the client left is none.
     pub failed: u64,
-    /// Median time of the newest [`KEPT`] whole answers, milliseconds; absent before the first.
+    /// Median time of the newest `KEPT` whole answers, milliseconds; absent before the first.
     pub p50_ms: Option<f64>,
     /// 99th percentile of the same.
     pub p99_ms: Option<f64>,
