@@ -23,7 +23,8 @@ base_url = "{found.group(1)}/v1"
 models = ["gpt-4o"]
 ''')
         node = kit.Node(folder / "n1", "n1", ["up"],
-                        more=["--embedded", "--model-file", kit.MODEL, "--config", folder / "shoal.toml"])
+                        more=["--embedded", "--config", folder / "shoal.toml"],
+                        env={**kit.clean_env(), "SHOAL_MODEL_FILE": kit.MODEL})
         node.ready()
 
         def own_model():
