@@ -15,7 +15,7 @@
 //! whether a stronger model that the policy admitted is worth asking ([`escalate`]).
 //!
 //! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`domain`], [`profile`],
-//! [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`], [`confidence`], [`calibration`],
+//! [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`], [`confidence`], [`calibration`],
 //! [`escalate`].
 
 pub mod balance;
@@ -27,6 +27,7 @@ pub mod class;
 pub mod confidence;
 pub mod domain;
 pub mod escalate;
+pub mod features;
 pub mod ids;
 pub mod limit;
 pub mod outcome;
@@ -42,7 +43,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Context, Observations, Policy, Posterior, Quality, Reward, Selection, Thompson,
+    ArmStats, ArmView, Context, Observations, Policy, Posterior, Quality, QualitySums, Reward, Selection,
+    Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};
@@ -53,6 +55,7 @@ pub use domain::Domain;
 pub use escalate::{
     EscalationPolicy, EscalationReason, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
 };
+pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};

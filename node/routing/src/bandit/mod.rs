@@ -9,10 +9,12 @@ pub mod policy;
 pub mod prior;
 pub mod reward;
 pub mod stats;
+pub mod sums;
 pub mod thompson;
 
 pub use policy::{ArmView, Context, Policy, Selection};
 pub use prior::SizeClass;
 pub use reward::Reward;
 pub use stats::{ArmStats, Implausible, Observations, Posterior};
+pub use sums::QualitySums;
 pub use thompson::{Quality, Thompson, Weights, expected_quality};

@@ -1,0 +1,98 @@
+//! The vector that the bandit learns from: a constant, the embedding of the prompt and what its surface shows.
+//!
+//! 24 numbers, each of about unit scale over ordinary prompts, so that one strength of regularisation fits all of
+//! them. Measured on public outcomes, 16 dimensions of the embedding learn as well as 32 or 64 from full labels and
+//! better from the labels that a bandit gets; seven surface quantities add as much again on subjects never seen.
+
+/// Dimensions of the embedding that are used.
+pub const EMBEDDED: usize = 16;
+
+/// Quantities of the surface; [`Features::new`] names them.
+pub const SURFACE: usize = 7;
+
+/// Length of the vector: the constant 1, the embedding, the surface.
+pub const DIM: usize = 1 + EMBEDDED + SURFACE;
+
+/// Largest magnitude of a component: a stranger prompt must not outweigh a hundred ordinary ones, and a peer's sums
+/// can be checked against it.
+pub const LIMIT: f64 = 4.0;
+
+/// Mean and standard deviation of each surface quantity over the public prompts that the constants were made of
+/// (MMLU, MMLU-Pro, GSM8K and mixed tasks; 23,658 prompts).
+const SCALE: [(f64, f64); SURFACE] =
+    [(4.44, 0.98), (0.032, 0.060), (0.113, 0.111), (1.65, 0.94), (0.487, 0.50), (3.99, 3.65), (4.72, 1.09)];
+
+/// Features of a request; the first component is always 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Features([f64; DIM]);
+
+impl Default for Features {
+    /// The features of a prompt of which nothing is known.
+    fn default() -> Self {
+        let mut values = [0.0; DIM];
+        values[0] = 1.0;
+        Self(values)
+    }
+}
+
+impl Features {
+    /// Puts the vector together.
+    ///
+    /// `embedding` holds whitened dimensions; `surface`, in this order: ln(1 + prompt tokens), share of digits,
+    /// share of characters that are neither letter nor space, ln(1 + line breaks), 1 if the question ends in a
+    /// question mark, number of lines that begin like an option ("A. "), mean characters of a word.
+    /// What is not finite counts as ordinary.
+    pub fn new(embedding: &[f32; EMBEDDED], surface: &[f32; SURFACE]) -> Self {
+        let mut values = [0.0; DIM];
+        values[0] = 1.0;
+        for (value, embedded) in values[1..].iter_mut().zip(embedding) {
+            *value = bounded(f64::from(*embedded));
+        }
+        for ((value, raw), (mean, deviation)) in values[1 + EMBEDDED..].iter_mut().zip(surface).zip(SCALE) {
+            *value = bounded((f64::from(*raw) - mean) / deviation);
+        }
+        Self(values)
+    }
+
+    /// Takes a vector as it was kept or sent; `None` unless every component lies within its bounds.
+    pub fn from_values(values: [f64; DIM]) -> Option<Self> {
+        let fits = values[0] == 1.0 && values.iter().all(|value| value.abs() <= LIMIT);
+        fits.then_some(Self(values))
+    }
+
+    /// Returns the components.
+    pub fn values(&self) -> &[f64; DIM] {
+        &self.0
+    }
+}
+
+fn bounded(value: f64) -> f64 {
+    if value.is_finite() { value.clamp(-LIMIT, LIMIT) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_prompt_stays_within_the_bounds() {
+        let features = Features::new(&[f32::NAN; EMBEDDED], &[1e9; SURFACE]);
+        assert_eq!(features.values()[0], 1.0);
+        assert!(features.values()[1..=EMBEDDED].iter().all(|value| *value == 0.0));
+        assert!(features.values()[1 + EMBEDDED..].iter().all(|value| *value == LIMIT));
+        assert!(Features::from_values(*features.values()).is_some());
+    }
+
+    #[test]
+    fn what_was_kept_is_checked_when_it_comes_back() {
+        let mut values = *Features::default().values();
+        assert!(Features::from_values(values).is_some());
+        values[3] = f64::NAN;
+        assert_eq!(Features::from_values(values), None);
+        values[3] = LIMIT + 1.0;
+        assert_eq!(Features::from_values(values), None);
+        values[3] = 0.0;
+        values[0] = 0.5;
+        assert_eq!(Features::from_values(values), None);
+    }
+}
