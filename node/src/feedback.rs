@@ -10,7 +10,8 @@ use arc_swap::ArcSwap;
 use shoal_cluster::ClusterView;
 use shoal_cluster::keyspace::Value;
 use shoal_routing::{
-    ArmId, ArmStats, Calibration, Confidence, Observations, Outcome, Posterior, Reliabilities, Reward, Score,
+    ArmId, ArmStats, Calibration, Confidence, Features, Observations, Outcome, Posterior, Reliabilities,
+    Reward, Score,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +39,33 @@ enum Evidence {
     /// How a request ended.
     Outcome(Outcome),
     /// How good its answer was.
-    Judgement(ArmId, Score, Confidence),
+    Judgement(Judgement),
+}
+
+/// Who judged an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum JudgedBy {
+    /// A person or program, by `POST /v1/feedback`.
+    Client,
+    /// What anyone can see of the answer: broken JSON, a refusal, a loop, a retry at once.
+    Signs,
+    /// The evaluator model.
+    Evaluator,
+}
+
+/// How good one answer was.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// The arm that answered.
+    pub arm: ArmId,
+    /// How good.
+    pub score: Score,
+    /// The confidence that the answer had before calibration.
+    pub raw: Confidence,
+    /// What the request looked like; `None` when its record does not say.
+    pub features: Option<Features>,
+    /// Who says so.
+    pub by: JudgedBy,
 }
 
 /// What the mesh has learnt, as this node sees it now.
@@ -61,10 +88,8 @@ impl FeedbackHandle {
     }
 
     /// Hands a judgement of an arm's answer in; waits for room, since a person gave it.
-    ///
-    /// `raw` is the confidence that the answer had before calibration.
-    pub async fn judge(&self, arm: ArmId, score: Score, raw: Confidence) {
-        if self.queue.send(Evidence::Judgement(arm, score, raw)).await.is_err() {
+    pub async fn judge(&self, judgement: Judgement) {
+        if self.queue.send(Evidence::Judgement(judgement)).await.is_err() {
             metrics::counter!("shoal_feedback_lost_total").increment(1);
         }
     }
@@ -173,7 +198,7 @@ impl Service {
                     let Some(arm) = outcome.arm else { continue };
                     (arm, reward, outcome.ttft_ms)
                 }
-                Evidence::Judgement(arm, score, raw) => {
+                Evidence::Judgement(Judgement { arm, score, raw, .. }) => {
                     self.reliabilities.record(&self.me, self.generation, &arm, raw, score);
                     (arm, Reward::Scored(score), None)
                 }
@@ -190,7 +215,7 @@ impl Service {
         evidence
             .filter_map(|e| match e {
                 Evidence::Outcome(outcome) => Some(outcome),
-                Evidence::Judgement(..) => None,
+                Evidence::Judgement(_) => None,
             })
             .collect()
     }

@@ -5,7 +5,7 @@
 use shoal_proto::FeedbackVerdict;
 use shoal_routing::{ArmId, Confidence, Score};
 
-use crate::feedback::FeedbackHandle;
+use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
 use crate::store::{Error, HistoryWriter, Store};
 
 /// Longest comment that is kept, characters.
@@ -45,7 +45,9 @@ impl Judge {
         .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
         match kept {
             Ok((arm, raw)) => {
-                self.feedback.judge(ArmId(arm.into()), score, raw).await;
+                let judgement =
+                    Judgement { arm: ArmId(arm.into()), score, raw, features: None, by: JudgedBy::Client };
+                self.feedback.judge(judgement).await;
                 Ok(FeedbackVerdict::Taken)
             }
             Err(verdict) => Ok(verdict),
