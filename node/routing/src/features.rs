@@ -54,6 +54,14 @@ impl Features {
         Self(values)
     }
 
+    /// Returns the same with only the first `dimensions` of the embedding, for measuring what the others bring.
+    pub fn truncated(mut self, dimensions: usize) -> Self {
+        if let Some(rest) = self.0[1..=EMBEDDED].get_mut(dimensions..) {
+            rest.fill(0.0);
+        }
+        self
+    }
+
     /// Takes a vector as it was kept or sent; `None` unless every component lies within its bounds.
     pub fn from_values(values: [f64; DIM]) -> Option<Self> {
         let fits = values[0] == 1.0 && values.iter().all(|value| value.abs() <= LIMIT);
