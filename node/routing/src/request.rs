@@ -1,6 +1,7 @@
 //! What the router needs to know of a request, borrowed from the body that the API parsed.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::choice::ModelChoice;
 use crate::class::{DataClass, Mode, Preference};
@@ -69,6 +70,8 @@ pub struct Request<'a> {
     /// Longest prompt for devices while the mode leaves the place to us: longer ones go to the cloud where that is
     /// permitted. `None` = only the contexts of the models bound it.
     pub max_local_tokens: Option<Tokens>,
+    /// How long the caller says that it waits for the whole answer.
+    pub time_limit: Option<Duration>,
 }
 
 impl Request<'_> {

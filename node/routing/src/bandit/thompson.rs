@@ -178,8 +178,9 @@ fn normal(rng: &mut dyn Rng) -> f64 {
 mod tests {
     use super::*;
     use crate::domain::Domain;
+    use crate::embed::Embedding;
     use crate::ids::ArmId;
-    use crate::profile::RequestProfile;
+    use crate::profile::{Language, RequestProfile, Surface, Task, Tolerance};
     use crate::request::Needs;
     use crate::testing::seeded;
     use crate::units::Tokens;
@@ -199,7 +200,20 @@ mod tests {
             embeddings: false,
             logprobs: false,
         },
+        embedding: Embedding::NEUTRAL,
+        surface: Surface {
+            ln_tokens: 4.6,
+            digit_share: 0.0,
+            non_letter_share: 0.2,
+            lines: 1.0,
+            asks: 0.0,
+            options: 0.0,
+            mean_word_chars: 5.0,
+        },
         domain: Domain::General,
+        language: Language::English,
+        task: Task::Chat,
+        tolerance: Tolerance::Watching,
         interactive: true,
     };
 

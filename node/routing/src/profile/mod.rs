@@ -1,6 +1,22 @@
 //! The features of one request that decisions rest on, all computed here, in bounded time.
 
+mod language;
+mod lexicon;
+mod reading;
+mod sample;
+mod surface;
+mod task;
+mod tolerance;
+
+pub use language::Language;
+pub(crate) use reading::Reading;
+pub(crate) use sample::Sample;
+pub use surface::Surface;
+pub use task::Task;
+pub use tolerance::Tolerance;
+
 use crate::domain::Domain;
+use crate::embed::Embedding;
 use crate::request::{MessageRole, Needs, Request};
 use crate::tokens;
 use crate::units::Tokens;
@@ -25,8 +41,18 @@ pub struct RequestProfile {
     pub last_user_chars: u32,
     /// What it asks of a model beyond text.
     pub needs: Needs,
-    /// Field of knowledge, from the words of the last message of the user.
+    /// Where it lies among all prompts.
+    pub embedding: Embedding,
+    /// What it looks like.
+    pub surface: Surface,
+    /// Field of knowledge.
     pub domain: Domain,
+    /// Language that it is written in.
+    pub language: Language,
+    /// What it wants done.
+    pub task: Task,
+    /// How long its caller can wait.
+    pub tolerance: Tolerance,
     /// Somebody watches the answer appear, so the time to its first token matters.
     pub interactive: bool,
 }
@@ -47,6 +73,9 @@ impl RequestProfile {
         } else {
             request.max_output.map_or(TYPICAL_OUTPUT, |limit| limit.min(TYPICAL_OUTPUT))
         };
+        let sample = Sample::of(&request.messages);
+        let (embedding, reading) = (Embedding::of_parts(sample.parts()), Reading::of(&sample));
+        let domain = Domain::classify(&embedding, &reading);
         Self {
             prompt_tokens,
             exact,
@@ -55,7 +84,12 @@ impl RequestProfile {
             turns: Tokens::from_len(turns).0,
             last_user_chars: Tokens::from_len(text.chars().count()).0,
             needs: request.needs,
-            domain: Domain::of(text),
+            embedding,
+            surface: Surface::of(&reading, prompt_tokens),
+            domain,
+            language: Language::of(&reading),
+            task: Task::of(&reading, domain, &request.needs),
+            tolerance: Tolerance::of(request),
             interactive: request.stream,
         }
     }
@@ -85,6 +119,7 @@ mod tests {
             data_class: DataClass::Internal,
             hop: 0,
             max_local_tokens: None,
+            time_limit: None,
         }
     }
 
