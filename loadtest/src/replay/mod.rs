@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use shoal_routing::bandit::{SizeClass, prior};
 use shoal_routing::{
     ArmId, ArmStats, ArmView, Belief, Features, MicroUsd, ModelSpec, Policy, Posterior, Score, Thompson,

@@ -21,9 +21,9 @@ use super::{Choice, Replay, lines};
 const BATCH: usize = 16;
 
 /// Decimal logarithm of the lowest and highest price.
-const PRICES: (f64, f64) = (-2.0, 0.7);
+const PRICES: (f64, f64) = (-2.0, 0.3);
 
-/// Factor on the posterior's deviation: probability matching, since nothing is at stake.
+/// Factor on the posterior's deviation: bolder than in service, since nothing is at stake.
 const EXPLORATION: f64 = 1.0;
 
 #[derive(Deserialize)]

@@ -197,6 +197,7 @@ pub fn parse<'a>(
         data_class: shape.data_class,
         hop: 0,
         max_local_tokens: None,
+        time_limit: None,
     };
     let profile = RequestProfile::of(&request);
     let (body, warnings) = upstream_body(&body, &metadata, stream);

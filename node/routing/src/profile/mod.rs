@@ -1,6 +1,22 @@
 //! The features of one request that decisions rest on, all computed here, in bounded time.
 
+mod language;
+mod lexicon;
+mod reading;
+mod sample;
+mod surface;
+mod task;
+mod tolerance;
+
+pub use language::Language;
+pub(crate) use reading::Reading;
+pub(crate) use sample::Sample;
+pub use surface::Surface;
+pub use task::Task;
+pub use tolerance::Tolerance;
+
 use crate::domain::Domain;
+use crate::embed::Embedding;
 use crate::features::Features;
 use crate::request::{MessageRole, Needs, Request};
 use crate::tokens;
@@ -26,8 +42,18 @@ pub struct RequestProfile {
     pub last_user_chars: u32,
     /// What it asks of a model beyond text.
     pub needs: Needs,
-    /// Field of knowledge, from the words of the last message of the user.
+    /// Where it lies among all prompts.
+    pub embedding: Embedding,
+    /// What it looks like.
+    pub surface: Surface,
+    /// Field of knowledge.
     pub domain: Domain,
+    /// Language that it is written in.
+    pub language: Language,
+    /// What it wants done.
+    pub task: Task,
+    /// How long its caller can wait.
+    pub tolerance: Tolerance,
     /// What the bandit learns from.
     pub features: Features,
     /// Somebody watches the answer appear, so the time to its first token matters.
@@ -50,6 +76,10 @@ impl RequestProfile {
         } else {
             request.max_output.map_or(TYPICAL_OUTPUT, |limit| limit.min(TYPICAL_OUTPUT))
         };
+        let sample = Sample::of(&request.messages);
+        let (embedding, reading) = (Embedding::of_parts(sample.parts()), Reading::of(&sample));
+        let domain = Domain::classify(&embedding, &reading);
+        let surface = Surface::of(&reading, prompt_tokens);
         Self {
             prompt_tokens,
             exact,
@@ -58,10 +88,24 @@ impl RequestProfile {
             turns: Tokens::from_len(turns).0,
             last_user_chars: Tokens::from_len(text.chars().count()).0,
             needs: request.needs,
-            domain: Domain::of(text),
-            features: Features::default(),
+            embedding,
+            features: Features::of(&embedding, &surface),
+            surface,
+            domain,
+            language: Language::of(&reading),
+            task: Task::of(&reading, domain, &request.needs),
+            tolerance: Tolerance::of(request),
             interactive: request.stream,
         }
+    }
+
+    /// Profiles a text by itself, as the question of one user: of `tokens` in all, where the text is a part.
+    pub fn of_text(text: &str, tokens: Option<Tokens>) -> Self {
+        let profile = Self::of(&Request::of_text(text));
+        let Some(tokens) = tokens else { return profile };
+        let surface = Surface { ln_tokens: Surface::ln_tokens_of(tokens), ..profile.surface };
+        let features = Features::of(&profile.embedding, &surface);
+        Self { prompt_tokens: tokens, surface, features, ..profile }
     }
 
     /// Returns the context that the request takes up: its prompt and the answer that was asked for.
@@ -89,6 +133,7 @@ mod tests {
             data_class: DataClass::Internal,
             hop: 0,
             max_local_tokens: None,
+            time_limit: None,
         }
     }
 
