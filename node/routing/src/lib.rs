@@ -43,8 +43,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Context, Observations, Policy, Posterior, Quality, QualitySums, Reward, Selection,
-    Thompson,
+    ArmEvidence, ArmStats, ArmView, Context, Evidence, Observations, Policy, Posterior, Quality, QualitySums,
+    Reward, Scrutiny, Selection, Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};

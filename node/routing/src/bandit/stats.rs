@@ -84,7 +84,7 @@ impl ArmStats {
     }
 
     /// Orders two states of the same origin and arm. Total, so that every reader keeps the same one.
-    fn newness(&self, other: &Self) -> Ordering {
+    pub(crate) fn newness(&self, other: &Self) -> Ordering {
         let sums = |s: &Self| (s.version, s.count, s.failures, s.scored, s.ttft_count);
         sums(self)
             .cmp(&sums(other))
@@ -199,6 +199,11 @@ pub struct Posterior {
 }
 
 impl Posterior {
+    /// Makes a snapshot of sums that were added up elsewhere.
+    pub fn of(arms: BTreeMap<ArmId, ArmStats>) -> Self {
+        Self { arms }
+    }
+
     /// Returns the sums of an arm; zeros when nobody observed it.
     pub fn arm(&self, arm: &ArmId) -> ArmStats {
         self.arms.get(arm).copied().unwrap_or_default()
