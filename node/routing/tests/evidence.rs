@@ -97,6 +97,12 @@ proptest! {
         prop_assert_eq!(left, right);
     }
 
+}
+
+proptest! {
+    // A case is a mesh's whole life; 12 take a second or two.
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
     #[test]
     fn a_mesh_ends_with_equal_totals_whatever_the_network_did(seed in any::<u64>(), nodes in 3..9usize) {
         let mut mesh = Mesh::new(seed, nodes);
