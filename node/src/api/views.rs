@@ -232,7 +232,7 @@ fn arm_view(arm: &ArmId, evidence: &ArmEvidence) -> Value {
     })
 }
 
-/// Judgements by features: what they weigh, their mean, and the mean of the features' squares for comparing nodes.
+/// Judgements by features: what they weigh, their mean, and enough of the sums to compare two nodes by.
 fn quality_view(quality: &QualitySums) -> Value {
     let trace: f64 = (0..DIM).map(|row| quality.gram[at(row, row)]).sum();
     json!({
