@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use shoal_cluster::blob;
 use shoal_cluster::sim::issue_identity;
 use shoal_cluster::{Handle, Identity, MemoryBook, Role, RouterAddr, Service, Settings};
 use shoal_node::control::ControlService;
@@ -17,11 +19,17 @@ use shoal_node::judge::Judge;
 use shoal_node::mesh::{GossipPublisher, keep_statistics_equal};
 use shoal_node::replication::statistics::testimony_from_blob;
 use shoal_node::store::{HistoryWriter, KeyRing, RequestRecord, Store};
-use shoal_proto::FeedbackVerdict;
+use shoal_proto::control_server::{Control, ControlServer};
+use shoal_proto::{
+    Empty, FeedbackReply, FeedbackRequest, FeedbackVerdict, GetRequestReply, GetRequestRequest, HealthReply,
+    KeyRecords, PullStatisticsReply, PullStatisticsRequest, SignedBlob,
+};
 use shoal_routing::{ArmEvidence, ArmId, Confidence, Features, Score};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
 
 /// A busy machine may need longer than the mesh does.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,7 +52,17 @@ fn start(identity: Arc<Identity>, folder: &Path, seeds: Vec<RouterAddr>) -> Node
     let (history, _) = HistoryWriter::start(store.clone(), 30, stop.clone());
     let judge = Judge { store: store.clone(), history, feedback: feedback.clone() };
     let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap());
-    let settings = Settings {
+    let (cluster, mesh, _) =
+        Service::bind(settings(seeds, generation), identity, Arc::new(MemoryBook::new()), control).unwrap();
+    drop(guard);
+    runtime.spawn(cluster.run(stop.clone()));
+    runtime.spawn(service.run(GossipPublisher(mesh.clone()), stop.clone()));
+    runtime.spawn(keep_statistics_equal(mesh.clone(), feedback.clone(), stop));
+    Node { runtime, mesh, feedback, judge }
+}
+
+fn settings(seeds: Vec<RouterAddr>, generation: u64) -> Settings {
+    Settings {
         name: "node".into(),
         version: "1".into(),
         api_url: "http://node.test".into(),
@@ -53,13 +71,7 @@ fn start(identity: Arc<Identity>, folder: &Path, seeds: Vec<RouterAddr>) -> Node
         seeds,
         gossip_interval: Duration::from_millis(200),
         generation,
-    };
-    let (cluster, mesh, _) = Service::bind(settings, identity, Arc::new(MemoryBook::new()), control).unwrap();
-    drop(guard);
-    runtime.spawn(cluster.run(stop.clone()));
-    runtime.spawn(service.run(GossipPublisher(mesh.clone()), stop.clone()));
-    runtime.spawn(keep_statistics_equal(mesh.clone(), feedback.clone(), stop));
-    Node { runtime, mesh, feedback, judge }
+    }
 }
 
 impl Node {
@@ -169,6 +181,88 @@ fn what_one_node_learns_all_hold_also_after_it_died_and_after_it_is_back() {
         b.judgements() == 75
     });
     until_equal("all four", 75, &[&again, &b, &c, &d]);
+}
+
+/// A member with a good certificate that answers pulls with what others never said.
+struct Liar {
+    identity: Arc<Identity>,
+    victim: FeedbackHandle,
+    pulled: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl Control for Liar {
+    async fn pull_statistics(
+        &self,
+        _: Request<PullStatisticsRequest>,
+    ) -> Result<Response<PullStatisticsReply>, Status> {
+        let learnt = self.victim.learnt();
+        let mut blobs = Vec::new();
+        for real in learnt.blobs.values().map(|blob| blob.as_ref().clone()) {
+            let (generation, version) = (real.generation, real.version + 1);
+            // Its words under another number; other words in its name; the same with the liar's own proof.
+            blobs.push(SignedBlob { version, ..real.clone() });
+            blobs.push(SignedBlob { version, payload: Vec::new(), ..real.clone() });
+            let own = blob::seal(&self.identity, generation, version, 1, Vec::new()).unwrap();
+            blobs.push(SignedBlob { origin: real.origin, ..own });
+        }
+        // A payload that is no testimony, properly signed.
+        blobs.push(blob::seal(&self.identity, 1, 1, 1, vec![0xff; 64]).unwrap());
+        self.pulled.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(PullStatisticsReply { blobs, more: true }))
+    }
+
+    async fn push_keys(&self, _: Request<KeyRecords>) -> Result<Response<Empty>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+
+    async fn pull_keys(&self, _: Request<Empty>) -> Result<Response<KeyRecords>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+
+    async fn get_request(&self, _: Request<GetRequestRequest>) -> Result<Response<GetRequestReply>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+
+    async fn give_feedback(&self, _: Request<FeedbackRequest>) -> Result<Response<FeedbackReply>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+
+    async fn health(&self, _: Request<Empty>) -> Result<Response<HealthReply>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+}
+
+#[test]
+fn a_member_cannot_change_what_others_are_believed_to_have_learnt() {
+    let folders: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = Arc::new(Identity::create_mesh(folders[0].path(), "mesh").unwrap());
+    let a = start(first.clone(), folders[0].path(), Vec::new());
+    a.judged("small", 9);
+    let reader = Arc::new(issue_identity(&first, Role::Router, folders[1].path()).unwrap());
+    let reader = start(reader, folders[1].path(), vec![a.seed()]);
+    until_equal("what a was told", 9, &[&a, &reader]);
+
+    let identity = Arc::new(issue_identity(&first, Role::Router, folders[2].path()).unwrap());
+    let pulled = Arc::new(AtomicUsize::new(0));
+    let liar = Liar { identity: identity.clone(), victim: a.feedback.clone(), pulled: pulled.clone() };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let guard = runtime.enter();
+    let control = Routes::new(ControlServer::new(liar));
+    let (cluster, _mesh, _) =
+        Service::bind(settings(vec![reader.seed()], 1), identity, Arc::new(MemoryBook::new()), control)
+            .unwrap();
+    drop(guard);
+    runtime.spawn(cluster.run(CancellationToken::new()));
+
+    until("both asked the liar", || pulled.load(Ordering::SeqCst) >= 2);
+    a.judged("large", 2);
+    until_equal("what a is told later", 11, &[&a, &reader]);
+    assert_eq!(reader.feedback.learnt().blobs.len(), 1, "nothing of the liar's");
+    assert!(
+        pulled.load(Ordering::SeqCst) < 20,
+        "whoever brings nothing to believe is not asked again and again"
+    );
 }
 
 #[test]

@@ -312,3 +312,6 @@ fn refused(origin: &str, reason: &'static str) {
     metrics::counter!("shoal_statistics_refused_total", "reason" => reason).increment(1);
     tracing::warn!(origin, reason, "statistics of another node are not believed; its last ones stay");
 }
+
+#[cfg(test)]
+mod tests;

@@ -256,7 +256,7 @@ mod tests {
     fn a_router_is_asked_when_it_appears_and_when_it_announces_news() {
         let now = Instant::now();
         let mut plan = Plan::new(now);
-        let (seen, nothing) = (view(&[(0, (1, 9)), (1, (1, 0))]), known(&[]));
+        let (seen, nothing) = (view(&[(0, (1, 9)), (1, (0, 0))]), known(&[]));
         assert_eq!(plan.wanted(&seen, &nothing, now, 0), [id(1)], "it appeared");
         plan.ended(&seen, &nothing, &id(1), true, now);
         let later = now + PAUSE;

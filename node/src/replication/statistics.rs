@@ -193,8 +193,8 @@ mod tests {
         let published = learnt(1).published();
         let good = proto::Testimony::decode(testimony_to_bytes(&published).as_slice()).unwrap();
         let changes: [fn(&mut proto::ArmEvidence); 4] = [
-            |arm| drop(arm.quality.pop()),
-            |arm| drop(arm.bin_count.pop()),
+            |arm| arm.quality.truncate(300),
+            |arm| arm.bin_count.truncate(9),
             |arm| arm.bin_raw_sum.clear(),
             |arm| arm.arm.push('\u{1b}'),
         ];
