@@ -72,6 +72,9 @@ def test_feedback_on_one_node_changes_the_totals_of_all(mesh):
     row = next(iter(totals(third).values()))
     assert abs(row["mean_reward"] - 0.7) <= 1e-4
     assert (row["count"], row["failures"]) == (5, 0)
+    assert row["quality"]["version"] == 5 and abs(row["quality"]["mean"] - 0.7) <= 1e-3
+    believed = third.get("/shoal/v1/router").json()["believed"]
+    assert abs(believed[0]["quality"]["n"] - 5) <= 0.01, "what others were told is decided by here"
     seen = third.get("/shoal/v1/router").json()
     origins = {origin["origin"]: origin for origin in seen["origins"]}
     ids = {node["name"]: node["id"] for node in third.get("/shoal/v1/nodes").json()["nodes"]}
@@ -90,6 +93,26 @@ def test_feedback_given_at_another_node_is_learnt_by_the_one_that_served(mesh):
     assert {origin["origin"] for origin in seen["origins"] if origin["scored"]} == {mine}
     unknown = second.post("/v1/feedback", {"request_id": f"req_{mine[:8]}_{'0' * 32}", "score": 1.0})
     assert unknown.status_code == 404, unknown.text
+
+
+def test_late_feedback_after_a_restart_is_learnt_by_the_requests_features(mesh):
+    stub, first, second, third = three(mesh)
+    answer = second.chat("stub-own", "[[stub n=2]]")
+    request = answer.headers["x-request-id"]
+    kit.until("the row on disk", lambda: second.get(f"/shoal/v1/requests/{request}").status_code == 200)
+    time.sleep(1.0)  # rows are written in batches
+    second.kill()
+    kit.until("n2 out of the view", lambda: first.alive_nodes() == {"n1", "n3"})
+    away = first.post("/v1/feedback", {"request_id": request, "score": 1.0})
+    assert away.status_code == 404 and "away" in away.text, away.text
+    back = again(mesh, second, ["join"])
+    mesh.whole(3)
+    taken = third.post("/v1/feedback", {"request_id": request, "score": 1.0})
+    assert taken.status_code == 200, taken.text
+    until_equal("the late judgement everywhere", 1, [first, back, third])
+    assert next(iter(totals(first).values()))["quality"]["version"] == 1
+    twice = first.post("/v1/feedback", {"request_id": request, "score": 0.0})
+    assert twice.status_code == 409, twice.text
 
 
 def test_a_killed_node_takes_nothing_with_it_and_goes_on_where_it_was(mesh):

@@ -26,6 +26,7 @@ pub mod choice;
 pub mod class;
 pub mod confidence;
 pub mod domain;
+pub mod embed;
 pub mod escalate;
 pub mod features;
 pub mod ids;
@@ -43,8 +44,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmEvidence, ArmStats, ArmView, Context, Evidence, Observations, Policy, Posterior, Quality, QualitySums,
-    Reward, Scrutiny, Selection, Suspicion, Testimony, Thompson,
+    ArmEvidence, ArmStats, ArmView, Belief, Discriminant, Evidence, Level, Observations, Placed, Policy,
+    Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};
@@ -52,6 +53,7 @@ pub use choice::ModelChoice;
 pub use class::{DataClass, Mode, Preference, UnknownWord};
 pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSignals};
 pub use domain::Domain;
+pub use embed::Embedding;
 pub use escalate::{
     EscalationPolicy, EscalationReason, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
 };

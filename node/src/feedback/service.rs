@@ -11,8 +11,8 @@ use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
 use shoal_routing::{
-    ArmEvidence, ArmId, Evidence as Origins, Features, Outcome, Posterior, Reliabilities, Reward, Scrutiny,
-    Testimony,
+    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Features, Outcome, Posterior, Reliabilities,
+    Reward, Scrutiny, Testimony,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -247,6 +247,13 @@ impl Service {
                 quality.insert(arm, judged);
             }
         }
+        // Fitting is some 30 µs for an arm; most batches hold outcomes only.
+        let shown = self.snapshot.load();
+        let qualities = if shown.quality == quality {
+            shown.posterior.qualities().clone()
+        } else {
+            Discriminant::fit(&quality)
+        };
         let issued = |origin| self.blobs.get(origin).map_or(0, |blob| blob.issued_unix_ms);
         let origins = self.origins.origins().map(|(origin, testimony)| OriginState {
             origin: origin.clone(),
@@ -255,7 +262,7 @@ impl Service {
             testimony: testimony.clone(),
         });
         self.snapshot.store(Arc::new(Learnt {
-            posterior: Posterior::of(stats),
+            posterior: Posterior::of(stats).with_qualities(qualities),
             quality,
             calibration: reliabilities.calibration(),
             totals: self.origins.totals(),

@@ -5,7 +5,9 @@
 //! no duplicate can count anything twice. A [`Policy`] turns the sums, a prior and what is known of price and speed
 //! into a choice, and says with what probability it made it.
 
+pub mod discriminant;
 pub mod evidence;
+mod linear;
 pub mod policy;
 pub mod prior;
 pub mod reward;
@@ -13,8 +15,9 @@ pub mod stats;
 pub mod sums;
 pub mod thompson;
 
+pub use discriminant::{Belief, Discriminant, Level, Placed};
 pub use evidence::{ArmEvidence, Evidence, Scrutiny, Suspicion, Testimony};
-pub use policy::{ArmView, Context, Policy, Selection};
+pub use policy::{ArmView, Policy, Selection};
 pub use prior::SizeClass;
 pub use reward::Reward;
 pub use stats::{ArmStats, Implausible, Observations, Posterior};
