@@ -7,6 +7,7 @@
 mod history;
 mod judgements;
 mod keys;
+mod learning;
 mod open;
 mod spend;
 mod statistics;
@@ -20,6 +21,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 pub use history::{AttemptRecord, Considered, HistoryWriter, RequestRecord};
 pub use keys::{KeyRecord, KeyRing, NewKey};
+pub use learning::Learning;
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.
