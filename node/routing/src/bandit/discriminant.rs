@@ -10,6 +10,7 @@
 //! * **Arms share what they have in common.** Hard prompts are hard for all. An arm's slopes are drawn towards slopes
 //!   fitted to all arms together, by as much as [`SHRINK`] judgements, so that an arm with few judgements differs
 //!   from its neighbours in level only, and a new one is a discriminant at once.
+//!   A pack of outcomes from elsewhere ([`ClassPriors`]) takes part in the common slopes as a few more arms do.
 //! * **Strangers are ordinary.** A request unlike all that was judged is moved towards the mean of what was, the
 //!   more the farther it lies: far outside, only the arms' levels speak, which is the best fixed choice.
 //!
@@ -19,6 +20,7 @@
 use std::collections::BTreeMap;
 
 use crate::bandit::linear::{Matrix, SIDE, Vector, dot};
+use crate::bandit::pack::ClassPriors;
 use crate::bandit::sums::{QualitySums, at};
 use crate::features::Features;
 use crate::ids::ArmId;
@@ -92,12 +94,23 @@ struct Fit {
 impl Discriminant {
     /// Fits all arms to their sums.
     pub fn fit<'a>(sums: impl IntoIterator<Item = (&'a ArmId, &'a QualitySums)>) -> Self {
+        Self::fit_with(sums, &ClassPriors::default())
+    }
+
+    /// Fits all arms to their sums; what is known of models of their size elsewhere speaks for the common slopes, so
+    /// that a node without any judgement knows which prompts are hard.
+    pub fn fit_with<'a>(
+        sums: impl IntoIterator<Item = (&'a ArmId, &'a QualitySums)>,
+        classes: &ClassPriors,
+    ) -> Self {
         let judged: Vec<(&ArmId, Moments)> = sums
             .into_iter()
             .filter(|(_, sums)| sums.weight() > 0.0)
             .map(|(arm, sums)| (arm, Moments::of(sums)))
             .collect();
-        let Some(common) = Common::of(judged.iter().map(|(_, moments)| moments)) else {
+        let elsewhere: Vec<Moments> = classes.weighed().map(|sums| Moments::of(&sums)).collect();
+        let everything = judged.iter().map(|(_, moments)| moments).chain(&elsewhere);
+        let Some(common) = Common::of(everything) else {
             return Self::default();
         };
         let arms =

@@ -8,6 +8,8 @@
 pub mod discriminant;
 pub mod evidence;
 mod linear;
+pub mod offpolicy;
+pub mod pack;
 pub mod policy;
 pub mod prior;
 pub mod reward;
@@ -17,6 +19,7 @@ pub mod thompson;
 
 pub use discriminant::{Belief, Discriminant, Level, Placed};
 pub use evidence::{ArmEvidence, Evidence, Scrutiny, Suspicion, Testimony};
+pub use pack::{ClassPriors, Pack};
 pub use policy::{ArmView, Policy, Selection};
 pub use prior::SizeClass;
 pub use reward::Reward;

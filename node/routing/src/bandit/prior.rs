@@ -31,6 +31,37 @@ pub enum SizeClass {
 }
 
 impl SizeClass {
+    /// All classes, smallest first.
+    pub const ALL: [Self; 8] = [
+        Self::Tiny,
+        Self::Small,
+        Self::Compact,
+        Self::Medium,
+        Self::Large,
+        Self::Big,
+        Self::Huge,
+        Self::Frontier,
+    ];
+
+    /// Returns the word under which the class is kept and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Small => "small",
+            Self::Compact => "compact",
+            Self::Medium => "medium",
+            Self::Large => "large",
+            Self::Big => "big",
+            Self::Huge => "huge",
+            Self::Frontier => "frontier",
+        }
+    }
+
+    /// Returns the class of a word; `None` for any other.
+    pub fn of_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == word)
+    }
+
     /// Returns the class of a number of parameters, in billions.
     pub fn of_billions(billions: f64) -> Self {
         match billions {

@@ -9,6 +9,7 @@
 
 use crate::bandit::evidence::testimony::ArmEvidence;
 use crate::bandit::stats::ArmStats;
+use crate::bandit::sums::QualitySums;
 use crate::calibration::Reliability;
 
 /// Origins of an arm from which caps apply.
@@ -90,6 +91,19 @@ pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
         sum.quality.add(&evidence.quality, quality(voice));
     }
     sum
+}
+
+impl ArmEvidence {
+    /// Returns the same at a share of its weight, 0 to 1; what cannot be made lighter than one is left out.
+    pub fn lighter(&self, share: f64) -> Self {
+        let mut quality = QualitySums::default();
+        quality.add(&self.quality, share);
+        Self {
+            stats: lighter_stats(&self.stats, share, share),
+            reliability: lighter_reliability(&self.reliability, share),
+            quality,
+        }
+    }
 }
 
 /// Takes a count down to a share of it; returns it with the exact share that is left.
