@@ -95,6 +95,9 @@ struct ReplayArgs {
     /// Seed of all randomness: equal seeds and inputs give equal choices.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Router pack to begin with; its signature is not looked at.
+    #[arg(long)]
+    pack: Option<std::path::PathBuf>,
     /// File to learn from first, reading only the outcome of the arm that is chosen for each row.
     #[arg(long)]
     warm: Option<std::path::PathBuf>,
@@ -183,6 +186,7 @@ fn replay_stream(args: ReplayArgs) -> Result<ExitCode> {
         seed: args.seed,
         warm: args.warm,
         warm_full: args.warm_full,
+        pack: args.pack,
         frozen: args.frozen,
         nodes: usize::from(args.nodes),
         sync: args.sync,

@@ -13,7 +13,8 @@ use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
 use shoal_routing::{
-    ArmEvidence, ArmId, Calibration, Confidence, Features, Outcome, Posterior, QualitySums, Score, Testimony,
+    ArmEvidence, ArmId, Calibration, Confidence, Features, Outcome, Pack, Posterior, QualitySums, Score,
+    Testimony,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,6 +37,8 @@ enum Evidence {
     Judgement(Judgement),
     /// What other origins observed, each proven by its signature; the sender hears when it was dealt with.
     Testimonies(Vec<SignedBlob>, oneshot::Sender<()>),
+    /// What was learnt elsewhere, in the place of what was known before; the sender hears when decisions use it.
+    Priors(Arc<Pack>, oneshot::Sender<()>),
 }
 
 /// Who judged an answer.
@@ -71,7 +74,8 @@ pub struct Judgement {
 pub struct Learnt {
     /// Sums over all origins, each within its influence, for decisions.
     pub posterior: Posterior,
-    /// Judgements by features over all origins, each within its influence, for decisions.
+    /// Judgements by features over all origins, each within its influence, and the arms of an adopted pack, for
+    /// decisions.
     pub quality: BTreeMap<ArmId, QualitySums>,
     /// How far the models' confidence can be trusted.
     pub calibration: Calibration,
@@ -81,6 +85,8 @@ pub struct Learnt {
     pub origins: Vec<OriginState>,
     /// The newest testimony of each origin as it was signed, for other nodes.
     pub blobs: BTreeMap<Arc<str>, Arc<SignedBlob>>,
+    /// What was learnt elsewhere.
+    pub priors: Arc<Pack>,
     /// How near the evaluator is to explicit feedback, on this node.
     pub agreement: Agreement,
 }
@@ -129,6 +135,15 @@ impl FeedbackHandle {
         let (done, heard) = oneshot::channel();
         if self.queue.send(Evidence::Testimonies(blobs, done)).await.is_ok() {
             // An error means that the task has ended: nothing is learnt any more.
+            let _ = heard.await;
+        }
+    }
+
+    /// Replaces what was learnt elsewhere; returns when decisions use it.
+    pub async fn begin_with(&self, pack: Arc<Pack>) {
+        let (done, heard) = oneshot::channel();
+        if self.queue.send(Evidence::Priors(pack, done)).await.is_ok() {
+            // An error means that the task has ended: nothing is decided any more.
             let _ = heard.await;
         }
     }

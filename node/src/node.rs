@@ -32,6 +32,7 @@ use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
 use crate::judge::Judge;
 use crate::mesh::{self, GossipPublisher, MeshResolver};
+use crate::pack;
 use crate::pipeline::Pipeline;
 use crate::pipeline::ticket::{Live, Sinks};
 use crate::store::{HistoryWriter, KeyRing, NewKey, Store, StoreBook, unix_ms};
@@ -234,6 +235,8 @@ impl Started {
         let me = identity.node_id().clone();
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
+        let priors = pack::at_start(&store, config.router.shipped_pack)?;
+        let feedback_service = feedback_service.with_priors(Arc::new(priors));
         let book = Arc::new(StoreBook::new(store.clone(), keys.clone()));
         // Two tokens: the API and running answers end first, then what they depend on.
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());

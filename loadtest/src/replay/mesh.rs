@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rand::{Rng, RngExt};
-use shoal_routing::{ArmId, Discriminant, Features, Posterior, QualitySums, Score};
+use shoal_routing::{ArmId, Discriminant, Features, Pack, Posterior, QualitySums, Score};
 
 /// Whom a router shares with when its turn has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -22,6 +22,7 @@ pub(super) struct Mesh {
     routers: Vec<Router>,
     sync: usize,
     mode: Mode,
+    pack: Pack,
 }
 
 struct Router {
@@ -33,14 +34,14 @@ struct Router {
 }
 
 impl Mesh {
-    pub(super) fn new(nodes: usize, sync: usize, mode: Mode) -> Self {
+    pub(super) fn new(nodes: usize, sync: usize, mode: Mode, pack: Pack) -> Self {
         let router = |_| Router {
             origins: vec![Origin::new(); nodes],
             since_shared: 0,
             posterior: Posterior::default(),
-            stale: false,
+            stale: true,
         };
-        Self { routers: (0..nodes).map(router).collect(), sync, mode }
+        Self { routers: (0..nodes).map(router).collect(), sync, mode, pack }
     }
 
     pub(super) fn nodes(&self) -> usize {
@@ -55,7 +56,13 @@ impl Mesh {
             for (arm, sums) in router.origins.iter().flatten() {
                 totals.entry(arm.clone()).or_default().add(sums, 1.0);
             }
-            router.posterior = Posterior::default().with_qualities(Discriminant::fit(&totals));
+            for arm in self.pack.arms.keys() {
+                if let Some(prior) = self.pack.prior_of(arm) {
+                    totals.entry(arm.clone()).or_default().add(&prior.quality, 1.0);
+                }
+            }
+            let fitted = Discriminant::fit_with(&totals, &self.pack.classes);
+            router.posterior = Posterior::default().with_qualities(fitted);
             router.stale = false;
         }
         &router.posterior

@@ -7,6 +7,7 @@
 mod lines;
 mod mesh;
 mod models;
+mod pack;
 mod warm;
 
 use std::io::{BufRead, Write};
@@ -80,6 +81,8 @@ pub struct Options {
     pub warm: Option<PathBuf>,
     /// Learn from every arm's outcome in that file, not the chosen one's alone.
     pub warm_full: bool,
+    /// A router pack to begin with.
+    pub pack: Option<PathBuf>,
     /// Learn nothing from the stream.
     pub frozen: bool,
     /// Routers that share what they learn.
@@ -179,8 +182,9 @@ impl Replay {
         if let Choice::Fixed(index) = options.policy {
             models.position(index)?;
         }
+        let pack = options.pack.as_deref().map(pack::read).transpose()?.unwrap_or_default();
         Ok(Self {
-            mesh: Mesh::new(options.nodes, options.sync, options.mode),
+            mesh: Mesh::new(options.nodes, options.sync, options.mode, pack),
             models,
             costs,
             policy: options.policy,

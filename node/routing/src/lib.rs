@@ -45,8 +45,8 @@ mod testing;
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, Evidence, Level, Observations, Pack,
-    Placed, Policy, Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, Suspicion, Testimony,
-    Thompson,
+    Placed, Policy, Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, SizeClass, Suspicion,
+    Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};

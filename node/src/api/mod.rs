@@ -10,6 +10,7 @@ pub mod error;
 mod feedback;
 pub mod front;
 pub mod inference;
+mod packs;
 pub mod parse;
 pub mod relay;
 pub mod serve;
@@ -58,6 +59,12 @@ pub fn admin(node: Arc<Node>) -> Router {
         .route("/admin/v1/dashboard-link", post(admin::dashboard_link))
         .route("/admin/v1/providers", post(clouds::add))
         .route("/admin/v1/providers/{name}", delete(clouds::remove))
+        .route(
+            "/admin/v1/router/pack",
+            get(packs::present).post(packs::import).delete(packs::remove).layer(packs::body_limit()),
+        )
+        .route("/admin/v1/router/export", post(packs::export))
+        .route("/admin/v1/router/eval", post(packs::eval).layer(packs::body_limit()))
         .route("/admin/v1/shutdown", post(admin::shutdown));
     finish(admin.merge(protected(&node)).layer(middleware::from_fn(auth::admit_admin)), node)
 }

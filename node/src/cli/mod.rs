@@ -8,6 +8,7 @@ mod dev;
 mod doctor;
 pub mod exit;
 mod join;
+mod router;
 mod show;
 mod signals;
 mod up;
@@ -71,6 +72,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Token(command) => commands::token(&command).await,
         Command::Keys(command) => commands::keys(&command).await,
         Command::Cloud(command) => cloud::run(command, &env).await,
+        Command::Router(command) => router::run(command).await,
         Command::Pull(args) => up::pull(args, &env).await,
         Command::Health(args) => commands::health(&args).await,
         Command::Doctor(args) => Box::pin(doctor::run(&args, &env)).await,

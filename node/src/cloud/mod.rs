@@ -25,7 +25,7 @@ use shoal_routing::{ModelSpec, Offer, UpstreamId};
 use tokio::sync::watch;
 
 pub use budget::Budget;
-pub use prices::PriceEntry;
+pub use prices::{PriceEntry, price_list};
 pub use settings::{FileProvider, ProviderSettings, Source};
 
 use self::metered::Metered;

@@ -8,6 +8,11 @@ use shoal_routing::{MicroUsd, Price, Tokens};
 /// The table that comes with the program.
 const BUILT_IN: &str = include_str!("../../assets/prices.toml");
 
+/// Returns the table that comes with the program, as text.
+pub fn price_list() -> &'static str {
+    BUILT_IN
+}
+
 /// Highest price that is believed, US dollars per million tokens; above it somebody mistook the unit.
 const MAX_USD_PER_MILLION: f64 = 10_000.0;
 

@@ -52,6 +52,8 @@ pub struct FileConfig {
     pub providers: Vec<FileProvider>,
     /// Prices that replace built-in ones.
     pub prices: Vec<PriceEntry>,
+    /// What routing starts from.
+    pub router: FileRouter,
     /// Sizes, counts and waits.
     pub limits: FileLimits,
 }
@@ -66,6 +68,20 @@ pub struct FileDevice {
     pub name: Option<String>,
     /// Requests it runs at once; asked from the engine where it tells, else 4.
     pub slots: Option<u32>,
+}
+
+/// The `[router]` table.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileRouter {
+    /// Begins with the pack of public outcomes inside the program, until the mesh knows better. Default true.
+    pub shipped_pack: bool,
+}
+
+impl Default for FileRouter {
+    fn default() -> Self {
+        Self { shipped_pack: true }
+    }
 }
 
 /// The `[limits]` table.
@@ -188,6 +204,7 @@ impl FileConfig {
             devices: Vec::new(),
             providers: Vec::new(),
             prices: Vec::new(),
+            router: FileRouter::default(),
             limits: FileLimits::default(),
         }
     }

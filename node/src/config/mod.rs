@@ -18,7 +18,7 @@ use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
 use crate::device::lfo;
 
-pub use file::{FileConfig, FileDevice, FileLimits};
+pub use file::{FileConfig, FileDevice, FileLimits, FileRouter};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
 
@@ -108,6 +108,8 @@ pub struct Config {
     pub prices: Vec<PriceEntry>,
     /// What LFO's variables ask for; `None` if none is set.
     pub lfo: Option<LfoManners>,
+    /// What routing starts from.
+    pub router: FileRouter,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -177,6 +179,7 @@ impl Config {
             providers: configured(file.providers, env)
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
+            router: file.router,
             limits: Limits {
                 max_local_tokens: lfo.as_ref().map(|manners| Tokens(manners.max_local_tokens)),
                 ..file.limits.into_limits()?

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
 use shoal_routing::{
-    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Features, Outcome, Posterior, Reliabilities,
+    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Features, Outcome, Pack, Posterior, Reliabilities,
     Reward, Scrutiny, Testimony,
 };
 use tokio::sync::mpsc;
@@ -47,6 +47,8 @@ pub struct Service {
     /// Everybody's, own ones as published.
     origins: Origins,
     scrutiny: Scrutiny,
+    /// What was learnt elsewhere: believed beside the origins, never published.
+    priors: Arc<Pack>,
     blobs: BTreeMap<Arc<str>, Arc<SignedBlob>>,
     /// Arms of own sums that the disk does not have yet.
     unsaved_arms: BTreeSet<ArmId>,
@@ -72,6 +74,7 @@ impl Service {
             weights: Weights::new(stored.agreement),
             origins: Origins::default(),
             scrutiny: Scrutiny::default(),
+            priors: Arc::default(),
             blobs: BTreeMap::new(),
             unsaved_arms: BTreeSet::new(),
             unsaved_origins: BTreeSet::new(),
@@ -89,6 +92,13 @@ impl Service {
         service.unsaved_origins.clear();
         service.show();
         Ok((service, handle))
+    }
+
+    /// Begins with what was learnt elsewhere.
+    pub fn with_priors(mut self, pack: Arc<Pack>) -> Self {
+        self.priors = pack;
+        self.show();
+        self
     }
 
     /// Runs until shutdown; then stores what is left.
@@ -154,6 +164,10 @@ impl Service {
                     for blob in blobs {
                         self.believe(blob);
                     }
+                    heard.push(done);
+                }
+                Evidence::Priors(pack, done) => {
+                    self.priors = pack;
                     heard.push(done);
                 }
             }
@@ -236,7 +250,12 @@ impl Service {
     fn show(&mut self) {
         self.origins.put(&self.me, Arc::new(self.own.published()));
         let flagged = self.scrutiny.flagged(Instant::now());
-        let believed = self.origins.posterior(&self.me, &self.own, &flagged);
+        let mut believed = self.origins.posterior(&self.me, &self.own, &flagged);
+        for arm in self.priors.arms.keys() {
+            if let Some(prior) = self.priors.prior_of(arm) {
+                believed.entry(arm.clone()).or_default().add(&prior);
+            }
+        }
         let mut reliabilities = Reliabilities::default();
         let (mut stats, mut quality) = (BTreeMap::new(), BTreeMap::new());
         for (arm, ArmEvidence { stats: ends, reliability, quality: judged }) in believed {
@@ -249,10 +268,10 @@ impl Service {
         }
         // Fitting is some 30 µs for an arm; most batches hold outcomes only.
         let shown = self.snapshot.load();
-        let qualities = if shown.quality == quality {
+        let qualities = if shown.quality == quality && Arc::ptr_eq(&shown.priors, &self.priors) {
             shown.posterior.qualities().clone()
         } else {
-            Discriminant::fit(&quality)
+            Discriminant::fit_with(&quality, &self.priors.classes)
         };
         let issued = |origin| self.blobs.get(origin).map_or(0, |blob| blob.issued_unix_ms);
         let origins = self.origins.origins().map(|(origin, testimony)| OriginState {
@@ -268,6 +287,7 @@ impl Service {
             totals: self.origins.totals(),
             origins: origins.collect(),
             blobs: self.blobs.clone(),
+            priors: self.priors.clone(),
             agreement: self.weights.agreement(),
         }));
     }
@@ -301,7 +321,7 @@ impl Service {
         evidence
             .filter_map(|e| match e {
                 Evidence::Outcome(outcome, _) => Some(outcome),
-                Evidence::Judgement(_) | Evidence::Testimonies(..) => None,
+                Evidence::Judgement(_) | Evidence::Testimonies(..) | Evidence::Priors(..) => None,
             })
             .collect()
     }

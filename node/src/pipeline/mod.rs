@@ -195,7 +195,14 @@ impl Pipeline {
                 ticket.record.considered = decision
                     .considered
                     .iter()
-                    .map(|(model, score)| Considered { model: model.to_string(), score: *score })
+                    .zip(&decision.weighed)
+                    .map(|((model, score), weighed)| Considered {
+                        model: model.to_string(),
+                        score: *score,
+                        arm: weighed.arm.to_string(),
+                        size: weighed.size.as_str().to_owned(),
+                        penalty: weighed.penalty,
+                    })
                     .collect();
                 Ok(Job { parsed, decision, origin, ticket })
             }

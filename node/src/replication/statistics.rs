@@ -63,7 +63,8 @@ fn summary(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmSummary {
     }
 }
 
-fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence {
+/// Encodes what was observed of one arm.
+pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence {
     let ArmEvidence { stats, reliability, quality } = evidence;
     let bins: &[_] = if reliability.count() > 0 { &reliability.bins } else { &[] };
     let judged = quality.version > 0;
@@ -85,7 +86,8 @@ fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence 
     }
 }
 
-fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, ArmEvidence)> {
+/// Reads what was observed of one arm; `None` for lengths or names that nobody writes.
+pub(crate) fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, ArmEvidence)> {
     let stats = ArmStats {
         count: arm.count,
         failures: arm.failures,

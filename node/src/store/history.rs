@@ -103,12 +103,19 @@ pub struct RequestRecord {
 }
 
 /// A candidate that the policy looked at.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Considered {
     /// Model.
     pub model: String,
     /// Its score in this request; higher is better.
     pub score: f64,
+    /// The same model with its build: the name under which it is learnt about.
+    pub arm: String,
+    /// Its size class.
+    pub size: String,
+    /// What price and waiting took from its quality in the score.
+    pub penalty: f64,
 }
 
 /// One attempt of a request.
@@ -249,14 +256,14 @@ fn packed(features: &Features) -> Vec<u8> {
     features.values().iter().flat_map(|value| (*value as f32).to_le_bytes()).collect()
 }
 
-fn unpacked(bytes: &[u8]) -> Option<Features> {
+pub(super) fn unpacked(bytes: &[u8]) -> Option<Features> {
     let values: Vec<f64> =
         bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
     Features::from_values(values.try_into().ok()?)
 }
 
 impl Store {
-    fn write_history(&self, rows: &[RequestRecord]) -> Result<(), Error> {
+    pub(super) fn write_history(&self, rows: &[RequestRecord]) -> Result<(), Error> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         for r in rows {

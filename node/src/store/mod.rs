@@ -4,11 +4,13 @@
 //! with a full sync before the caller goes on; history is written in batches by one thread and may lose its
 //! last moment; a damaged file or table is set aside and never keeps the node from starting.
 
+mod decisions;
 mod history;
 mod judgements;
 mod keys;
 mod learning;
 mod open;
+mod packs;
 mod spend;
 mod statistics;
 mod tokens;
@@ -19,9 +21,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
+pub use decisions::{Decided, DecisionLog, decision_log_at};
 pub use history::{AttemptRecord, Considered, HistoryWriter, RequestRecord};
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use learning::Learning;
+pub use packs::AdoptedPack;
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.

@@ -73,6 +73,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.execute_batch(SCHEMA)?;
     connection.execute_batch(&super::statistics::create_table())?;
     super::learning::create_tables(&connection)?;
+    super::packs::create_table(&connection)?;
     add_column(&connection, "requests", "features", "BLOB")?;
     Ok(connection)
 }

@@ -20,6 +20,11 @@ pub const DIMS: usize = 64;
 /// Leading dimensions that a learner takes: more of them learn slower and weigh more in gossip, and gain nothing.
 pub const LEADING: usize = 16;
 
+/// Returns the embedding table as it lies in the binary: what sums over features are bound to.
+pub fn table_file() -> &'static [u8] {
+    table::FILE
+}
+
 /// Whitened embedding of a text: each dimension has mean 0 and deviation 1 over ordinary prompts.
 ///
 /// All zeros, the mean of all prompts, for a text without a known word.

@@ -5,7 +5,7 @@
 
 use super::DIMS;
 
-static FILE: &[u8] = include_bytes!("../../assets/embedding.bin");
+pub(super) static FILE: &[u8] = include_bytes!("../../assets/embedding.bin");
 
 /// The sections of [`FILE`].
 pub(super) static TABLE: Table = Table::of(FILE);

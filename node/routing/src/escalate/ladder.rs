@@ -99,6 +99,7 @@ mod tests {
             propensity: 1.0,
             reason: RouteReason::Named,
             considered: Vec::new(),
+            weighed: Vec::new(),
             permitted: permitted.collect(),
         }
     }

@@ -17,7 +17,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use crate::balance::LoadBook;
-use crate::bandit::{ArmView, Placed, Policy, Posterior, Thompson, Weights};
+use crate::bandit::{ArmView, Placed, Policy, Posterior, SizeClass, Thompson, Weights};
 use crate::choice::ModelChoice;
 use crate::class::Mode;
 use crate::ids::{ArmId, UpstreamId};
@@ -59,6 +59,17 @@ pub struct Fallback {
     pub offers: Vec<Arc<Offer>>,
 }
 
+/// An arm that was weighed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weighed {
+    /// The arm.
+    pub arm: ArmId,
+    /// How large the model is.
+    pub size: SizeClass,
+    /// What price and waiting took from its quality.
+    pub penalty: f64,
+}
+
 /// Where a request goes.
 #[derive(Debug, Clone)]
 pub struct Decision {
@@ -76,6 +87,8 @@ pub struct Decision {
     pub reason: RouteReason,
     /// Every model that was weighed with its expected utility, best first.
     pub considered: Vec<(Arc<str>, f64)>,
+    /// The arms of `considered`, in its order, with what another policy must know to choose among them.
+    pub weighed: Vec<Weighed>,
     /// Every arm that the filter admitted, the chosen one among them: what [`ladder`](crate::escalate::ladder) ranks.
     /// Empty where no answer may be escalated: unless the mode is `auto`, the model was named or ours to choose,
     /// and this is the router where the client connected.
@@ -232,6 +245,11 @@ impl<P: Policy> Router<P> {
         let considered =
             order.iter().map(|index| (candidates[*index].entry.model.clone(), selection.scores[*index]));
         let considered = considered.collect();
+        let weighed = order.iter().map(|index| {
+            let view = &views[*index];
+            Weighed { arm: view.arm.clone(), size: view.size, penalty: view.penalty }
+        });
+        let weighed = weighed.collect();
         let permitted = if may_escalate(request) {
             candidates.iter().flat_map(|candidate| permitted::split(candidate, ask)).collect()
         } else {
@@ -256,6 +274,7 @@ impl<P: Policy> Router<P> {
             propensity: selection.propensity,
             reason,
             considered,
+            weighed,
             permitted,
         })
     }
@@ -307,6 +326,7 @@ fn named<'a>(
         propensity: 1.0,
         reason,
         considered: Vec::new(),
+        weighed: Vec::new(),
         permitted: Vec::new(),
     })
 }

@@ -186,3 +186,46 @@ fn light_judges_teach_by_features_at_once_and_calibration_in_the_share_of_their_
     assert_eq!((evidence.stats.scored, evidence.reliability.count(), evidence.quality.version), (2, 2, 8));
     assert!((evidence.quality.weight() - 2.0).abs() < 1e-2);
 }
+
+#[test]
+fn a_pack_is_believed_beside_the_origins_but_never_told_to_the_mesh() {
+    let folder = tempfile::tempdir().unwrap();
+    let (service, handle) = service(&folder, 1);
+    let mut evidence = ArmEvidence::default();
+    for _ in 0..50 {
+        evidence.quality.record(&Features::default(), Score::ONE);
+    }
+    let pack = Pack { arms: [(arm(), evidence)].into(), ..Pack::default() };
+    let mut service = service.with_priors(Arc::new(pack));
+    let learnt = handle.learnt();
+    assert!((learnt.quality[&arm()].weight() - 50.0).abs() < 0.2);
+    assert!(learnt.totals.is_empty() && service.own.published().arms.is_empty());
+    let (done, _) = tokio::sync::oneshot::channel();
+    service.take(vec![Evidence::Priors(Arc::default(), done)]);
+    assert!(handle.learnt().quality.is_empty(), "a removed pack leaves nothing behind");
+}
+
+#[test]
+fn sizes_of_a_pack_tell_easy_prompts_from_hard_ones_before_anything_was_judged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (service, handle) = service(&folder, 1);
+    let mut sums = shoal_routing::QualitySums::default();
+    let at = |value: f64| {
+        let mut values = *Features::default().values();
+        values[1] = value;
+        Features::from_values(values).unwrap()
+    };
+    for n in 0..400_u32 {
+        let value = f64::from(n % 21) / 10.0 - 1.0;
+        sums.record(&at(value), Score::clamped(if value < 0.0 { 1.0 } else { 0.0 }));
+    }
+    let classes = [(shoal_routing::SizeClass::Medium, sums)].into();
+    let pack = Pack { classes: shoal_routing::ClassPriors(classes), ..Pack::default() };
+    let believed = |learnt: &Learnt, value: f64| {
+        let placed = learnt.posterior.qualities().place(&at(value));
+        learnt.posterior.answer(&arm(), shoal_routing::SizeClass::Huge, &placed).mean
+    };
+    assert_eq!(believed(&handle.learnt(), -0.9), believed(&handle.learnt(), 0.9));
+    let _service = service.with_priors(Arc::new(pack));
+    assert!(believed(&handle.learnt(), -0.9) > believed(&handle.learnt(), 0.9) + 0.1);
+}
