@@ -1,7 +1,7 @@
 //! Multinomial logistic regression over the embedding and the counts of telling words.
 //!
 //! `scripts/train_domain.py` fits it on benchmark prompts and on seeds for what benchmarks lack (law, chat), and
-//! writes `assets/domain.bin`; `docs/routing.md` has its accuracy.
+//! writes `assets/domain.bin`; `docs/profile.md` has its accuracy.
 
 use super::Domain;
 use crate::embed::{DIMS, Embedding};
