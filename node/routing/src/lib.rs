@@ -64,6 +64,8 @@ pub use outcome::{FinishReason, Outcome, OutcomeStatus};
 pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
 pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
-pub use router::{Decision, Fallback, NoRoute, Permitted, RouteReason, Router, Snapshot};
+pub use router::{
+    Considered, Decision, Fallback, NoRoute, Permitted, Removal, Removed, RouteReason, Router, Snapshot,
+};
 pub use tokens::count_tokens;
 pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};

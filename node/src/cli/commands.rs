@@ -214,15 +214,41 @@ pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
             show::text(attempt, "ended")
         ));
     }
-    for other in v["considered"].as_array().into_iter().flatten() {
-        show::line(format!(
-            "{:<14} {} (score {})",
-            "considered",
-            show::clean(&show::text(other, "model")),
-            show::text(other, "score")
-        ));
-    }
+    explain_choice(&v);
     Ok(())
+}
+
+/// Says what the request was taken for, who was weighed with what, and who was not and why.
+fn explain_choice(v: &Value) {
+    let say = |label: &str, text: String| show::line(format!("{label:<14} {}", show::clean(&text)));
+    if let Some(profile) = v["profile"].as_object() {
+        let word = |key: &str| profile.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let strange = profile.get("strange").and_then(Value::as_bool).unwrap_or_default();
+        let unlike = if strange { "; unlike what was judged before" } else { "" };
+        let text =
+            format!("{}, {}, {}, {}{unlike}", word("domain"), word("task"), word("language"), word("tolerance"));
+        say("taken for", text);
+    }
+    if let Some(propensity) = v["propensity"].as_f64() {
+        let explored = if v["explored"].as_bool().unwrap_or_default() { ", in order to learn" } else { "" };
+        say("chosen", format!("with probability {propensity:.2}{explored}"));
+    }
+    for other in v["considered"].as_array().into_iter().flatten() {
+        let number = |key: &str| other[key].as_f64();
+        let mut text = format!("{}: score {:.3}", show::text(other, "model"), number("score").unwrap_or(f64::NAN));
+        if let (Some(quality), Some(deviation)) = (number("quality"), number("deviation")) {
+            text += &format!(", quality {quality:.2} ± {deviation:.2} ({} judged)", show::text(other, "judged"));
+        }
+        if let (Some(cost), Some(latency)) = (number("cost_usd"), number("latency_ms")) {
+            text += &format!(", {cost:.6} usd, {:.1} s", latency / 1e3);
+        }
+        say("considered", text);
+    }
+    for removed in v["removed"].as_array().into_iter().flatten() {
+        let at = show::text(removed, "upstream");
+        let at = if at.is_empty() || at == "-" { String::new() } else { format!(" at {at}") };
+        say("left out", format!("{}{at}: {}", show::text(removed, "model"), show::text(removed, "why")));
+    }
 }
 
 /// `shoal token …`

@@ -119,15 +119,22 @@ fn candidates(r: &RequestRecord) -> Markup {
             p.hint { "No other model was looked at." }
         } @else {
             table.small {
-                thead { tr { th scope="col" { "Model" } th.num scope="col" { "Score" } th scope="col" { span.unseen { "Choice" } } } }
+                thead { tr { th scope="col" { "Model" } th.num scope="col" { "Quality" } th.num scope="col" { "Cost" } th.num scope="col" { "Score" } th scope="col" { span.unseen { "Choice" } } } }
                 tbody { @for c in &r.considered {
                     tr {
                         th.name scope="row" { (text::or_none(&c.model)) }
+                        td.num { @if let (Some(q), Some(d)) = (c.quality, c.deviation) { (format!("{q:.2} ± {d:.2}")) } }
+                        td.num { @if let Some(cost) = c.cost_usd { (text::usd(cost)) } }
                         td.num { (format!("{:.3}", c.score)) }
                         td { @if c.model == r.model { (state("ok", "taken")) } }
                     }
                 } }
             }
+        }
+        @if !r.removed.is_empty() {
+            p.hint { "Left out: " @for (at, one) in r.removed.iter().enumerate() {
+                @if at > 0 { ", " } (text::or_none(&one.model)) @if !one.upstream.is_empty() { " at " (one.upstream) } " (" (one.why) ")"
+            } "." }
         }
     }
 }

@@ -52,6 +52,12 @@ pub struct RequestRecord {
     pub routing_reason: String,
     /// Other candidates with their scores.
     pub considered: Vec<Considered>,
+    /// Candidates that were not weighed, and why.
+    pub removed: Vec<Removed>,
+    /// The choice was not the one with the best score: it was drawn in order to learn.
+    pub explored: bool,
+    /// What the request was taken for.
+    pub profile: Option<ProfileRecord>,
     /// Probability with which the policy took this choice.
     pub propensity: Option<f64>,
     /// `completed`, `failed`, `cancelled` or `rejected`.
@@ -98,13 +104,98 @@ pub struct RequestRecord {
     pub key_id: String,
 }
 
-/// A candidate that the policy looked at.
+/// What a request was taken for: no text of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileRecord {
+    /// Field of knowledge.
+    pub domain: String,
+    /// Language.
+    pub language: String,
+    /// What it wants done.
+    pub task: String,
+    /// How long its caller can wait.
+    pub tolerance: String,
+    /// Messages of the user and of the assistant.
+    pub turns: u32,
+    /// It is unlike all that was judged, so that only the models' overall levels spoke.
+    pub strange: bool,
+}
+
+impl ProfileRecord {
+    /// Takes what a record may keep of a profile.
+    pub fn new(profile: &shoal_routing::RequestProfile, strange: bool) -> Self {
+        Self {
+            domain: profile.domain.as_str().into(),
+            language: profile.language.as_str().into(),
+            task: profile.task.as_str().into(),
+            tolerance: profile.tolerance.as_str().into(),
+            turns: profile.turns,
+            strange,
+        }
+    }
+}
+
+/// A candidate that the policy weighed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Considered {
     /// Model.
     pub model: String,
-    /// Its score in this request; higher is better.
+    /// Its score in this request: quality less what price and waiting take; higher is better.
     pub score: f64,
+    /// The same with its build: the name under which it is learnt about.
+    #[serde(default)]
+    pub arm: String,
+    /// Expected quality of its answer to this request, 0 to 1.
+    #[serde(default)]
+    pub quality: Option<f64>,
+    /// Standard deviation of that expectation.
+    #[serde(default)]
+    pub deviation: Option<f64>,
+    /// Price, US dollars.
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
+    /// Predicted time to the whole answer, milliseconds.
+    #[serde(default)]
+    pub latency_ms: Option<f64>,
+    /// Answers of it that were judged before, over the mesh.
+    #[serde(default)]
+    pub judged: u64,
+}
+
+impl From<&shoal_routing::Considered> for Considered {
+    fn from(weighed: &shoal_routing::Considered) -> Self {
+        Self {
+            model: weighed.model.to_string(),
+            score: weighed.score,
+            arm: weighed.arm.as_str().to_owned(),
+            quality: Some(weighed.quality),
+            deviation: Some(weighed.deviation),
+            cost_usd: Some(weighed.cost.as_usd()),
+            latency_ms: Some(weighed.latency_ms),
+            judged: weighed.judged,
+        }
+    }
+}
+
+/// A candidate that was not weighed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Model.
+    pub model: String,
+    /// Display name of its host or provider; empty for all of them.
+    pub upstream: String,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl From<&shoal_routing::Removed> for Removed {
+    fn from(removed: &shoal_routing::Removed) -> Self {
+        Self {
+            model: removed.model.to_string(),
+            upstream: removed.upstream.as_deref().unwrap_or_default().to_owned(),
+            why: removed.why.to_string(),
+        }
+    }
 }
 
 /// One attempt of a request.

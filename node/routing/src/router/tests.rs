@@ -120,7 +120,7 @@ fn auto_weighs_every_model_and_ranks_the_rest_for_failover() {
     let decision = decide(mesh(), &request("auto")).unwrap();
     assert_eq!(decision.reason, RouteReason::AutoThompson);
     assert_eq!(decision.considered.len(), 3);
-    assert!(decision.considered.is_sorted_by(|a, b| a.1 >= b.1));
+    assert!(decision.considered.is_sorted_by(|a, b| a.score >= b.score));
     assert!(decision.propensity > 0.0 && decision.propensity < 1.0);
     let mut models = reachable(&decision);
     models.sort_unstable();
