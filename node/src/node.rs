@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::error::ApiError;
 use crate::api::front::Front;
 use crate::api::serve::DRAIN_WAIT;
+use crate::api::tls::Tls;
 use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
@@ -227,10 +228,11 @@ impl Started {
             keys.accept_foreign("LFO_AUTH_TOKEN", hash);
         }
         keys.merge(handed_keys.keys.into_iter().filter_map(crate::replication::key_from_proto).collect())?;
+        let identity = Arc::new(identity);
+        let tls = Tls::new(&config, &identity)?;
         let (listener, api_url) = bind_api(&mut config).await?;
         let new_key =
             if keys.is_empty() && !config.no_auth { Some(keys.create("first", false)?) } else { None };
-        let identity = Arc::new(identity);
         let me = identity.node_id().clone();
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
@@ -294,7 +296,7 @@ impl Started {
         let forwarded = TaskTracker::new();
         let publisher = GossipPublisher(mesh.clone());
         let publish = move |value| inventory::Publish::publish(&publisher, value);
-        let tasks = vec![
+        let mut tasks = vec![
             history_task,
             tasks::spawn(TaskKind::Cluster, {
                 let stop = background.clone();
@@ -318,8 +320,16 @@ impl Started {
         ];
         let mut servers = vec![tasks::spawn(
             TaskKind::Api,
-            crate::api::serve::tcp(listener, crate::api::public(node.clone()), stop_serving.clone()),
+            crate::api::serve::tcp(
+                listener,
+                tls.clone(),
+                crate::api::public(node.clone()),
+                stop_serving.clone(),
+            ),
         )];
+        if let Some(tls) = tls {
+            tasks.push(tasks::spawn(TaskKind::Certificate, tls.keep_fresh(stop_background.clone())));
+        }
         #[cfg(unix)]
         servers.push(admin_socket(&node, stop_serving.clone())?);
         Ok(Self {
@@ -421,7 +431,7 @@ async fn bind_api(config: &mut Config) -> anyhow::Result<(TcpListener, String)> 
                 config.listen = bound;
                 let host =
                     if bound.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_text(bound.ip()) };
-                return Ok((listener, format!("http://{host}:{}", bound.port())));
+                return Ok((listener, format!("{}://{host}:{}", config.tls.scheme(), bound.port())));
             }
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && extra < tries => {}
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {

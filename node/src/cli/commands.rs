@@ -1,6 +1,7 @@
 //! Commands that ask a running node and print its answer.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use reqwest::Method;
@@ -10,6 +11,7 @@ use super::args::{ChatArgs, ClientArgs, ExplainArgs, KeysCommand, RoleArg, Token
 use super::client::NodeClient;
 use super::exit::{CliError, Exit};
 use super::show;
+use crate::api::tls::bundle_file;
 use crate::upstream::sse::{Decoder, Item};
 
 /// `shoal status`
@@ -362,13 +364,29 @@ pub(super) async fn health(args: &ClientArgs) -> Result<(), CliError> {
 
 /// `shoal env`
 pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
-    let v = NodeClient::find(args)?.get("/shoal/v1/status").await?;
-    let base = format!("{}/v1", v["node"]["api_url"].as_str().unwrap_or_default());
+    let node = NodeClient::find(args)?;
+    let v = node.get("/shoal/v1/status").await?;
+    // By its own address the node may be out of reach of who asked by another.
+    let own = v["node"]["api_url"].as_str().unwrap_or_default();
+    let base = format!(
+        "{}/v1",
+        args.url.as_deref().map_or(own, |url| url.trim_end_matches('/').trim_end_matches("/v1"))
+    );
+    let trusted = if v["node"]["tls"] == "mesh" { node.ca().map(Trusted::of) } else { None };
     if args.json {
-        show::json(&json!({"OPENAI_BASE_URL": base}));
+        let mut all = json!({"OPENAI_BASE_URL": base});
+        if let Some(trusted) = &trusted {
+            all["SSL_CERT_FILE"] = json!(trusted.list);
+            all["NODE_EXTRA_CA_CERTS"] = json!(trusted.mesh);
+        }
+        show::json(&all);
         return Ok(());
     }
     show::line(format!("export OPENAI_BASE_URL={base}"));
+    if let Some(trusted) = &trusted {
+        show::line(format!("export SSL_CERT_FILE={}", quoted(&trusted.list)));
+        show::line(format!("export NODE_EXTRA_CA_CERTS={}", quoted(&trusted.mesh)));
+    }
     match &args.api_key {
         Some(key) => show::line(format!("export OPENAI_API_KEY={key}")),
         None => show::line(
@@ -376,6 +394,31 @@ pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
         ),
     }
     Ok(())
+}
+
+/// Files by which clients of an API with a certificate from the mesh know it.
+struct Trusted {
+    /// For what takes one list of all: the host's roots and the mesh's, where the node could write it.
+    list: PathBuf,
+    /// The mesh's roots alone.
+    mesh: PathBuf,
+}
+
+impl Trusted {
+    fn of(ca: &Path) -> Self {
+        let mesh = std::path::absolute(ca).unwrap_or_else(|_| ca.to_owned());
+        let beside = mesh.parent().and_then(Path::parent).map(bundle_file).filter(|file| file.is_file());
+        Self { list: beside.unwrap_or_else(|| mesh.clone()), mesh }
+    }
+}
+
+/// Quotes a path for a shell, where it needs that.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+@%:".contains(&b)) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// `shoal chat`
