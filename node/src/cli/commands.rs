@@ -209,12 +209,7 @@ pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     show::line(format!("{:<14} {}", "first token", show::millis(&v["ttft_ms"])));
     show::line(format!("{:<14} {}", "total", show::millis(&v["duration_ms"])));
     for attempt in v["attempt_log"].as_array().into_iter().flatten() {
-        show::line(format!(
-            "{:<14} {}: {}",
-            "attempt",
-            show::clean(&show::text(attempt, "upstream")),
-            show::text(attempt, "ended")
-        ));
+        show::line(format!("{:<14} {}", "attempt", show::clean(&attempt_line(attempt))));
     }
     for other in v["considered"].as_array().into_iter().flatten() {
         show::line(format!(
@@ -225,6 +220,21 @@ pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
         ));
     }
     Ok(())
+}
+
+/// Who was asked, how it ended, and what is known of an answer that was not good enough.
+fn attempt_line(attempt: &Value) -> String {
+    let mut line = format!("{}: {}", show::text(attempt, "upstream"), show::text(attempt, "ended"));
+    let model =
+        attempt["model"].as_str().filter(|model| !model.is_empty()).map(|model| format!("by {model}"));
+    let confidence = attempt["confidence"].as_f64().map(|c| format!("confidence {c:.2}"));
+    let tokens = attempt["rejected_tokens"].as_u64().map(|n| format!("{n} tokens"));
+    let cost = attempt["rejected_cost_usd"].as_f64().filter(|c| *c > 0.0).map(|c| format!("{c:.6} USD"));
+    for part in [model, confidence, tokens, cost].into_iter().flatten() {
+        line.push_str(", ");
+        line.push_str(&part);
+    }
+    line
 }
 
 /// `shoal token …`

@@ -9,14 +9,15 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shoal_routing::{
-    ArmId, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens, UpstreamId,
+    ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens,
+    UpstreamId,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::tap::Tap;
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
-use crate::store::{HistoryWriter, RequestRecord};
+use crate::store::{HistoryWriter, REJECTED, RequestRecord};
 
 /// Requests in progress, for `shoal ps`.
 ///
@@ -127,6 +128,8 @@ pub struct Ticket {
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
     price: Option<Price>,
+    /// Cost of the answers that were rejected.
+    rejected_usd: f64,
     egress: EgressMark,
     sinks: Sinks,
     ended: bool,
@@ -168,6 +171,7 @@ impl Ticket {
             arm: None,
             upstream: None,
             price: None,
+            rejected_usd: 0.0,
             egress: EgressMark::default(),
             sinks,
             ended: false,
@@ -188,9 +192,38 @@ impl Ticket {
         self.reason = reason;
         self.record.routing_reason = reason.as_str().to_owned();
         self.record.attempts += 1;
+        self.show();
+    }
+
+    /// Shows what is known so far to who asks for the request while it runs.
+    pub(super) fn show(&self) {
         if let Some(live) = self.sinks.live.lock().records.get_mut(&self.live) {
             live.clone_from(&self.record);
-            live.duration_ms = self.elapsed_ms();
+        }
+    }
+
+    /// Notes how good the answer of the newest attempt is thought to be; returns that attempt's place in the log.
+    pub(super) fn judged(&mut self, confidence: Confidence, raw: Confidence) -> usize {
+        self.record.confidence = confidence.value();
+        self.record.raw_confidence = raw.value();
+        let newest = self.record.attempt_log.len().saturating_sub(1);
+        if let Some(attempt) = self.record.attempt_log.get_mut(newest) {
+            attempt.confidence = confidence.value();
+            attempt.raw_confidence = raw.value();
+        }
+        newest
+    }
+
+    /// Notes that somebody stronger answers instead of an attempt; what was read of it is paid for all the same.
+    pub(super) fn rejected(&mut self, attempt: usize, read: u64, price: Option<Price>) {
+        let cost = price.map_or(0.0, |p| p.cost(tokens(self.record.prompt_tokens), tokens(read)).as_usd());
+        self.rejected_usd += cost;
+        self.record.rejected_tokens += read;
+        self.record.cost_usd = self.record.cost_usd.map(|known| known + cost);
+        if let Some(attempt) = self.record.attempt_log.get_mut(attempt) {
+            attempt.ended = REJECTED.to_owned();
+            attempt.rejected_tokens = Some(read);
+            attempt.rejected_cost_usd = Some(cost);
         }
     }
 
@@ -202,7 +235,7 @@ impl Ticket {
     /// Notes what the present attempt's upstream charges; the cost is unknown until usage is told.
     pub fn priced(&mut self, price: Option<Price>) {
         self.price = price;
-        self.record.cost_usd = price.is_none().then_some(0.0);
+        self.record.cost_usd = price.is_none().then_some(self.rejected_usd);
     }
 
     /// Remembers who answers now, in case somebody stronger is asked in vain.
@@ -248,7 +281,7 @@ impl Ticket {
         if let Some(usage) = tap.usage {
             if let Some(price) = self.price {
                 let cost = price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens));
-                self.record.cost_usd = Some(cost.as_usd());
+                self.record.cost_usd = Some(self.rejected_usd + cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;
         }

@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
-pub use history::{AttemptRecord, Considered, HistoryWriter, RequestRecord};
+pub use history::{AttemptRecord, Considered, HistoryWriter, REJECTED, RequestRecord};
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use tokens::StoreBook;
 
