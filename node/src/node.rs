@@ -177,37 +177,49 @@ impl Node {
         Ok(owner.map_or(Owner::Gone, Owner::Other))
     }
 
-    /// Finds a request's record: in progress here, in the store, or on the node that accepted it.
+    /// Finds a request's record, whether it runs still or has ended, at the node that accepted it.
+    ///
+    /// A router that passed a request on has a record of its part too; it is shown only when the first one is away.
     pub async fn find_request(&self, id: &str) -> Result<Value, ApiError> {
-        let not_found = || {
-            let message = "no record of this request; the node that accepted it is away, or it is older than the history kept";
-            ApiError::new(404, "not_found", message)
-        };
-        let owner = self.owner_of(id)?;
-        if let Some(live) = self.pipeline.sinks.live.find(id) {
-            return serde_json::to_value(live)
-                .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
-        }
-        let owner = match owner {
-            Owner::Me => {
-                let (history, wanted) = (self.pipeline.sinks.history.clone(), id.to_owned());
-                let record = tokio::task::spawn_blocking(move || history.find(&wanted)).await;
-                let record = record.ok().and_then(Result::ok).flatten().ok_or_else(not_found)?;
-                return serde_json::to_value(record)
-                    .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+        let found = match self.owner_of(id)? {
+            Owner::Me | Owner::Gone => None,
+            Owner::Other(owner) => {
+                let asked = async {
+                    let mut client = self.mesh.control(&owner).await?;
+                    let reply =
+                        client.get_request(GetRequestRequest { id: id.to_owned() }).await?.into_inner();
+                    anyhow::Ok(reply.found.then(|| serde_json::from_slice(&reply.json)).transpose()?)
+                };
+                match tokio::time::timeout(ASK_WAIT, asked).await {
+                    Ok(Ok(found)) => found,
+                    failed => {
+                        tracing::debug!(?failed, "the node that accepted a request does not tell of it");
+                        None
+                    }
+                }
             }
-            Owner::Other(owner) => owner,
-            Owner::Gone => return Err(not_found()),
         };
-        let asked = async {
-            let mut client = self.mesh.control(&owner).await?;
-            let reply = client.get_request(GetRequestRequest { id: id.to_owned() }).await?.into_inner();
-            anyhow::Ok(reply)
-        };
-        match tokio::time::timeout(ASK_WAIT, asked).await {
-            Ok(Ok(reply)) if reply.found => serde_json::from_slice(&reply.json).map_err(|_| not_found()),
-            _ => Err(not_found()),
+        match found {
+            Some(record) => Ok(record),
+            None => self.find_here(id).await,
         }
+    }
+
+    async fn find_here(&self, id: &str) -> Result<Value, ApiError> {
+        let sinks = &self.pipeline.sinks;
+        let found = match sinks.live.find(id) {
+            Some(running) => Some(running),
+            None => {
+                let (history, wanted) = (sinks.history.clone(), id.to_owned());
+                let record = tokio::task::spawn_blocking(move || history.find(&wanted)).await;
+                record.ok().and_then(Result::ok).flatten()
+            }
+        };
+        let Some(record) = found else {
+            let message = "no record of this request; the node that accepted it is away, or it is older than the history kept";
+            return Err(ApiError::new(404, "not_found", message));
+        };
+        serde_json::to_value(record).map_err(|e| ApiError::new(500, "internal_error", e.to_string()))
     }
 }
 
@@ -241,8 +253,9 @@ impl Started {
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());
         let (history, history_task) =
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
+        let live = Live::default();
         let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
-        let control = ControlService::routes(judge.clone(), keys.clone(), me.as_str());
+        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone(), me.as_str());
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
@@ -258,7 +271,7 @@ impl Started {
         let (inventory_service, snapshot) =
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let lfo_manners = config.lfo.is_some();
-        let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default(), lfo_manners };
+        let sinks = Sinks { feedback, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =

@@ -324,17 +324,7 @@ pub(crate) async fn recent(
     node: &Node,
     limit: usize,
 ) -> Result<(Vec<RequestRecord>, Vec<RequestRecord>), ApiError> {
-    let active: Vec<RequestRecord> = node
-        .pipeline
-        .sinks
-        .live
-        .list()
-        .into_iter()
-        .map(|mut r| {
-            r.outcome = "in progress".into();
-            r
-        })
-        .collect();
+    let active = node.pipeline.sinks.live.list();
     let history = node.pipeline.sinks.history.clone();
     let finished = tokio::task::spawn_blocking(move || history.newest(limit))
         .await

@@ -4,11 +4,12 @@ use maud::{Markup, html};
 
 use super::page::{brand, document, outcome, state};
 use super::text;
+use crate::pipeline::ticket::IN_PROGRESS;
 use crate::store::{AttemptRecord, REJECTED, RequestRecord};
 
 /// Renders the page of a request.
 pub(super) fn render(r: &RequestRecord, now_ms: u64) -> Markup {
-    let running = r.outcome == "in progress";
+    let running = r.outcome == IN_PROGRESS;
     let took = if running { now_ms.saturating_sub(r.started_ms) } else { r.duration_ms };
     let body = html! {
         (top())

@@ -17,7 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::tap::Tap;
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
-use crate::store::{HistoryWriter, REJECTED, RequestRecord};
+use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
 
 /// Requests in progress, for `shoal ps`.
 ///
@@ -34,7 +34,8 @@ struct Running {
 impl Live {
     /// Returns the records of all requests in progress, oldest first.
     pub fn list(&self) -> Vec<RequestRecord> {
-        self.lock().records.values().cloned().collect()
+        let now = unix_ms();
+        self.lock().records.values().map(|record| running(record, now)).collect()
     }
 
     /// Returns the number of requests in progress.
@@ -49,7 +50,7 @@ impl Live {
 
     /// Returns one record.
     pub fn find(&self, id: &str) -> Option<RequestRecord> {
-        self.lock().records.values().find(|r| r.id == id).cloned()
+        self.lock().records.values().find(|r| r.id == id).map(|record| running(record, unix_ms()))
     }
 
     fn insert(&self, record: RequestRecord) -> u64 {
@@ -62,6 +63,18 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a request that runs still is shown as having ended.
+pub const IN_PROGRESS: &str = "in progress";
+
+/// A record as it is shown while its request runs.
+fn running(record: &RequestRecord, now_ms: u64) -> RequestRecord {
+    RequestRecord {
+        outcome: IN_PROGRESS.into(),
+        duration_ms: now_ms.saturating_sub(record.started_ms),
+        ..record.clone()
     }
 }
 
@@ -272,6 +285,7 @@ impl Ticket {
     pub fn first_content(&mut self) {
         if self.record.ttft_ms.is_none() {
             self.record.ttft_ms = Some(self.elapsed_ms());
+            self.show();
         }
     }
 
@@ -351,7 +365,6 @@ impl Ticket {
         self.record.status = status;
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
-        self.sinks.live.lock().records.remove(&self.live);
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
         metrics::histogram!("shoal_request_seconds", "outcome" => word)
@@ -367,6 +380,8 @@ impl Ticket {
             self.sinks.feedback.observe(self.outcome(outcome));
         }
         self.sinks.history.record(std::mem::take(&mut self.record));
+        // Last: who looks among the running and then among the finished misses it at no moment.
+        self.sinks.live.lock().records.remove(&self.live);
     }
 
     fn outcome(&self, status: OutcomeStatus) -> Outcome {
