@@ -91,6 +91,20 @@ fn an_unknown_model_is_answered_with_near_names() {
 }
 
 #[test]
+fn without_a_living_device_a_name_that_must_stay_local_is_no_local_capacity() {
+    let mut dead = on_device("laptop", spec("other"));
+    dead.draining = true;
+    for offers in [vec![at_provider("openai", "openai/gpt-4o")], vec![dead.clone()], vec![]] {
+        for choice in ["llama3.2:1b", "device:laptop/llama3.2:1b"] {
+            let mut local = request(choice);
+            assert_eq!(decide(offers.clone(), &local).unwrap_err().code(), "model_not_found", "{choice}");
+            local.mode = Mode::Local;
+            assert_eq!(decide(offers.clone(), &local).unwrap_err(), NoRoute::NoLocalCapacity, "{choice}");
+        }
+    }
+}
+
+#[test]
 fn a_pinned_device_is_the_only_one_by_id_or_by_name() {
     for pin in ["device:gpu/llama3.2:1b", "device:Big Box/llama3.2:1b"] {
         let mut offers = mesh();
