@@ -82,7 +82,7 @@ pub struct RequestRecord {
     pub attempts: u32,
     /// True when a device of the mesh was asked, whoever answered in the end.
     pub local_attempt: bool,
-    /// Each attempt: upstream and how it ended.
+    /// Each attempt: upstream, model, confidence and how it ended.
     pub attempt_log: Vec<AttemptRecord>,
     /// Calibrated probability that the answer is good; absent = unknown.
     pub confidence: Option<f64>,
@@ -98,7 +98,7 @@ pub struct RequestRecord {
     pub data_class: String,
     /// `none` or the provider.
     pub egress: String,
-    /// Cost; 0 for local answers.
+    /// Cost, rejected answers included; 0 for local answers.
     pub cost_usd: Option<f64>,
     /// Id of the API key; never its secret.
     pub key_id: String,
@@ -198,13 +198,27 @@ impl From<&shoal_routing::Removed> for Removed {
     }
 }
 
+/// How an attempt ended whose answer was not good enough.
+pub const REJECTED: &str = "rejected";
+
 /// One attempt of a request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AttemptRecord {
     /// Display name of the upstream.
     pub upstream: String,
-    /// `ok` or the error code.
+    /// Model that was asked there.
+    pub model: String,
+    /// `ok`, `rejected` where a stronger model took over, or the error code.
     pub ended: String,
+    /// Calibrated probability that this answer is good, as far as it was read; absent = unknown or no answer.
+    pub confidence: Option<f64>,
+    /// The same before calibration.
+    pub raw_confidence: Option<f64>,
+    /// Tokens of a rejected answer, as far as it was read.
+    pub rejected_tokens: Option<u64>,
+    /// What a rejected answer cost, by those tokens.
+    pub rejected_cost_usd: Option<f64>,
 }
 
 /// Where finished requests are handed in. Never blocks.

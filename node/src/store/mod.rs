@@ -18,7 +18,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
-pub use history::{AttemptRecord, Considered, HistoryWriter, ProfileRecord, Removed, RequestRecord};
+pub use history::{
+    AttemptRecord, Considered, HistoryWriter, ProfileRecord, REJECTED, Removed, RequestRecord,
+};
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use tokens::StoreBook;
 

@@ -135,7 +135,7 @@ impl<P: Policy> Router<P> {
                 named(offers.iter().filter(on_device), &mut filter, RouteReason::PinnedDevice).map_err(|no| {
                     match (filter.has_seen(), offers) {
                         (true, _) => no.about(model),
-                        (false, []) => NoRoute::unknown(model, registry),
+                        (false, []) => NoRoute::unknown(model, request, registry),
                         (false, _) => NoRoute::NoDevice { model: Some(format!("{model} on {device}")) },
                     }
                 })
@@ -149,7 +149,11 @@ impl<P: Policy> Router<P> {
                 let offers = registry.offers().iter().filter(from_provider);
                 named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| {
                     let name = || format!("{provider}/{model}");
-                    if filter.has_seen() { no.about(&name()) } else { NoRoute::unknown(&name(), registry) }
+                    if filter.has_seen() {
+                        no.about(&name())
+                    } else {
+                        NoRoute::unknown(&name(), request, registry)
+                    }
                 })
             }
         }
@@ -200,7 +204,7 @@ impl<P: Policy> Router<P> {
                 cloud.flatten().ok_or(NoRoute::ContextTooLong { limit, tokens })
             }
             Err(no) if filter.has_seen() => Err(no.about(model)),
-            Err(_) => Err(NoRoute::unknown(model, snapshot.registry)),
+            Err(_) => Err(NoRoute::unknown(model, request, snapshot.registry)),
         }
     }
 
