@@ -14,8 +14,9 @@
 //! After the answer a fourth one looks at it: how far it can be trusted ([`confidence`], [`calibration`]), and
 //! whether a stronger model that the policy admitted is worth asking ([`escalate`]).
 //!
-//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`domain`], [`profile`],
-//! [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`], [`confidence`], [`calibration`],
+//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`embed`], [`domain`],
+//! [`profile`], [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`],
+//! [`confidence`], [`calibration`],
 //! [`escalate`].
 
 pub mod balance;
