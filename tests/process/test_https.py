@@ -13,6 +13,8 @@ import pytest
 
 import kit
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
 
 def start(folder, name, command, key=None, listen="0.0.0.0", more=(), env=None):
     """Starts a node on `listen`; returns it with `ca`, the file that proves it."""
@@ -200,3 +202,26 @@ def test_off_is_plain_http_on_all_addresses(tmp_path):
         assert f"http://127.0.0.1:{node.port}/v1" in node.text()
     finally:
         node.stop()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_warns_of_the_meshs_root_and_nothing_worse(lan):
+    """Past the warning, which a person can click away, the dashboard's link logs in over HTTPS."""
+    api = pytest.importorskip("playwright.sync_api")
+    code, text = shoal("dashboard", "--json", "--data-dir", lan.data_dir)
+    assert code == 0, text
+    link = json.loads(text)["url"]
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        try:
+            with pytest.raises(api.Error, match="ERR_CERT_AUTHORITY_INVALID"):
+                browser.new_page().goto(lan.url + "/dashboard")
+            context = browser.new_context(ignore_https_errors=True)
+            page = context.new_page()
+            page.goto(link)
+            assert page.url == lan.url + "/dashboard" and "n1" in page.inner_text("body")
+            assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
+            session, = context.cookies()
+            assert session["secure"] and session["httpOnly"] and session["sameSite"] == "Strict"
+        finally:
+            browser.close()

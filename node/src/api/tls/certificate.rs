@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use rustls::SignatureScheme;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -69,6 +70,9 @@ pub(super) struct Shown {
 #[derive(Debug)]
 struct Certificate {
     key: Arc<CertifiedKey>,
+    /// For clients that know no Ed25519, with which the mesh signs. Browsers call a certificate that is signed so
+    /// invalid and let nobody past; of one that is signed by itself they warn.
+    unsigned: Option<Arc<CertifiedKey>>,
     basis: Basis,
 }
 
@@ -113,7 +117,8 @@ impl Shown {
         Ok(Some(Self { certificate: ArcSwap::from_pointee(source.certificate()?), source }))
     }
 
-    /// Returns the certificate of the moment.
+    /// Returns the certificate of the moment, as clients see it that can verify it.
+    #[cfg(test)]
     pub(super) fn now(&self) -> Arc<CertifiedKey> {
         self.certificate.load().key.clone()
     }
@@ -147,8 +152,10 @@ impl Shown {
 }
 
 impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.now())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certificate = self.certificate.load();
+        let verifies = hello.signature_schemes().contains(&SignatureScheme::ED25519);
+        Some(certificate.unsigned.as_ref().filter(|_| !verifies).unwrap_or(&certificate.key).clone())
     }
 }
 
@@ -157,22 +164,21 @@ impl Source {
         let basis = self.basis();
         match self {
             Self::Own { certificate, key } => {
-                Ok(Certificate { key: Arc::new(read_pair(certificate, key)?), basis })
+                Ok(Certificate { key: Arc::new(read_pair(certificate, key)?), unsigned: None, basis })
             }
             Self::Mesh { identity, .. } => {
                 let now = SystemTime::now();
-                let made = if basis.temporary {
+                let unsigned = server::self_signed_api(&basis.host, now)?;
+                if basis.temporary {
                     tracing::warn!(
                         "this node may not issue certificates yet; until then the API shows one that no client can verify"
                     );
-                    server::self_signed_api(&basis.host, now)?
-                } else {
-                    identity.issue_api(&basis.host, now)?
-                };
-                let life = made.expires.duration_since(now).unwrap_or_default();
-                let ApiCertificate { chain, key, .. } = made;
-                let shown = CertifiedKey::from_der(chain, PrivateKeyDer::from(key), &provider())?;
-                Ok(Certificate { key: Arc::new(shown), basis: Basis { renew_at: now + life / 2, ..basis } })
+                    return Ok(Certificate { key: certified(unsigned)?, unsigned: None, basis });
+                }
+                let signed = identity.issue_api(&basis.host, now)?;
+                let life = signed.expires.duration_since(now).unwrap_or_default();
+                let basis = Basis { renew_at: now + life / 2, ..basis };
+                Ok(Certificate { key: certified(signed)?, unsigned: Some(certified(unsigned)?), basis })
             }
         }
     }
@@ -224,6 +230,11 @@ impl Wanted {
         addresses.retain(|ip| !ip.is_unspecified());
         HostNames { names, addresses }
     }
+}
+
+fn certified(made: ApiCertificate) -> Result<Arc<CertifiedKey>, Error> {
+    let key = CertifiedKey::from_der(made.chain, PrivateKeyDer::from(made.key), &provider())?;
+    Ok(Arc::new(key))
 }
 
 fn provider() -> CryptoProvider {

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use axum::Router;
 use axum::routing::get;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use shoal_cluster::identity::server::{HostNames, self_signed_api, to_pem};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsConnector;
@@ -94,6 +96,65 @@ async fn a_client_of_http_1_is_served_over_tls_1_2_and_1_3() {
         let mut text = String::new();
         let _ = stream.read_to_string(&mut text).await;
         assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("hello"), "{text}");
+    }
+}
+
+/// Believes everything and knows only the given schemes.
+#[derive(Debug)]
+struct Knows(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for Knows {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_ed25519_gets_a_certificate_that_it_can_at_least_read() {
+    let served = serve().await;
+    let browser = vec![SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::RSA_PSS_SHA256];
+    let other = vec![SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519];
+    for (schemes, certificates) in [(browser, 1), (other, 2)] {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Knows(schemes)))
+            .with_no_client_auth();
+        let stream = TcpStream::connect(served.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TlsConnector::from(Arc::new(client)).connect(name, stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.peer_certificates().unwrap().len(), certificates);
     }
 }
 
