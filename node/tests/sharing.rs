@@ -102,7 +102,7 @@ impl Node {
                     id: id.clone(),
                     arm: arm.into(),
                     outcome: "completed".into(),
-                    features: Some(Features::new(&embedding, &[1.0; 7])),
+                    features: Some(Box::new(Features::new(&embedding, &[1.0; 7]))),
                     raw_confidence: Some(0.7),
                     ..RequestRecord::default()
                 });

@@ -331,7 +331,8 @@ impl Ticket {
             .increment(self.record.completion_tokens);
         // The entry node observed the whole request; a router in the middle would count it a second time.
         if self.hop == 0 {
-            self.sinks.feedback.observe(self.outcome(outcome), self.record.features);
+            let features = self.record.features.as_deref().copied();
+            self.sinks.feedback.observe(self.outcome(outcome), features);
         }
         self.sinks.history.record(std::mem::take(&mut self.record));
     }

@@ -97,9 +97,10 @@ pub struct RequestRecord {
     pub cost_usd: Option<f64>,
     /// Id of the API key; never its secret.
     pub key_id: String,
-    /// What the request looked like to the bandit, for feedback that comes later; never shown.
+    /// What the request looked like to the bandit, for feedback that comes later; never shown. Boxed: a record is
+    /// held across most awaits of a request.
     #[serde(skip)]
-    pub features: Option<Features>,
+    pub features: Option<Box<Features>>,
 }
 
 /// A candidate that the policy looked at.
@@ -271,7 +272,7 @@ impl Store {
                     &r.upstream,
                     &r.outcome,
                     json,
-                    r.features.as_ref().map(packed),
+                    r.features.as_deref().map(packed),
                 ),
             )?;
         }
@@ -305,7 +306,7 @@ impl Store {
             .optional()?;
         Ok(row.and_then(|(json, features)| {
             let record: RequestRecord = serde_json::from_str(&json).ok()?;
-            Some(RequestRecord { features: features.as_deref().and_then(unpacked), ..record })
+            Some(RequestRecord { features: features.as_deref().and_then(unpacked).map(Box::new), ..record })
         }))
     }
 
@@ -350,7 +351,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let features = Features::new(&[0.3; 16], &[2.0; 7]);
-        let row = RequestRecord { id: "req_1".into(), features: Some(features), ..Default::default() };
+        let row =
+            RequestRecord { id: "req_1".into(), features: Some(Box::new(features)), ..Default::default() };
         assert!(!serde_json::to_string(&row).unwrap().contains("features"));
         store.write_history(&[row]).unwrap();
         let read = store.request("req_1").unwrap().unwrap().features.unwrap();
