@@ -17,6 +17,7 @@ use shoal_node::control::ControlService;
 use shoal_node::feedback::{self, FeedbackHandle, JudgedBy, Judgement};
 use shoal_node::judge::Judge;
 use shoal_node::mesh::{GossipPublisher, keep_statistics_equal};
+use shoal_node::pipeline::ticket::Live;
 use shoal_node::replication::statistics::testimony_from_blob;
 use shoal_node::store::{HistoryWriter, KeyRing, RequestRecord, Store};
 use shoal_proto::control_server::{Control, ControlServer};
@@ -51,7 +52,7 @@ fn start(identity: Arc<Identity>, folder: &Path, seeds: Vec<RouterAddr>) -> Node
         feedback::Service::new(identity.node_id().as_str(), generation, store.clone()).unwrap();
     let (history, _) = HistoryWriter::start(store.clone(), 30, stop.clone());
     let judge = Judge { store: store.clone(), history, feedback: feedback.clone() };
-    let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap());
+    let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap(), Live::default());
     let (cluster, mesh, _) =
         Service::bind(settings(seeds, generation), identity, Arc::new(MemoryBook::new()), control).unwrap();
     drop(guard);
