@@ -98,12 +98,13 @@ impl Node {
         self.runtime.block_on(async {
             for n in 0..count {
                 let id = format!("req_{}_{arm}_{n}", self.mesh.node_id().short());
-                let embedding = std::array::from_fn(|i| ((n + i as u32) % 5) as f32 - 2.0);
+                let value = |i| if i == 0 { 1.0 } else { f64::from((n + i as u32) % 5) - 2.0 };
+                let features = Features::from_values(std::array::from_fn(value)).unwrap();
                 self.judge.history.record(RequestRecord {
                     id: id.clone(),
                     arm: arm.into(),
                     outcome: "completed".into(),
-                    features: Some(Box::new(Features::new(&embedding, &[1.0; 7]))),
+                    features: Some(Box::new(features)),
                     raw_confidence: Some(0.7),
                     ..RequestRecord::default()
                 });

@@ -455,7 +455,8 @@ mod tests {
     fn a_row_keeps_the_features_of_its_request_and_shows_them_to_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let features = Features::new(&[0.3; 16], &[2.0; 7]);
+        let features =
+            Features::from_values(std::array::from_fn(|i| if i == 0 { 1.0 } else { 0.3 })).unwrap();
         let row =
             RequestRecord { id: "req_1".into(), features: Some(Box::new(features)), ..Default::default() };
         assert!(!serde_json::to_string(&row).unwrap().contains("features"));
