@@ -255,7 +255,7 @@ impl Started {
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
         let live = Live::default();
         let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
-        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone(), me.as_str());
+        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone());
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
@@ -271,6 +271,7 @@ impl Started {
         let (inventory_service, snapshot) =
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let lfo_manners = config.lfo.is_some();
+        let feedback_handle = feedback.clone();
         let sinks = Sinks { feedback, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
@@ -305,8 +306,6 @@ impl Started {
 
         let background = stop_background.clone();
         let forwarded = TaskTracker::new();
-        let publisher = GossipPublisher(mesh.clone());
-        let publish = move |value| inventory::Publish::publish(&publisher, value);
         let mut tasks = vec![
             history_task,
             tasks::spawn(TaskKind::Cluster, {
@@ -321,7 +320,14 @@ impl Started {
                 TaskKind::Inventory,
                 inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
             ),
-            tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
+            tasks::spawn(
+                TaskKind::Feedback,
+                feedback_service.run(GossipPublisher(mesh.clone()), background.clone()),
+            ),
+            tasks::spawn(
+                TaskKind::Statistics,
+                mesh::keep_statistics_equal(mesh.clone(), feedback_handle, background.clone()),
+            ),
             tasks::spawn(
                 TaskKind::Inbound,
                 mesh::receive(inbound, links, pipeline, forwarded.clone(), background.clone()),

@@ -45,8 +45,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Belief, Discriminant, Level, Observations, Placed, Policy, Posterior, Quality,
-    QualitySums, Reward, Selection, Thompson,
+    ArmEvidence, ArmStats, ArmView, Belief, Discriminant, Evidence, Level, Observations, Placed, Policy,
+    Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};

@@ -172,6 +172,7 @@ impl Pipeline {
             egress: "none".into(),
             cost_usd: Some(0.0),
             key_id: origin.key_id.to_string(),
+            features: Some(Box::new(parsed.profile.features)),
             ..RequestRecord::default()
         };
         let ticket = Ticket::open(record, origin.hop, parsed.shape.data_class, self.sinks.clone(), permit);

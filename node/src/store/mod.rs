@@ -7,6 +7,7 @@
 mod history;
 mod judgements;
 mod keys;
+mod learning;
 mod open;
 mod spend;
 mod statistics;
@@ -22,6 +23,7 @@ pub use history::{
     AttemptRecord, Considered, HistoryWriter, ProfileRecord, REJECTED, Removed, RequestRecord,
 };
 pub use keys::{KeyRecord, KeyRing, NewKey};
+pub use learning::Learning;
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.
