@@ -133,10 +133,11 @@ mod tests {
 
     #[test]
     fn whatever_is_changed_breaks_the_seal() {
+        type Change = fn(&mut SignedBlob);
         let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let first = Identity::create_mesh(folders[0].path(), "one").unwrap();
         let second = issue_identity(&first, Role::Router, folders[1].path()).unwrap();
-        let changes: [(&str, fn(&mut SignedBlob), BlobRefusal); 6] = [
+        let changes: [(&str, Change, BlobRefusal); 6] = [
             ("generation", |b| b.generation += 1, BlobRefusal::BadSignature),
             ("version", |b| b.version += 1, BlobRefusal::BadSignature),
             ("time", |b| b.issued_unix_ms += 1, BlobRefusal::BadSignature),

@@ -13,10 +13,9 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use shoal_routing::bandit::Placed;
 use shoal_routing::bandit::offpolicy::{Estimate, Evaluation, Logged};
-use shoal_routing::router::Weighed;
 use shoal_routing::{
     ArmId, ArmStats, ArmView, ClassPriors, Discriminant, Features, MicroUsd, Pack, Posterior, QualitySums,
-    Thompson,
+    SizeClass, Thompson,
 };
 
 use crate::feedback::Learnt;
@@ -209,6 +208,17 @@ impl Beliefs {
     }
 }
 
+/// A model that was weighed in a logged decision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weighed {
+    /// Its arm.
+    pub arm: ArmId,
+    /// How large it is.
+    pub size: SizeClass,
+    /// What price and waiting took from its quality.
+    pub penalty: f64,
+}
+
 /// Returns a verdict as JSON: the stable form of `shoal router eval --json`.
 pub fn verdict_json(verdict: &Verdict) -> Value {
     json!({
@@ -237,7 +247,7 @@ fn evaluation_json(evaluation: &Evaluation) -> Value {
 #[cfg(test)]
 mod tests {
     use rand::{Rng, RngExt};
-    use shoal_routing::{Score, SizeClass};
+    use shoal_routing::Score;
 
     use super::*;
 

@@ -45,7 +45,7 @@ impl Judge {
                     arm: ArmId(record.arm.into()),
                     score,
                     raw,
-                    features: record.features,
+                    features: record.features.map(|features| *features),
                     by: JudgedBy::Client,
                 }))
             })

@@ -17,6 +17,7 @@ use shoal_node::control::ControlService;
 use shoal_node::feedback::{self, FeedbackHandle, JudgedBy, Judgement};
 use shoal_node::judge::Judge;
 use shoal_node::mesh::{GossipPublisher, keep_statistics_equal};
+use shoal_node::pipeline::ticket::Live;
 use shoal_node::replication::statistics::testimony_from_blob;
 use shoal_node::store::{HistoryWriter, KeyRing, RequestRecord, Store};
 use shoal_proto::control_server::{Control, ControlServer};
@@ -51,7 +52,7 @@ fn start(identity: Arc<Identity>, folder: &Path, seeds: Vec<RouterAddr>) -> Node
         feedback::Service::new(identity.node_id().as_str(), generation, store.clone()).unwrap();
     let (history, _) = HistoryWriter::start(store.clone(), 30, stop.clone());
     let judge = Judge { store: store.clone(), history, feedback: feedback.clone() };
-    let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap());
+    let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap(), Live::default());
     let (cluster, mesh, _) =
         Service::bind(settings(seeds, generation), identity, Arc::new(MemoryBook::new()), control).unwrap();
     drop(guard);
@@ -97,12 +98,13 @@ impl Node {
         self.runtime.block_on(async {
             for n in 0..count {
                 let id = format!("req_{}_{arm}_{n}", self.mesh.node_id().short());
-                let embedding = std::array::from_fn(|i| ((n + i as u32) % 5) as f32 - 2.0);
+                let value = |i| if i == 0 { 1.0 } else { f64::from((n + i as u32) % 5) - 2.0 };
+                let features = Features::from_values(std::array::from_fn(value)).unwrap();
                 self.judge.history.record(RequestRecord {
                     id: id.clone(),
                     arm: arm.into(),
                     outcome: "completed".into(),
-                    features: Some(Features::new(&embedding, &[1.0; 7])),
+                    features: Some(Box::new(features)),
                     raw_confidence: Some(0.7),
                     ..RequestRecord::default()
                 });

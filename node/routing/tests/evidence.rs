@@ -10,7 +10,6 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use shoal_routing::features::{EMBEDDED, SURFACE};
 use shoal_routing::{
     ArmEvidence, ArmId, Confidence, Evidence, Features, Reward, Score, Scrutiny, Suspicion, Testimony,
 };
@@ -28,8 +27,8 @@ fn arm(n: usize) -> ArmId {
 }
 
 fn features(rng: &mut StdRng) -> Features {
-    let embedding: [f32; EMBEDDED] = std::array::from_fn(|_| rng.random_range(-2.0..2.0));
-    Features::new(&embedding, &[1.0; SURFACE])
+    let value = |i| if i == 0 { 1.0 } else { rng.random_range(-2.0..2.0) };
+    Features::from_values(std::array::from_fn(value)).unwrap()
 }
 
 /// Lets an origin observe one thing.

@@ -29,6 +29,9 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 256;
 /// How often the task looks whether something must be stored or published: a round of gossip.
 const TICK: Duration = Duration::from_millis(200);
+/// Shortest time between two snapshots for outcomes alone: each adds all origins up, and one more outcome among
+/// hundreds a second changes no decision. Judgements and news of others show at once.
+const SHOW_EVERY: Duration = Duration::from_millis(50);
 /// How often changed sums are stored: what a node that loses its power forgets.
 const STORE_EVERY: Duration = Duration::from_secs(1);
 /// How often changed sums are published.
@@ -56,6 +59,9 @@ pub struct Service {
     judged_since: u64,
     published: Option<(u64, Instant)>,
     stored_at: Instant,
+    shown_at: Instant,
+    /// Outcomes were taken that the snapshot does not show.
+    is_stale: bool,
     store: Store,
     queue: mpsc::Receiver<Evidence>,
     snapshot: Arc<ArcSwap<Learnt>>,
@@ -81,6 +87,8 @@ impl Service {
             judged_since: 0,
             published: None,
             stored_at: Instant::now(),
+            shown_at: Instant::now(),
+            is_stale: false,
             store,
             queue,
             snapshot,
@@ -127,6 +135,9 @@ impl Service {
     /// Stores and publishes what is due.
     async fn keep_up(&mut self, mesh: &impl Announce) {
         let now = Instant::now();
+        if self.is_stale {
+            self.show();
+        }
         let news = self.published.is_none_or(|(version, _)| version != self.own.version);
         let long_ago = self.published.is_none_or(|(_, at)| now.duration_since(at) >= PUBLISH_EVERY);
         if news && !self.own.arms.is_empty() && (long_ago || self.judged_since >= PUBLISH_JUDGEMENTS) {
@@ -156,6 +167,7 @@ impl Service {
 
     fn take(&mut self, evidence: Vec<Evidence>) {
         let mut heard = Vec::new();
+        let is_pressing = evidence.iter().any(|evidence| !matches!(evidence, Evidence::Outcome(..)));
         for evidence in evidence {
             match evidence {
                 Evidence::Outcome(outcome, features) => self.take_outcome(&outcome, features.as_ref()),
@@ -172,7 +184,11 @@ impl Service {
                 }
             }
         }
-        self.show();
+        if is_pressing || self.shown_at.elapsed() >= SHOW_EVERY {
+            self.show();
+        } else {
+            self.is_stale = true;
+        }
         for done in heard {
             // Whoever asked may have gone.
             let _ = done.send(());
@@ -248,6 +264,7 @@ impl Service {
 
     /// Makes the snapshot that everybody reads.
     fn show(&mut self) {
+        (self.shown_at, self.is_stale) = (Instant::now(), false);
         self.origins.put(&self.me, Arc::new(self.own.published()));
         let flagged = self.scrutiny.flagged(Instant::now());
         let mut believed = self.origins.posterior(&self.me, &self.own, &flagged);

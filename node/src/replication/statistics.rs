@@ -130,10 +130,10 @@ mod tests {
         for n in 0..arms {
             let arm = ArmId::new(&format!("meta-llama/Llama-3.1-70B-Instruct-{n}"), Some("0123456789abcdef"));
             for step in 0..50_u32 {
-                let features = Features::new(
-                    &std::array::from_fn(|i| ((step * 7 + i as u32) % 5) as f32 - 2.0),
-                    &[1.0; shoal_routing::features::SURFACE],
-                );
+                let values = std::array::from_fn(|i| {
+                    if i == 0 { 1.0 } else { f64::from((step * 7 + i as u32) % 5) - 2.0 }
+                });
+                let features = Features::from_values(values).unwrap();
                 let score = Score::clamped(f64::from(step) / 49.0);
                 testimony.record_quality(&arm, &features, score, 0.3);
                 testimony.record_score(&arm, Confidence::Known(score), score);

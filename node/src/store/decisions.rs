@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
-use shoal_routing::router::Weighed;
 use shoal_routing::{ArmId, Features, Score, SizeClass};
 
 use super::history::{RequestRecord, unpacked};
 use super::{Error, Store};
+use crate::evaluate::Weighed;
 
 /// A choice of the router with what it was worth.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,8 +99,8 @@ impl DecisionLog {
         }
         let weighed = record.considered.iter().map(|seen| {
             let size = SizeClass::of_word(&seen.size)?;
-            let usable = !seen.arm.is_empty() && seen.penalty.is_finite();
-            usable.then(|| Weighed { arm: ArmId(seen.arm.as_str().into()), size, penalty: seen.penalty })
+            let penalty = seen.penalty.filter(|penalty| penalty.is_finite() && !seen.arm.is_empty())?;
+            Some(Weighed { arm: ArmId(seen.arm.as_str().into()), size, penalty })
         });
         let (Some(considered), Some(propensity)) =
             (weighed.collect::<Option<Vec<_>>>(), record.propensity.filter(|p| *p > 0.0 && *p <= 1.0))
@@ -127,7 +127,8 @@ mod tests {
             score: 0.5,
             arm: name.into(),
             size: "medium".into(),
-            penalty: 0.1,
+            penalty: Some(0.1),
+            ..Considered::default()
         });
         RequestRecord {
             id: id.into(),
@@ -137,7 +138,7 @@ mod tests {
             propensity: Some(0.4),
             attempts: 1,
             considered: considered.into(),
-            features: Some(Features::default()),
+            features: Some(Box::new(Features::default())),
             ..RequestRecord::default()
         }
     }

@@ -53,6 +53,12 @@ pub struct RequestRecord {
     pub routing_reason: String,
     /// Other candidates with their scores.
     pub considered: Vec<Considered>,
+    /// Candidates that were not weighed, and why.
+    pub removed: Vec<Removed>,
+    /// The choice was not the one with the best score: it was drawn in order to learn.
+    pub explored: bool,
+    /// What the request was taken for.
+    pub profile: Option<ProfileRecord>,
     /// Probability with which the policy took this choice.
     pub propensity: Option<f64>,
     /// `completed`, `failed`, `cancelled` or `rejected`.
@@ -77,7 +83,7 @@ pub struct RequestRecord {
     pub attempts: u32,
     /// True when a device of the mesh was asked, whoever answered in the end.
     pub local_attempt: bool,
-    /// Each attempt: upstream and how it ended.
+    /// Each attempt: upstream, model, confidence and how it ended.
     pub attempt_log: Vec<AttemptRecord>,
     /// Calibrated probability that the answer is good; absent = unknown.
     pub confidence: Option<f64>,
@@ -93,38 +99,139 @@ pub struct RequestRecord {
     pub data_class: String,
     /// `none` or the provider.
     pub egress: String,
-    /// Cost; 0 for local answers.
+    /// Cost, rejected answers included; 0 for local answers.
     pub cost_usd: Option<f64>,
     /// Id of the API key; never its secret.
     pub key_id: String,
-    /// What the request looked like to the bandit, for feedback that comes later; never shown.
+    /// What the request looked like to the bandit, for feedback that comes later; never shown. Boxed: a record is
+    /// held across most awaits of a request.
     #[serde(skip)]
-    pub features: Option<Features>,
+    pub features: Option<Box<Features>>,
 }
 
-/// A candidate that the policy looked at.
+/// What a request was taken for: no text of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileRecord {
+    /// Field of knowledge.
+    pub domain: String,
+    /// Language.
+    pub language: String,
+    /// What it wants done.
+    pub task: String,
+    /// How long its caller can wait.
+    pub tolerance: String,
+    /// Messages of the user and of the assistant.
+    pub turns: u32,
+    /// It is unlike all that was judged, so that only the models' overall levels spoke.
+    pub strange: bool,
+}
+
+impl ProfileRecord {
+    /// Takes what a record may keep of a profile.
+    pub fn new(profile: &shoal_routing::RequestProfile, strange: bool) -> Self {
+        Self {
+            domain: profile.domain.as_str().into(),
+            language: profile.language.as_str().into(),
+            task: profile.task.as_str().into(),
+            tolerance: profile.tolerance.as_str().into(),
+            turns: profile.turns,
+            strange,
+        }
+    }
+}
+
+/// A candidate that the policy weighed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Considered {
     /// Model.
     pub model: String,
-    /// Its score in this request; higher is better.
+    /// Its score in this request: quality less what price and waiting take; higher is better.
     pub score: f64,
-    /// The same model with its build: the name under which it is learnt about.
+    /// The same with its build: the name under which it is learnt about.
+    #[serde(default)]
     pub arm: String,
-    /// Its size class.
+    /// Expected quality of its answer to this request, 0 to 1.
+    #[serde(default)]
+    pub quality: Option<f64>,
+    /// Standard deviation of that expectation.
+    #[serde(default)]
+    pub deviation: Option<f64>,
+    /// Price, US dollars.
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
+    /// Predicted time to the whole answer, milliseconds.
+    #[serde(default)]
+    pub latency_ms: Option<f64>,
+    /// Answers of it that were judged before, over the mesh.
+    #[serde(default)]
+    pub judged: u64,
+    /// Size class of the model.
+    #[serde(default)]
     pub size: String,
     /// What price and waiting took from its quality in the score.
-    pub penalty: f64,
+    #[serde(default)]
+    pub penalty: Option<f64>,
 }
 
-/// One attempt of a request.
+impl From<&shoal_routing::Considered> for Considered {
+    fn from(weighed: &shoal_routing::Considered) -> Self {
+        Self {
+            model: weighed.model.to_string(),
+            score: weighed.score,
+            arm: weighed.arm.as_str().to_owned(),
+            quality: Some(weighed.quality),
+            deviation: Some(weighed.deviation),
+            cost_usd: Some(weighed.cost.as_usd()),
+            latency_ms: Some(weighed.latency_ms),
+            judged: weighed.judged,
+            size: weighed.size.as_str().to_owned(),
+            penalty: Some(weighed.penalty),
+        }
+    }
+}
+
+/// A candidate that was not weighed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Model.
+    pub model: String,
+    /// Display name of its host or provider; empty for all of them.
+    pub upstream: String,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl From<&shoal_routing::Removed> for Removed {
+    fn from(removed: &shoal_routing::Removed) -> Self {
+        Self {
+            model: removed.model.to_string(),
+            upstream: removed.upstream.as_deref().unwrap_or_default().to_owned(),
+            why: removed.why.to_string(),
+        }
+    }
+}
+
+/// How an attempt ended whose answer was not good enough.
+pub const REJECTED: &str = "rejected";
+
+/// One attempt of a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AttemptRecord {
     /// Display name of the upstream.
     pub upstream: String,
-    /// `ok` or the error code.
+    /// Model that was asked there.
+    pub model: String,
+    /// `ok`, `rejected` where a stronger model took over, or the error code.
     pub ended: String,
+    /// Calibrated probability that this answer is good, as far as it was read; absent = unknown or no answer.
+    pub confidence: Option<f64>,
+    /// The same before calibration.
+    pub raw_confidence: Option<f64>,
+    /// Tokens of a rejected answer, as far as it was read.
+    pub rejected_tokens: Option<u64>,
+    /// What a rejected answer cost, by those tokens.
+    pub rejected_cost_usd: Option<f64>,
 }
 
 /// Where finished requests are handed in. Never blocks.
@@ -278,7 +385,7 @@ impl Store {
                     &r.upstream,
                     &r.outcome,
                     json,
-                    r.features.as_ref().map(packed),
+                    r.features.as_deref().map(packed),
                 ),
             )?;
         }
@@ -312,7 +419,7 @@ impl Store {
             .optional()?;
         Ok(row.and_then(|(json, features)| {
             let record: RequestRecord = serde_json::from_str(&json).ok()?;
-            Some(RequestRecord { features: features.as_deref().and_then(unpacked), ..record })
+            Some(RequestRecord { features: features.as_deref().and_then(unpacked).map(Box::new), ..record })
         }))
     }
 
@@ -356,8 +463,10 @@ mod tests {
     fn a_row_keeps_the_features_of_its_request_and_shows_them_to_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let features = Features::new(&[0.3; 16], &[2.0; 7]);
-        let row = RequestRecord { id: "req_1".into(), features: Some(features), ..Default::default() };
+        let features =
+            Features::from_values(std::array::from_fn(|i| if i == 0 { 1.0 } else { 0.3 })).unwrap();
+        let row =
+            RequestRecord { id: "req_1".into(), features: Some(Box::new(features)), ..Default::default() };
         assert!(!serde_json::to_string(&row).unwrap().contains("features"));
         store.write_history(&[row]).unwrap();
         let read = store.request("req_1").unwrap().unwrap().features.unwrap();

@@ -22,7 +22,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension};
 
 pub use decisions::{Decided, DecisionLog, decision_log_at};
-pub use history::{AttemptRecord, Considered, HistoryWriter, RequestRecord};
+pub use history::{
+    AttemptRecord, Considered, HistoryWriter, ProfileRecord, REJECTED, Removed, RequestRecord,
+};
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use learning::Learning;
 pub use packs::AdoptedPack;

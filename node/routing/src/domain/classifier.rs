@@ -1,7 +1,7 @@
 //! Multinomial logistic regression over the embedding and the counts of telling words.
 //!
 //! `scripts/train_domain.py` fits it on benchmark prompts and on seeds for what benchmarks lack (law, chat), and
-//! writes `assets/domain.bin`; `docs/routing.md` has its accuracy.
+//! writes `assets/domain.bin`; `docs/profile.md` has its accuracy.
 
 use super::Domain;
 use crate::embed::{DIMS, Embedding};
@@ -30,32 +30,32 @@ fn of(embedding: &Embedding, reading: &Reading) -> [f32; INPUTS] {
     inputs
 }
 
-/// Weights of one domain: its constant, then one for each input.
-type Weights = [f32; INPUTS + 1];
+/// Number of domains.
+const DOMAINS: usize = Domain::ALL.len();
 
-static WEIGHTS: [Weights; Domain::ALL.len()] = unpack(include_bytes!("../../assets/domain.bin"));
+/// The constants, then for each input its weight in each domain: in this order six sums run side by side.
+static WEIGHTS: [[f32; DOMAINS]; INPUTS + 1] = unpack(include_bytes!("../../assets/domain.bin"));
 
 /// Returns the likeliest domain.
 pub(super) fn classify(embedding: &Embedding, reading: &Reading) -> Domain {
-    let inputs = of(embedding, reading);
-    let score = |domain: Domain| {
-        let (constant, weights) = WEIGHTS[domain as usize].split_first().expect("a constant comes first");
-        constant + weights.iter().zip(&inputs).map(|(weight, input)| weight * input).sum::<f32>()
-    };
-    let scores = Domain::ALL.map(score);
-    Domain::ALL
-        .into_iter()
-        .max_by(|a, b| scores[*a as usize].total_cmp(&scores[*b as usize]))
-        .unwrap_or_default()
+    let (mut scores, weights) = (WEIGHTS[0], &WEIGHTS[1..]);
+    for (input, weights) in of(embedding, reading).iter().zip(weights) {
+        for (score, weight) in scores.iter_mut().zip(weights) {
+            *score += weight * input;
+        }
+    }
+    let score = |domain: Domain| scores[domain as usize];
+    Domain::ALL.into_iter().max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or_default()
 }
 
-const fn unpack<const N: usize>(file: &[u8; N]) -> [Weights; Domain::ALL.len()] {
+/// Reads the weights, which the file holds domain by domain.
+const fn unpack<const N: usize>(file: &[u8; N]) -> [[f32; DOMAINS]; INPUTS + 1] {
     let numbers: &[[u8; 4]] = file.as_chunks().0;
-    assert!(N == size_of::<[Weights; Domain::ALL.len()]>(), "weights of other inputs");
-    let mut weights = [[0.0; INPUTS + 1]; Domain::ALL.len()];
+    assert!(N == size_of::<[[f32; DOMAINS]; INPUTS + 1]>(), "weights of other inputs");
+    let mut weights = [[0.0; DOMAINS]; INPUTS + 1];
     let mut at = 0;
     while at < numbers.len() {
-        weights[at / (INPUTS + 1)][at % (INPUTS + 1)] = f32::from_le_bytes(numbers[at]);
+        weights[at % (INPUTS + 1)][at / (INPUTS + 1)] = f32::from_le_bytes(numbers[at]);
         at += 1;
     }
     weights

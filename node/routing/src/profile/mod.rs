@@ -117,29 +117,15 @@ impl RequestProfile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::choice::ModelChoice;
-    use crate::class::{DataClass, Mode, Preference};
     use crate::request::Message;
+    use crate::testing::request;
 
-    fn request<'a>(messages: Vec<Message<'a>>, max_output: Option<u32>) -> Request<'a> {
-        Request {
-            messages,
-            max_output: max_output.map(Tokens),
-            needs: Needs::default(),
-            stream: true,
-            choice: ModelChoice::AutoLocal,
-            mode: Mode::Auto,
-            preference: Preference::Balanced,
-            data_class: DataClass::Internal,
-            hop: 0,
-            max_local_tokens: None,
-            time_limit: None,
-        }
+    fn message(role: MessageRole, text: &str) -> Message<'_> {
+        Message { role, text: text.into() }
     }
 
     #[test]
     fn a_profile_counts_turns_and_looks_at_the_last_question() {
-        let message = |role, text: &'static str| Message { role, text: text.into() };
         let messages = vec![
             message(MessageRole::System, "Be kind."),
             message(MessageRole::User, "Hi"),
@@ -147,17 +133,51 @@ mod tests {
             message(MessageRole::User, "Write a python function to parse json, für mich"),
             message(MessageRole::Tool, "42"),
         ];
-        let profile = RequestProfile::of(&request(messages, Some(50)));
+        let profile = RequestProfile::of(&Request { max_output: Some(Tokens(50)), ..request(messages) });
         assert_eq!((profile.turns, profile.last_user_chars), (3, 47));
-        assert_eq!(profile.domain, Domain::Code);
+        assert_eq!((profile.domain, profile.task), (Domain::Code, Task::Code));
+        assert_eq!(profile.language, Language::English);
         assert!(profile.exact && profile.interactive);
         assert_eq!(profile.expected_output, Tokens(50));
         assert_eq!(profile.context_tokens(), profile.prompt_tokens + Tokens(50));
     }
 
     #[test]
+    fn what_is_not_of_the_users_last_turn_leaves_embedding_and_looks_alone() {
+        let ask = "Which of these rivers is the longest one, and where does it rise?\nA. Nile\nB. Rhine";
+        let bare = RequestProfile::of(&request(vec![message(MessageRole::User, ask)]));
+        let framed = RequestProfile::of(&request(vec![
+            message(MessageRole::System, "You are a helpful assistant of the ACME company."),
+            message(MessageRole::User, "Prove that there are infinitely many primes."),
+            message(MessageRole::Assistant, "Assume that there are finitely many."),
+            message(MessageRole::User, ask),
+        ]));
+        assert_eq!(bare.embedding, framed.embedding);
+        assert_eq!(bare.embedding, Embedding::of(ask));
+        assert_eq!(framed.surface, Surface { ln_tokens: framed.surface.ln_tokens, ..bare.surface });
+        assert!(framed.surface.ln_tokens > bare.surface.ln_tokens);
+        assert_eq!(bare.surface.options, 2.0);
+    }
+
+    #[test]
+    fn prompts_of_one_kind_lie_closer_than_others() {
+        let embed = |text| RequestProfile::of(&request(vec![message(MessageRole::User, text)])).embedding;
+        let distance = |a: &Embedding, b: &Embedding| -> f32 {
+            a.leading().iter().zip(b.leading()).map(|(a, b)| (a - b).powi(2)).sum()
+        };
+        let heart =
+            embed("The patient complains of chest pain and shortness of breath. What is the diagnosis?");
+        let lungs =
+            embed("A woman of 60 has a chronic cough and a fever. Which treatment would you prescribe?");
+        let code = embed("Write a function that sorts a list of strings by their length in JavaScript.");
+        assert!(distance(&heart, &lungs) < distance(&heart, &code) / 2.0);
+    }
+
+    #[test]
     fn an_unbounded_answer_is_expected_to_be_of_typical_length() {
-        assert_eq!(RequestProfile::of(&request(vec![], None)).expected_output, TYPICAL_OUTPUT);
-        assert_eq!(RequestProfile::of(&request(vec![], Some(100_000))).expected_output, TYPICAL_OUTPUT);
+        let expected =
+            |max_output| RequestProfile::of(&Request { max_output, ..request(vec![]) }).expected_output;
+        assert_eq!(expected(None), TYPICAL_OUTPUT);
+        assert_eq!(expected(Some(Tokens(100_000))), TYPICAL_OUTPUT);
     }
 }

@@ -65,7 +65,7 @@ impl Reading {
         reading.code_marks = CODE_MARKS.iter().filter(|mark| has_mark(mark)).count() as u32;
         if reading.letters > reading.scripts.latin() {
             for (task, marks) in task::MARKS {
-                if marks.iter().any(|mark| has_mark(mark)) {
+                if marks.iter().any(has_mark) {
                     reading.tasks[task as usize] += 2;
                 }
             }
@@ -81,15 +81,17 @@ impl Reading {
         self.options += u32::from(is_option(bytes));
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
-            let mut width = 1;
+            let (mut width, mut chars) = (1, 1);
             if byte.is_ascii_alphanumeric() {
-                word.push(&[byte.to_ascii_lowercase()]);
-                if byte.is_ascii_digit() {
-                    self.digits += 1;
-                } else {
-                    self.letters += 1;
-                    self.scripts.add(Script::Latin, 1);
-                }
+                let run = &bytes[at..];
+                width = run.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+                let run = &run[..width];
+                chars = width as u32;
+                word.push(run, chars);
+                let digits = run.iter().filter(|byte| byte.is_ascii_digit()).count() as u32;
+                self.digits += digits;
+                self.letters += chars - digits;
+                self.scripts.add(Script::Latin, chars - digits);
             } else if byte.is_ascii() {
                 self.end_word(&mut word, at, bytes.len());
                 if byte == b' ' {
@@ -105,7 +107,7 @@ impl Reading {
                 let char = text[at..].chars().next().unwrap_or_default();
                 width = char.len_utf8();
                 if char.is_alphanumeric() {
-                    word.push(lowered(char).encode_utf8(&mut [0; 4]).as_bytes());
+                    word.push(lowered(char).encode_utf8(&mut [0; 4]).as_bytes(), 1);
                     let script = Script::of(char);
                     self.letters += 1;
                     self.wide_latin += u32::from(script == Script::Latin);
@@ -114,7 +116,7 @@ impl Reading {
                     self.end_word(&mut word, at, bytes.len());
                 }
             }
-            self.chars += 1;
+            self.chars += chars;
             at += width;
         }
         self.end_word(&mut word, at, bytes.len());
@@ -205,12 +207,14 @@ struct OpenWord {
 }
 
 impl OpenWord {
-    fn push(&mut self, char: &[u8]) {
-        if let Some(room) = self.bytes.get_mut(self.len..self.len + char.len()) {
-            room.copy_from_slice(char);
+    fn push(&mut self, text: &[u8], chars: u32) {
+        if let Some(room) = self.bytes.get_mut(self.len..self.len + text.len()) {
+            for (slot, byte) in room.iter_mut().zip(text) {
+                *slot = byte.to_ascii_lowercase();
+            }
         }
-        self.len += char.len();
-        self.chars += 1;
+        self.len += text.len();
+        self.chars += chars;
     }
 
     fn key(&self) -> Option<Word> {

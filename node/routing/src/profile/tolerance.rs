@@ -40,3 +40,29 @@ impl Tolerance {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choice::ModelChoice;
+    use crate::testing::request;
+
+    #[test]
+    fn patience_shows_in_the_stream_the_preference_and_the_time_limit() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let cases = [
+            (true, Preference::Balanced, None, Tolerance::Watching),
+            (false, Preference::Balanced, None, Tolerance::Patient),
+            (true, Preference::Best, seconds(600), Tolerance::Watching),
+            (false, Preference::Fast, None, Tolerance::Tight),
+            (false, Preference::Cheap, seconds(10), Tolerance::Tight),
+            (false, Preference::Cheap, seconds(16), Tolerance::Patient),
+        ];
+        for (stream, preference, time_limit, expected) in cases {
+            let request = Request { stream, preference, time_limit, ..request(vec![]) };
+            assert_eq!(Tolerance::of(&request), expected, "{stream} {preference} {time_limit:?}");
+        }
+        let named = Request { choice: ModelChoice::Auto(Preference::Fast), ..request(vec![]) };
+        assert_eq!(Tolerance::of(&named), Tolerance::Tight);
+    }
+}

@@ -31,14 +31,11 @@ fn rank(bytes: &[u8]) -> u32 {
 
 /// Merges in an array: for each part where it starts and the rank of merging it with the next one.
 fn count_short(piece: &[u8]) -> u32 {
-    let mut starts = [0usize; SHORT_BYTES + 2];
-    let mut ranks = [NEVER; SHORT_BYTES + 2];
+    let mut starts: [u8; SHORT_BYTES + 1] = std::array::from_fn(|at| at as u8);
+    let mut ranks = [NEVER; SHORT_BYTES];
     let mut parts = piece.len();
-    for (at, start) in starts[..=parts].iter_mut().enumerate() {
-        *start = at;
-    }
-    for (at, pair) in piece.windows(2).enumerate() {
-        ranks[at] = rank(pair);
+    for (slot, pair) in ranks.iter_mut().zip(piece.windows(2)) {
+        *slot = rank(pair);
     }
     loop {
         let (at, lowest) = lowest(&ranks[..parts]);
@@ -46,10 +43,11 @@ fn count_short(piece: &[u8]) -> u32 {
             return parts as u32;
         }
         starts.copy_within(at + 2..=parts, at + 1);
-        ranks.copy_within(at + 2..=parts, at + 1);
+        ranks.copy_within((at + 2).min(parts)..parts, at + 1);
         parts -= 1;
         let joined = |first: usize| {
-            if first + 2 <= parts { rank(&piece[starts[first]..starts[first + 2]]) } else { NEVER }
+            let range = |last| usize::from(starts[first])..usize::from(starts[last]);
+            if first + 2 <= parts { rank(&piece[range(first + 2)]) } else { NEVER }
         };
         ranks[at] = joined(at);
         if at > 0 {

@@ -70,11 +70,14 @@ fn piece_len(text: &str) -> usize {
 }
 
 /// Returns the class of the character at `at`, and its width in bytes.
+#[inline]
 fn class_at(text: &str, at: usize) -> Option<(Class, usize)> {
     let byte = *text.as_bytes().get(at)?;
-    if byte.is_ascii() {
-        return Some((ASCII[usize::from(byte)], 1));
-    }
+    if byte.is_ascii() { Some((ASCII[usize::from(byte)], 1)) } else { wide_class_at(text, at) }
+}
+
+#[cold]
+fn wide_class_at(text: &str, at: usize) -> Option<(Class, usize)> {
     let char = text[at..].chars().next()?;
     Some((O200K.class(char), char.len_utf8()))
 }
@@ -101,6 +104,11 @@ fn is_lower(class: Class) -> bool {
 
 /// Returns the end of `[UX]*[LX]+`.
 fn cased_word(text: &str, start: usize) -> Option<usize> {
+    let ascii = ascii_lower_end(text, start);
+    // Most words by far: nothing but lower-case ASCII, up to something that no word can hold.
+    if ascii > start && text.as_bytes().get(ascii).is_none_or(u8::is_ascii) {
+        return Some(ascii);
+    }
     let (mut at, mut caseless_end) = (start, None);
     while let Some((class, width)) = class_at(text, at) {
         if !is_upper(class) {
@@ -114,6 +122,10 @@ fn cased_word(text: &str, start: usize) -> Option<usize> {
     let end = run(text, at, usize::MAX, is_lower);
     // Where no lower-case letter follows, the first part gives back what the second can take.
     if end > at { Some(end) } else { caseless_end }
+}
+
+fn ascii_lower_end(text: &str, start: usize) -> usize {
+    start + text.as_bytes()[start..].iter().take_while(|byte| byte.is_ascii_lowercase()).count()
 }
 
 /// Returns the end of `[UX]+[LX]*`, where [`cased_word`] found nothing.

@@ -171,10 +171,25 @@ fn a_failure_costs_by_features_and_lightly_and_a_whole_answer_earns_nothing() {
         Evidence::Outcome(ended(failed), None),
         Evidence::Outcome(ended(OutcomeStatus::Cancelled), features),
     ]);
+    service.show();
     let evidence = handle.learnt().totals[&arm()].clone();
     assert_eq!((evidence.stats.count, evidence.stats.failures), (3, 2));
     assert!((evidence.quality.weight() - 1.25).abs() < 1e-3);
     assert!((evidence.quality.mean().unwrap() - 0.5 / 1.25).abs() < 1e-3);
+}
+
+#[tokio::test]
+async fn many_outcomes_make_few_snapshots_and_none_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    let mut snapshots = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        service.take(vec![Evidence::Outcome(ended(OutcomeStatus::Completed), None)]);
+        snapshots.insert(handle.learnt().totals.get(&arm()).map_or(0, |evidence| evidence.stats.count));
+    }
+    assert!(snapshots.len() < 100, "{} snapshots", snapshots.len());
+    service.keep_up(&Notes::default()).await;
+    assert_eq!(handle.learnt().totals[&arm()].stats.count, 200);
 }
 
 #[test]
