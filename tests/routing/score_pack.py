@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 
 from score_replay import figures, mean_costs, play
-from splits import load, write_jsonl
+from splits import area_under_gain, load, split, write_jsonl
 
 SETS = ("llmrouter9", "mmlupro12", "routellm_gsm8k", "routellm_mmlu", "routerbench11")
 # Evaluated set, arms, and words in the names of models that the pack must not have seen.
@@ -71,12 +71,17 @@ def cold(binary, shoal, evaluated, arms, foreign, seeds, length, price):
         pack, left_out = training_pack(shoal, pathlib.Path(folder), evaluated, foreign)
         foreign_text = ", ".join(names[arm] for arm in arms)
         print(f"\n{evaluated}: {foreign_text}; price {price}; {left_out} rows of other sets left out", flush=True)
+        cost = mean_costs(rows)
+        if len(arms) == 2:
+            answers = play(binary, models, list(arms), rows, ["--pack", pack], cost, frozen=True)
+            gain = [answer["scores"][1] - answer["scores"][0] for answer in answers]
+            outcomes = ([row["y"][arm] for row in rows] for arm in arms)
+            print(f"APGR before anything is learnt: {area_under_gain(gain, *outcomes):.3f} (without a pack .5)", flush=True)
         above = {}
         for seed in seeds:
             order = rows[:]
             random.Random(seed).shuffle(order)
             order = order[:length]
-            cost = mean_costs(rows)
             dearest = max(cost[arm] for arm in arms)
             worth = lambda row, arm: row["y"][arm] - price * cost[arm] / dearest
             for name, extra in (("without", []), ("with", ["--pack", pack])):
@@ -94,6 +99,34 @@ def cold(binary, shoal, evaluated, arms, foreign, seeds, length, price):
             print(f"gain of the pack, first {part}: {statistics.fmean(gains):+.1f} (standard error {error:.1f})", flush=True)
 
 
+def handed_over(binary, shoal, evaluated, arms, seeds, length, price):
+    """What a pack of the *same* models brings on prompts and domains that its maker never saw."""
+    rows, models = load(evaluated)
+    print(f"\n{evaluated}: a pack of the same models, from other prompts; price {price}", flush=True)
+    above = {"without": [], "with": []}
+    for seed in seeds:
+        train, held, out, _ = split(rows, seed)
+        part = held + out
+        random.Random(seed).shuffle(part)
+        part = part[:length]
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            write_jsonl(folder / "own.jsonl", [{k: row[k] for k in ("prompt", "in_tok", "y")} for row in train])
+            (folder / "own.models.json").write_bytes(models.read_bytes())
+            pack = folder / "own.pack"
+            subprocess.run([shoal, "router", "train", "--from", folder / "own.jsonl", "--unsigned", "--out", pack,
+                            "--data-dir", folder / "none"], check=True, stdout=subprocess.DEVNULL)
+            cost = mean_costs(train)
+            dearest = max(cost[arm] for arm in arms)
+            worth = lambda row, arm: row["y"][arm] - price * cost[arm] / dearest
+            fixed = max(sum(worth(r, arm) for r in part) for arm in arms)
+            for name, extra in (("without", []), ("with", ["--pack", pack])):
+                answers = play(binary, models, list(arms), part, ["--seed", seed, "--lambda", price, *extra], cost)
+                above[name].append(sum(worth(r, a["arm"]) for r, a in zip(part, answers)) - fixed)
+    for name, values in above.items():
+        figures(f"first {length}, {name} pack", values)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("loadtest")
@@ -102,7 +135,13 @@ if __name__ == "__main__":
     parser.add_argument("--length", type=int, default=5370)
     parser.add_argument("--price", type=float, default=0.147)
     parser.add_argument("--set", help="evaluate this set only")
+    parser.add_argument("--same", action="store_true", help="a pack of the same models instead, from other prompts")
     given = parser.parse_args()
+    if given.same:
+        for evaluated, arms, _ in STREAMS[:3]:
+            if given.set in (None, evaluated):
+                handed_over(given.loadtest, given.shoal, evaluated, arms, range(given.seeds), given.length, given.price)
+        raise SystemExit
     for evaluated, arms, foreign in STREAMS:
         if given.set in (None, evaluated):
             cold(given.loadtest, given.shoal, evaluated, arms, foreign, range(given.seeds), given.length, given.price)

@@ -74,17 +74,12 @@ pub struct FileDevice {
 }
 
 /// The `[router]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileRouter {
-    /// Begins with the pack of public outcomes inside the program, until the mesh knows better. Default true.
+    /// Begins with the pack of public outcomes inside the program, until the mesh knows better. Default false: on
+    /// models and prompts that it was not made of it did not help (`docs/router-packs.md`).
     pub shipped_pack: bool,
-}
-
-impl Default for FileRouter {
-    fn default() -> Self {
-        Self { shipped_pack: true }
-    }
 }
 
 /// The `[limits]` table.
