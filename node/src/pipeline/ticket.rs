@@ -377,8 +377,7 @@ impl Ticket {
             .increment(self.record.completion_tokens);
         // The entry node observed the whole request; a router in the middle would count it a second time.
         if self.hop == 0 {
-            let features = self.record.features.as_deref().copied();
-            self.sinks.feedback.observe(self.outcome(outcome), features);
+            self.sinks.feedback.observe(self.outcome(outcome));
         }
         self.sinks.history.record(std::mem::take(&mut self.record));
         // Last: who looks among the running and then among the finished misses it at no moment.

@@ -51,7 +51,7 @@ pub struct Parsed {
     /// Model as the client wrote it.
     pub model: String,
     /// Features for the router.
-    pub profile: RequestProfile,
+    pub profile: Box<RequestProfile>,
     /// The same request without its text.
     pub shape: Shape,
     /// Body to send on, but for the model's name; our metadata and denied fields are gone.
@@ -204,7 +204,8 @@ pub fn parse<'a>(
         max_local_tokens: None,
         time_limit: time_limit(headers),
     };
-    let profile = RequestProfile::of(&request);
+    // Half a kilobyte that would otherwise be moved through every future of the request.
+    let profile = Box::new(RequestProfile::of(&request));
     let (body, warnings) = upstream_body(&body, &metadata, stream);
     Ok((Parsed { path, model, profile, shape, body, include_usage, warnings }, request))
 }
