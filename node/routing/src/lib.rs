@@ -43,7 +43,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Context, Observations, Policy, Posterior, Quality, QualitySums, Reward, Selection,
+    ArmStats, ArmView, Context, EvaluatorTrust, Fingerprint, Form, Grading, LengthBias, Observations, Policy,
+    Posterior, Proportion, Quality, QualitySums, Reading, RetryBook, Reward, Selection, Sign, SignKind,
     Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
