@@ -6,6 +6,7 @@ use shoal_proto::FeedbackVerdict;
 use shoal_routing::{ArmId, Confidence, Score};
 
 use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
+use crate::judging::witness::WitnessHandle;
 use crate::store::{Error, HistoryWriter, Store};
 
 /// Longest comment that is kept, characters.
@@ -20,6 +21,8 @@ pub struct Judge {
     pub history: HistoryWriter,
     /// Where they are learnt from.
     pub feedback: FeedbackHandle,
+    /// Who compares them with what others say.
+    pub witness: WitnessHandle,
 }
 
 impl Judge {
@@ -45,8 +48,9 @@ impl Judge {
         .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
         match kept {
             Ok((arm, raw)) => {
-                let judgement =
-                    Judgement { arm: ArmId(arm.into()), score, raw, features: None, by: JudgedBy::Client };
+                let arm = ArmId(arm.into());
+                self.witness.explicit(id, arm.clone(), score);
+                let judgement = Judgement { arm, score, raw, features: None, by: JudgedBy::Client };
                 self.feedback.judge(judgement).await;
                 Ok(FeedbackVerdict::Taken)
             }

@@ -13,7 +13,7 @@ use shoal_routing::{
 
 /// Requests of a run; what is learnt is measured over the last half.
 const REQUESTS: u32 = 6_000;
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 12;
 
 /// Shares of answers that people and the evaluator judge.
 const FEEDBACK: f64 = 0.05;
@@ -57,6 +57,8 @@ const PROFILE: RequestProfile = RequestProfile {
 /// How a judge grades.
 #[derive(Clone, Copy)]
 struct Judge {
+    /// Its grades of bad and of good answers, but for the rest.
+    grades: [f64; 2],
     /// Share of its grades that say the opposite.
     flipped: f64,
     /// What 100 more tokens add to its grade.
@@ -65,7 +67,7 @@ struct Judge {
     read: bool,
 }
 
-const HONEST: Judge = Judge { flipped: 0.0, per_100_tokens: 0.0, read: true };
+const HONEST: Judge = Judge { grades: [0.0, 1.0], flipped: 0.0, per_100_tokens: 0.0, read: true };
 
 /// What a run led to, over its last half: mean utility, and the share of each arm.
 struct Learnt {
@@ -111,13 +113,7 @@ fn run(judge: Judge, learns: bool, seed: u64) -> Learnt {
         let score = |value: bool| Score::clamped(f64::from(u8::from(value)));
         stats[index].record(Reward::Valid, None);
         if judged {
-            // A grade between 0.2 and 0.8 leaves room for the love of length on both sides.
-            let base = if good != flipped { 0.8 } else { 0.2 };
-            let base = if judge.per_100_tokens == 0.0 && judge.flipped > 0.0 {
-                score(good != flipped).value()
-            } else {
-                base
-            };
+            let base = judge.grades[usize::from(good != flipped)];
             let grade = Score::clamped(base + judge.per_100_tokens * (tokens as f64 - 200.0) / 100.0);
             let reading = grading.take(&ids[index], tokens, grade);
             if explicit {
@@ -165,11 +161,13 @@ fn a_judge_with_30_percent_of_its_labels_flipped_costs_a_tenth_of_what_is_learnt
 
 #[test]
 fn a_judge_that_likes_100_more_tokens_moves_the_arms_shares_by_two_points_at_most() {
-    let plain = mean(HONEST, true);
-    let wordy = Judge { per_100_tokens: 0.1, ..HONEST };
+    // Grades between 0.2 and 0.8 leave room for the love of length on both sides.
+    let moderate = Judge { grades: [0.2, 0.8], ..HONEST };
+    let plain = mean(moderate, true);
+    let wordy = Judge { per_100_tokens: 0.1, ..moderate };
     let corrected = mean(wordy, true);
     let believed = mean(Judge { read: false, ..wordy }, true);
-    let honest_believed = mean(Judge { read: false, ..HONEST }, true);
+    let honest_believed = mean(Judge { read: false, ..moderate }, true);
     let (now, without) = (moved(&plain, &corrected), moved(&honest_believed, &believed));
     println!(
         "shares {:.3?}; corrected {:.3?}: {now:.2} points; believed {:.3?}: {without:.2}",

@@ -87,6 +87,7 @@ impl Climb {
             match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, &mut ticket).await {
                 Ok(better) => {
                     metrics::counter!("shoal_escalations_total", "reason" => reason.as_str()).increment(1);
+                    ticket.saw_rejected(&answered.choice.arm, &signals);
                     ticket.record.rejected_tokens += std::mem::replace(&mut answered, better).begun.reject();
                     ticket.record.escalated = true;
                     ticket.record.escalation = reason.as_str().to_owned();

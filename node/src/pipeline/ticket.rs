@@ -7,15 +7,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bytes::Bytes;
 use serde::Serialize;
 use shoal_routing::{
-    ArmId, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens, UpstreamId,
+    ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Score, Signals,
+    Tokens, UpstreamId,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::exhibit::Exhibit;
 use super::tap::Tap;
+use super::{Origin, Purpose};
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
+use crate::judging::witness::{Answered, WitnessHandle};
 use crate::store::{HistoryWriter, RequestRecord};
 
 /// Requests in progress, for `shoal ps`.
@@ -69,6 +74,8 @@ impl Live {
 pub struct Sinks {
     /// Learning.
     pub feedback: FeedbackHandle,
+    /// Who looks at answers.
+    pub witness: WitnessHandle,
     /// The request log.
     pub history: HistoryWriter,
     /// Requests in progress.
@@ -122,7 +129,9 @@ pub struct Ticket {
     live: u64,
     started: Instant,
     hop: u32,
+    purpose: Purpose,
     data_class: DataClass,
+    exhibit: Option<Exhibit>,
     reason: RouteReason,
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
@@ -149,21 +158,25 @@ impl Ticket {
     /// Opens the ticket of a request just accepted.
     pub fn open(
         record: RequestRecord,
-        hop: u32,
+        origin: &Origin,
         data_class: DataClass,
         sinks: Sinks,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let id: Arc<str> = record.id.as_str().into();
-        sinks.totals.add("accepted");
+        if origin.purpose.is_client() {
+            sinks.totals.add("accepted");
+        }
         let live = sinks.live.insert(record.clone());
         Self {
             record,
             id,
             live,
             started: Instant::now(),
-            hop,
+            hop: origin.hop,
+            purpose: origin.purpose.clone(),
             data_class,
+            exhibit: None,
             reason: RouteReason::None,
             arm: None,
             upstream: None,
@@ -233,6 +246,32 @@ impl Ticket {
         self.arm = mark.arm;
         self.upstream = mark.id;
         self.priced(mark.price);
+    }
+
+    /// Sets what the judges will be shown.
+    pub(super) fn show(&mut self, exhibit: Option<Exhibit>) {
+        self.exhibit = exhibit;
+    }
+
+    /// Looks at a payload with content on its way to the client.
+    pub(super) fn saw_payload(&mut self, payload: &[u8]) {
+        if let Some(exhibit) = &mut self.exhibit {
+            exhibit.payload(payload);
+        }
+    }
+
+    /// Looks at a whole answer.
+    pub(super) fn saw_body(&mut self, body: &Bytes) {
+        if let Some(exhibit) = &mut self.exhibit {
+            exhibit.body(body);
+        }
+    }
+
+    /// Tells the judges of an answer that was given up for a stronger model's.
+    pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals) {
+        if self.exhibit.is_some() {
+            self.sinks.witness.rejected(arm.clone(), *signals);
+        }
     }
 
     /// Notes the first byte of content; later calls change nothing.
@@ -319,6 +358,26 @@ impl Ticket {
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
         self.sinks.live.lock().records.remove(&self.live);
+        match self.purpose {
+            Purpose::Client => self.count(word),
+            Purpose::Shadow { .. } | Purpose::Evaluation { .. } => {
+                let kind = self.purpose.as_str();
+                metrics::counter!("shoal_background_requests_total", "kind" => kind, "outcome" => word)
+                    .increment(1);
+                metrics::counter!("shoal_background_tokens_total", "kind" => kind)
+                    .increment(self.record.prompt_tokens + self.record.completion_tokens);
+            }
+        }
+        self.tell_judges(&outcome);
+        // The entry node observed the whole request; a router in the middle would count it a second time. A request
+        // for a grade is not of the kind that clients send.
+        if self.hop == 0 && !matches!(self.purpose, Purpose::Evaluation { .. }) {
+            self.sinks.feedback.observe(self.outcome(outcome));
+        }
+        self.sinks.history.record(std::mem::take(&mut self.record));
+    }
+
+    fn count(&self, word: &'static str) {
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
         metrics::histogram!("shoal_request_seconds", "outcome" => word)
@@ -329,11 +388,25 @@ impl Ticket {
         metrics::counter!("shoal_tokens_total", "type" => "prompt").increment(self.record.prompt_tokens);
         metrics::counter!("shoal_tokens_total", "type" => "completion")
             .increment(self.record.completion_tokens);
-        // The entry node observed the whole request; a router in the middle would count it a second time.
-        if self.hop == 0 {
-            self.sinks.feedback.observe(self.outcome(outcome));
+    }
+
+    fn tell_judges(&mut self, outcome: &OutcomeStatus) {
+        let (Some(exhibit), Some(arm)) = (self.exhibit.take(), self.arm.clone()) else { return };
+        if *outcome != OutcomeStatus::Completed {
+            return;
         }
-        self.sinks.history.record(std::mem::take(&mut self.record));
+        let r = &self.record;
+        let raw = r.raw_confidence.and_then(|c| Score::new(c).ok());
+        self.sinks.witness.answered(Answered {
+            id: self.id.clone(),
+            arm,
+            exhibit,
+            finish: (!r.finish_reason.is_empty()).then(|| FinishReason::parse(&r.finish_reason)),
+            tokens: r.completion_tokens,
+            raw: raw.map_or(Confidence::Unknown, Confidence::Known),
+            features: None,
+            purpose: self.purpose.clone(),
+        });
     }
 
     fn outcome(&self, status: OutcomeStatus) -> Outcome {

@@ -72,6 +72,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     }
     connection.execute_batch(SCHEMA)?;
     connection.execute_batch(&super::statistics::create_table())?;
+    connection.execute_batch(super::evaluations::TABLE)?;
     Ok(connection)
 }
 

@@ -5,6 +5,7 @@
 //! is another question ("the capital of France", "… of Spain"), and batch jobs send thousands of those.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::request::{Message, MessageRole};
@@ -131,7 +132,7 @@ pub struct RetryBook<T> {
 #[derive(Debug)]
 struct Entry<T> {
     who: u64,
-    fingerprint: Fingerprint,
+    fingerprint: Arc<Fingerprint>,
     /// `None` once it was told.
     answer: Option<T>,
     /// Retries before this one.
@@ -147,7 +148,7 @@ impl<T> Default for RetryBook<T> {
 
 impl<T> RetryBook<T> {
     /// Remembers an answer that was given whole. `who` tells callers apart.
-    pub fn answered(&mut self, who: &str, fingerprint: Fingerprint, answer: T, now: Instant) {
+    pub fn answered(&mut self, who: &str, fingerprint: Arc<Fingerprint>, answer: T, now: Instant) {
         self.expire(now);
         let who = hash_of(who);
         let known = self
@@ -247,7 +248,7 @@ mod tests {
     /// Whether `second` is taken for a retry of `first`, `after` seconds after its answer.
     fn is_retry(first: &Fingerprint, second: &Fingerprint, after: u64) -> bool {
         let mut book = RetryBook::default();
-        book.answered("key", first.clone(), (), start());
+        book.answered("key", Arc::new(first.clone()), (), start());
         book.asked("key", second, start() + Duration::from_secs(after)).is_some()
     }
 
@@ -316,7 +317,7 @@ mod tests {
         let elsewhere = talk(&[(MessageRole::System, "Be long."), (MessageRole::User, QUESTION)]);
         assert!(!is_retry(&asks(QUESTION), &elsewhere, 1));
         let mut book = RetryBook::default();
-        book.answered("a", asks(QUESTION), (), start());
+        book.answered("a", Arc::new(asks(QUESTION)), (), start());
         assert_eq!(book.asked("b", &asks(QUESTION), start()), None);
     }
 
@@ -328,7 +329,7 @@ mod tests {
             let now = start() + Duration::from_secs(second);
             told += usize::from(book.asked("key", &asks(QUESTION), now).is_some());
             assert_eq!(book.asked("key", &asks(QUESTION), now), None, "the same answer twice");
-            book.answered("key", asks(QUESTION), second, now);
+            book.answered("key", Arc::new(asks(QUESTION)), second, now);
         }
         assert!(told <= 2, "{told}");
     }
@@ -337,7 +338,7 @@ mod tests {
     fn the_book_is_bounded_and_forgets() {
         let mut book = RetryBook::default();
         for n in 0..MAX_ENTRIES + 100 {
-            book.answered("key", asks(&format!("question {n}")), n, start());
+            book.answered("key", Arc::new(asks(&format!("question {n}"))), n, start());
         }
         assert_eq!(book.len(), MAX_ENTRIES);
         assert_eq!(book.asked("key", &asks("nothing"), start() + Duration::from_secs(70)), None);

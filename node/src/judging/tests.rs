@@ -1,0 +1,1 @@
+//! Requests through a scripted pipeline, and what their judges make of them.
