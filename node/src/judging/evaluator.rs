@@ -270,7 +270,23 @@ impl Service {
         metrics::gauge!("shoal_evaluator_weight").set(self.grading.weight());
     }
 
-    /// Returns the judge's weight and how many calls it has left, for tests.
+    /// Does what waits, one after the other, for tests.
+    #[cfg(test)]
+    pub(super) async fn work(&mut self) {
+        while let Ok(event) = self.queue.try_recv() {
+            match event {
+                Event::Explicit { id, score } => self.compare(id, score).await,
+                Event::Sample(sample) if self.allowance.take(Instant::now()) => {
+                    let asker = self.asker.clone();
+                    let ended = asker.grade(&sample).await;
+                    self.ended(*sample, ended).await;
+                }
+                Event::Sample(_) => skip(Skipped::Allowance),
+            }
+        }
+    }
+
+    /// Returns the judge's weight, for tests.
     #[cfg(test)]
     pub(super) fn weight(&self) -> f64 {
         self.grading.weight()

@@ -58,15 +58,26 @@ impl Service {
                 candidate = self.queue.recv() => match candidate { Some(candidate) => candidate, None => return },
                 () = shutdown.cancelled() => return,
             };
-            let called = tokio::select! {
-                called = self.call(candidate) => called,
+            tokio::select! {
+                () = self.serve(candidate) => {}
                 () = shutdown.cancelled() => return,
-            };
-            match called {
-                Ok(()) => metrics::counter!("shoal_shadow_calls_total").increment(1),
-                Err(reason) => {
-                    metrics::counter!("shoal_shadow_skipped_total", "reason" => reason).increment(1);
-                }
+            }
+        }
+    }
+
+    /// Does what waits, for tests.
+    #[cfg(test)]
+    pub(super) async fn work(&mut self) {
+        while let Ok(candidate) = self.queue.try_recv() {
+            self.serve(candidate).await;
+        }
+    }
+
+    async fn serve(&mut self, candidate: Candidate) {
+        match self.call(candidate).await {
+            Ok(()) => metrics::counter!("shoal_shadow_calls_total").increment(1),
+            Err(reason) => {
+                metrics::counter!("shoal_shadow_skipped_total", "reason" => reason).increment(1);
             }
         }
     }

@@ -320,18 +320,4 @@ mod tests {
             !Answer::of_body(br#"{"choices":[{"message":{"content":[{"type":"text","text":"x"}]}}]}"#).whole
         );
     }
-
-    /// Not a check of time: prints what a payload costs, for who changes this. `cargo nextest run --release --no-capture`
-    #[test]
-    #[ignore = "a measurement"]
-    fn cost_of_a_payload() {
-        let payload = br#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}"#;
-        let began = std::time::Instant::now();
-        for _ in 0..1_000 {
-            let mut passed = Passed::default();
-            (0..1_000).for_each(|_| passed.take(std::hint::black_box(payload)));
-            std::hint::black_box(passed.into_answer());
-        }
-        println!("{:.0} ns a payload", began.elapsed().as_nanos() as f64 / 1e6);
-    }
 }
