@@ -2,6 +2,7 @@
 //!
 //! Three arms whose order of quality is not that of their sizes, so that there is something to learn. The same seed
 //! gives the same answers and lengths to every judge, so that only the judge differs.
+#![allow(clippy::print_stdout, reason = "the figures are quoted in docs/learning.md")]
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -351,9 +351,10 @@ impl Asker {
         let purpose = Purpose::Evaluation { of: sample.id.clone() };
         let origin = background::origin(&self.short_id, purpose);
         let decision = background::decided(offer.clone(), 1.0, reason);
-        let result = match pipeline.accept_decided(parsed, &request, decision, origin) {
+        let result = match pipeline.accept_decided(parsed, decision, origin) {
             Ok(job) => {
-                background::aside(&pipeline.loads, &offer, self.settings.timeout, pipeline.run(job)).await
+                background::aside(&pipeline.loads, &offer, self.settings.timeout, Box::pin(pipeline.run(job)))
+                    .await
             }
             Err(_) => Err(Aside::Crowded),
         };

@@ -107,8 +107,8 @@ impl Service {
         };
         let decision = background::decided(offer.clone(), propensity, RouteReason::Shadow);
         let origin = background::origin(&self.short_id, Purpose::Shadow { of: id });
-        let job = pipeline.accept_decided(read, &request, decision, origin).map_err(|_| "busy")?;
-        match background::aside(&pipeline.loads, &offer, TIMEOUT, to_the_end(pipeline, job)).await {
+        let job = pipeline.accept_decided(read, decision, origin).map_err(|_| "busy")?;
+        match background::aside(&pipeline.loads, &offer, TIMEOUT, Box::pin(to_the_end(pipeline, job))).await {
             Ok(true) => Ok(()),
             Ok(false) => Err("failed"),
             Err(Aside::Crowded) => Err("busy"),
@@ -119,7 +119,7 @@ impl Service {
 
 /// Runs a request and reads its answer to the end; true if it was whole.
 async fn to_the_end(pipeline: &Pipeline, job: Job) -> bool {
-    match pipeline.run(job).await {
+    match Box::pin(pipeline.run(job)).await {
         Err(_) => false,
         Ok(Running::Whole(whole)) => {
             whole.complete();

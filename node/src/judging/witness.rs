@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use rand::{Rng, RngExt};
 use shoal_routing::{
     ArmId, Confidence, Features, Fingerprint, FinishReason, Flaw, Form, Proportion, RetryBook, Score, Sign,
@@ -17,9 +18,10 @@ use super::evaluator::{self, Sample};
 use super::form::form_of;
 use super::prompt::MAX_ANSWER;
 use super::shadow::Candidate;
+use crate::api::parse;
 use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
 use crate::pipeline::Purpose;
-use crate::pipeline::exhibit::{Answer, Exhibit};
+use crate::pipeline::exhibit::{Answer, Exhibit, Looks};
 
 /// Events that may wait: a second of the busiest node.
 const QUEUE: usize = 1024;
@@ -33,7 +35,6 @@ const MAX_ARMS: usize = 256;
 pub struct WitnessHandle {
     queue: mpsc::Sender<Event>,
     waiting: Arc<AtomicUsize>,
-    seed: u64,
 }
 
 /// An answer that was given whole.
@@ -49,7 +50,7 @@ pub(crate) struct Answered {
 }
 
 enum Event {
-    Asked { who: Arc<str>, fingerprint: Arc<Fingerprint> },
+    Asked { who: Arc<str>, body: Bytes, looks: Looks },
     Answered(Box<Answered>),
     Rejected { arm: ArmId, signals: Signals },
     Judged { arm: ArmId },
@@ -57,22 +58,22 @@ enum Event {
 }
 
 impl WitnessHandle {
-    /// Returns what keys this run's fingerprints.
-    pub(crate) fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    /// Tells that somebody asks.
-    pub(crate) fn asked(&self, who: Arc<str>, fingerprint: Arc<Fingerprint>) {
-        self.tell(Event::Asked { who, fingerprint });
+    /// Tells that somebody asks; what the question looks like is found out later, and left in `looks`.
+    pub(crate) fn asked(&self, who: Arc<str>, body: Bytes, looks: Looks) {
+        self.tell_bounded(body.len(), Event::Asked { who, body, looks });
     }
 
     /// Shows an answer that was given whole.
     pub(crate) fn answered(&self, answered: Answered) {
-        let bytes = answered.exhibit.bytes();
-        if self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_WAITING
-            || !self.tell(Event::Answered(Box::new(answered)))
-        {
+        self.tell_bounded(answered.exhibit.bytes(), Event::Answered(Box::new(answered)));
+    }
+
+    fn tell_bounded(&self, bytes: usize, event: Event) {
+        let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if waiting > MAX_WAITING {
+            metrics::counter!("shoal_witness_passed_over_total").increment(1);
+        }
+        if waiting > MAX_WAITING || !self.tell(event) {
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
@@ -114,6 +115,8 @@ pub struct Service {
     feedback: FeedbackHandle,
     queue: mpsc::Receiver<Event>,
     waiting: Arc<AtomicUsize>,
+    /// Keys this run's fingerprints.
+    seed: u64,
     retries: RetryBook<Told>,
     proportions: BTreeMap<ArmId, Proportion>,
     evaluator: Option<(f64, mpsc::Sender<evaluator::Event>)>,
@@ -125,11 +128,12 @@ impl Service {
     pub fn new(feedback: FeedbackHandle) -> (Self, WitnessHandle) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let handle = WitnessHandle { queue: sender, waiting: waiting.clone(), seed: rand::rng().next_u64() };
+        let handle = WitnessHandle { queue: sender, waiting: waiting.clone() };
         let service = Self {
             feedback,
             queue,
             waiting,
+            seed: rand::rng().next_u64(),
             retries: RetryBook::default(),
             proportions: BTreeMap::new(),
             evaluator: None,
@@ -171,7 +175,12 @@ impl Service {
 
     async fn take(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Asked { who, fingerprint } => {
+            Event::Asked { who, body, looks } => {
+                self.waiting.fetch_sub(body.len(), Ordering::Relaxed);
+                let messages = parse::messages(&body).unwrap_or_default();
+                let Some(fingerprint) = Fingerprint::of(&messages, self.seed).map(Arc::new) else { return };
+                // Set once, here: each question is told once.
+                let _ = looks.set(fingerprint.clone());
                 if let Some(told) = self.retries.asked(&who, &fingerprint, now) {
                     self.learn(&told.arm, told.raw, told.features, Sign::of(SignKind::Retried)).await;
                 }
@@ -208,7 +217,7 @@ impl Service {
         if let Some(sign) = sign_of(&answered, &answer) {
             self.learn(&answered.arm, answered.raw, answered.features, sign).await;
         }
-        if let Some(fingerprint) = answered.exhibit.fingerprint.take() {
+        if let Some(fingerprint) = answered.exhibit.looks.take().and_then(|looks| looks.get().cloned()) {
             let Answered { arm, raw, features, .. } = &answered;
             let told = Told { arm: arm.clone(), raw: *raw, features: *features };
             self.retries.answered(&answered.exhibit.who, fingerprint, told, now);

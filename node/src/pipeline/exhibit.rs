@@ -4,10 +4,11 @@
 //! everything that thinks happens later, off the path. Bounded: of a long answer the beginning and the end are kept.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use bytes::Bytes;
-use memchr::{memchr2, memmem};
+use memchr::memchr2;
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use shoal_routing::Fingerprint;
@@ -25,20 +26,27 @@ const MAX_BODY: usize = 256 << 10;
 const MAX_CALLS: usize = 64;
 const MAX_ARGUMENTS: usize = 64 << 10;
 
+static CONTENT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"content\""));
+static REFUSAL: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"refusal\""));
+static TOOL_CALLS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"tool_calls\""));
+
+/// What a question looks like, once the witness has looked; empty for what is no question of a user.
+pub(crate) type Looks = Arc<OnceLock<Arc<Fingerprint>>>;
+
 /// A chat as the judges are shown it.
 pub(crate) struct Exhibit {
     /// The request.
     pub(crate) parsed: Parsed,
-    /// What it looks like, to notice that it is asked again; `None` for what no user asked.
-    pub(crate) fingerprint: Option<Arc<Fingerprint>>,
+    /// What it looks like, to notice that it is asked again; `None` for what the node asks itself.
+    pub(crate) looks: Option<Looks>,
     /// Id of the key that asked.
     pub(crate) who: Arc<str>,
     seen: Seen,
 }
 
 impl Exhibit {
-    pub(super) fn new(parsed: Parsed, fingerprint: Option<Arc<Fingerprint>>, who: Arc<str>) -> Self {
-        Self { parsed, fingerprint, who, seen: Seen::Stream(Passed::default()) }
+    pub(super) fn new(parsed: Parsed, looks: Option<Looks>, who: Arc<str>) -> Self {
+        Self { parsed, looks, who, seen: Seen::Stream(Passed::default()) }
     }
 
     /// Looks at a payload of a stream with content.
@@ -160,13 +168,12 @@ struct FunctionDelta {
 
 impl Passed {
     fn take(&mut self, payload: &[u8]) {
-        if let Some(text) = text_at(payload, b"\"content\"") {
-            self.text(&text);
+        if let Some(text) = text_at(payload, &CONTENT).filter(|text| !text.is_empty()) {
+            // Nearly every payload; the others' keys need not be looked for.
+            return self.text(&text);
         }
-        if memmem::find(payload, b"\"refusal\"").is_some() {
-            self.refused |= text_at(payload, b"\"refusal\"").is_some_and(|text| !text.is_empty());
-        }
-        if memmem::find(payload, b"\"tool_calls\"").is_some() {
+        self.refused |= text_at(payload, &REFUSAL).is_some_and(|text| !text.is_empty());
+        if TOOL_CALLS.find(payload).is_some() {
             self.calls(payload);
         }
     }
@@ -244,8 +251,8 @@ impl Answer {
 }
 
 /// Returns the string that stands at a key, if one does. A key inside a string would have escaped quotes around it.
-fn text_at<'a>(payload: &'a [u8], key: &[u8]) -> Option<Cow<'a, str>> {
-    let after = memmem::find(payload, key)? + key.len();
+fn text_at<'a>(payload: &'a [u8], key: &Finder<'_>) -> Option<Cow<'a, str>> {
+    let after = key.find(payload)? + key.needle().len();
     let rest = payload[after..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
     let inside = rest.strip_prefix(b"\"")?;
     let end = memchr2(b'"', b'\\', inside)?;

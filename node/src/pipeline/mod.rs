@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    Decision, Fingerprint, LoadBook, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit,
-    Route, Router, Snapshot as RouterSnapshot,
+    Decision, LoadBook, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
+    Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
@@ -35,7 +35,7 @@ use self::attempts::Attempts;
 use self::candidates::Candidates;
 use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
-use self::exhibit::{Exhibit, MAX_REQUEST};
+use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
 pub use self::purpose::Purpose;
 use self::ticket::{Sinks, Ticket};
 use crate::api::error::ApiError;
@@ -162,7 +162,7 @@ impl Pipeline {
     /// Accepts a request: from here on it has exactly one outcome.
     pub fn accept(&self, parsed: Parsed, request: &Request<'_>, origin: Origin) -> Result<Job, ApiError> {
         let mut ticket = self.open(&parsed, &origin)?;
-        ticket.show(self.exhibit(&parsed, request, &origin));
+        ticket.show(self.exhibit(&parsed, &origin));
         self.route(parsed, request, origin, ticket)
     }
 
@@ -170,18 +170,17 @@ impl Pipeline {
     pub(crate) fn accept_decided(
         &self,
         parsed: Parsed,
-        request: &Request<'_>,
         decision: Decision,
         origin: Origin,
     ) -> Result<Job, ApiError> {
         let mut ticket = self.open(&parsed, &origin)?;
-        ticket.show(self.exhibit(&parsed, request, &origin));
+        ticket.show(self.exhibit(&parsed, &origin));
         Ok(Self::job(parsed, decision, origin, ticket))
     }
 
     /// Makes what the judges are shown, and tells them that somebody asks; `None` for what is not judged here: the
     /// router where the client connected does that, and vectors and several answers at once have no single quality.
-    fn exhibit(&self, parsed: &Parsed, request: &Request<'_>, origin: &Origin) -> Option<Exhibit> {
+    fn exhibit(&self, parsed: &Parsed, origin: &Origin) -> Option<Exhibit> {
         let is_judged = match origin.purpose {
             Purpose::Client | Purpose::Shadow { .. } => {
                 origin.hop == 0
@@ -194,15 +193,11 @@ impl Pipeline {
         if !is_judged {
             return None;
         }
-        let witness = &self.sinks.witness;
-        let fingerprint = match origin.purpose {
-            Purpose::Client => Fingerprint::of(&request.messages, witness.seed()).map(Arc::new),
-            Purpose::Shadow { .. } | Purpose::Evaluation { .. } => None,
-        };
-        if let Some(fingerprint) = &fingerprint {
-            witness.asked(origin.key_id.clone(), fingerprint.clone());
+        let looks = origin.purpose.is_client().then(Looks::default);
+        if let Some(looks) = &looks {
+            self.sinks.witness.asked(origin.key_id.clone(), parsed.body.clone(), looks.clone());
         }
-        Some(Exhibit::new(parsed.clone(), fingerprint, origin.key_id.clone()))
+        Some(Exhibit::new(parsed.clone(), looks, origin.key_id.clone()))
     }
 
     fn open(&self, parsed: &Parsed, origin: &Origin) -> Result<Ticket, ApiError> {

@@ -8,7 +8,9 @@ mod tests;
 use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;
-use shoal_routing::{DataClass, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens};
+use shoal_routing::{
+    DataClass, Message, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens,
+};
 
 use self::input::Input;
 use self::metadata::Metadata;
@@ -201,6 +203,12 @@ pub fn parse<'a>(
     let profile = RequestProfile::of(&request);
     let (body, warnings) = upstream_body(&body, &metadata, stream);
     Ok((Parsed { path, model, profile, shape, body, include_usage, warnings }, request))
+}
+
+/// Reads only the messages of a chat body, for who looks at a request that was parsed before.
+pub(crate) fn messages(bytes: &[u8]) -> Option<Vec<Message<'_>>> {
+    let body = Body::parse(bytes).ok()?;
+    Some(input::chat_messages(&body).ok()?.into_iter().map(|input| input.message).collect())
 }
 
 fn needs(path: ApiPath, body: &Body<'_>, inputs: &[Input<'_>]) -> Needs {
