@@ -206,13 +206,13 @@ impl Service {
     async fn graded(&mut self, sample: Sample, graded: Graded) {
         let Graded { grade, model, mut whole } = graded;
         let reading = self.grading.take(&sample.arm, sample.tokens, grade.score());
-        whole.ticket.record.evaluation = Some(EvaluationRecord {
+        whole.ticket.record.evaluation = Some(Box::new(EvaluationRecord {
             prompt: PROMPT_VERSION.into(),
             grade: grade.value(),
             corrected: reading.corrected.value(),
             score: reading.score.value(),
             weight: reading.weight,
-        });
+        }));
         whole.complete();
         metrics::counter!("shoal_evaluations_total").increment(1);
         metrics::gauge!("shoal_evaluator_weight").set(self.grading.weight());

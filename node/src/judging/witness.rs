@@ -41,7 +41,7 @@ pub struct WitnessHandle {
 pub(crate) struct Answered {
     pub(crate) id: Arc<str>,
     pub(crate) arm: ArmId,
-    pub(crate) exhibit: Exhibit,
+    pub(crate) exhibit: Box<Exhibit>,
     pub(crate) finish: Option<FinishReason>,
     pub(crate) tokens: u64,
     pub(crate) raw: Confidence,

@@ -180,7 +180,7 @@ impl Pipeline {
 
     /// Makes what the judges are shown, and tells them that somebody asks; `None` for what is not judged here: the
     /// router where the client connected does that, and vectors and several answers at once have no single quality.
-    fn exhibit(&self, parsed: &Parsed, origin: &Origin) -> Option<Exhibit> {
+    fn exhibit(&self, parsed: &Parsed, origin: &Origin) -> Option<Box<Exhibit>> {
         let is_judged = match origin.purpose {
             Purpose::Client | Purpose::Shadow { .. } => {
                 origin.hop == 0
@@ -197,7 +197,7 @@ impl Pipeline {
         if let Some(looks) = &looks {
             self.sinks.witness.asked(origin.key_id.clone(), parsed.body.clone(), looks.clone());
         }
-        Some(Exhibit::new(parsed.clone(), looks, origin.key_id.clone()))
+        Some(Box::new(Exhibit::new(parsed.clone(), looks, origin.key_id.clone())))
     }
 
     fn open(&self, parsed: &Parsed, origin: &Origin) -> Result<Ticket, ApiError> {

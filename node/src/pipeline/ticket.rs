@@ -131,7 +131,7 @@ pub struct Ticket {
     hop: u32,
     purpose: Purpose,
     data_class: DataClass,
-    exhibit: Option<Exhibit>,
+    exhibit: Option<Box<Exhibit>>,
     reason: RouteReason,
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
@@ -249,7 +249,7 @@ impl Ticket {
     }
 
     /// Sets what the judges will be shown.
-    pub(super) fn show(&mut self, exhibit: Option<Exhibit>) {
+    pub(super) fn show(&mut self, exhibit: Option<Box<Exhibit>>) {
         self.exhibit = exhibit;
     }
 

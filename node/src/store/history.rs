@@ -101,7 +101,7 @@ pub struct RequestRecord {
     /// The client's request that a shadow call or a grade is about; empty for a client's own.
     pub about: String,
     /// What a grade said; absent unless this is an evaluation that gave one.
-    pub evaluation: Option<EvaluationRecord>,
+    pub evaluation: Option<Box<EvaluationRecord>>,
 }
 
 /// A grade and what was made of it.
