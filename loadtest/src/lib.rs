@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod http_client;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod script;

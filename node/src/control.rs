@@ -11,6 +11,7 @@ use shoal_routing::Score;
 use tonic::{Request, Response, Status};
 
 use crate::judge::Judge;
+use crate::pipeline::ticket::Live;
 use crate::replication;
 use crate::store::KeyRing;
 
@@ -21,13 +22,14 @@ const MAX_KEYS: usize = 10_000;
 pub struct ControlService {
     judge: Judge,
     keys: Arc<KeyRing>,
+    live: Live,
     me: Arc<str>,
 }
 
 impl ControlService {
     /// Makes the gRPC routes of this node.
-    pub fn routes(judge: Judge, keys: Arc<KeyRing>, me: &str) -> tonic::service::Routes {
-        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, me: me.into() }))
+    pub fn routes(judge: Judge, keys: Arc<KeyRing>, live: Live, me: &str) -> tonic::service::Routes {
+        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, live, me: me.into() }))
     }
 }
 
@@ -54,8 +56,13 @@ impl Control for ControlService {
         request: Request<GetRequestRequest>,
     ) -> Result<Response<GetRequestReply>, Status> {
         let id = request.into_inner().id;
-        let history = self.judge.history.clone();
-        let record = blocking(move || history.find(&id)).await?;
+        let record = match self.live.find(&id) {
+            Some(running) => Some(running),
+            None => {
+                let history = self.judge.history.clone();
+                blocking(move || history.find(&id)).await?
+            }
+        };
         let json = record.as_ref().and_then(|r| serde_json::to_vec(r).ok());
         Ok(Response::new(GetRequestReply { found: record.is_some(), json: json.unwrap_or_default() }))
     }

@@ -42,6 +42,8 @@ pub enum TaskKind {
     Relay,
     /// Forwards signals of the operating system.
     Signals,
+    /// Renews the certificate of the API. On error: the old one is shown, with a warning.
+    Certificate,
     /// Exchanges API-key records with other routers.
     Keys,
 }

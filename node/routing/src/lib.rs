@@ -14,8 +14,9 @@
 //! After the answer a fourth one looks at it: how far it can be trusted ([`confidence`], [`calibration`]), and
 //! whether a stronger model that the policy admitted is worth asking ([`escalate`]).
 //!
-//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`domain`], [`profile`],
-//! [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`], [`confidence`], [`calibration`],
+//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`embed`], [`domain`],
+//! [`profile`], [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`],
+//! [`confidence`], [`calibration`],
 //! [`escalate`].
 
 pub mod balance;
@@ -26,6 +27,7 @@ pub mod choice;
 pub mod class;
 pub mod confidence;
 pub mod domain;
+pub mod embed;
 pub mod escalate;
 pub mod features;
 pub mod ids;
@@ -43,9 +45,9 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Context, EvaluatorTrust, Fingerprint, Form, Grading, LengthBias, Observations, Policy,
-    Posterior, Proportion, Quality, QualitySums, Reading, RetryBook, Reward, Selection, Sign, SignKind,
-    Thompson,
+    ArmStats, ArmView, Belief, Discriminant, EvaluatorTrust, Fingerprint, Form, Grading, LengthBias, Level,
+    Observations, Placed, Policy, Posterior, Proportion, Quality, QualitySums, Reading, RetryBook, Reward,
+    Selection, Sign, SignKind, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};
@@ -53,6 +55,7 @@ pub use choice::ModelChoice;
 pub use class::{DataClass, Mode, Preference, UnknownWord};
 pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSignals};
 pub use domain::Domain;
+pub use embed::Embedding;
 pub use escalate::{
     EscalationPolicy, EscalationReason, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
 };
@@ -60,9 +63,11 @@ pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
-pub use profile::RequestProfile;
+pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
 pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
-pub use router::{Decision, Fallback, NoRoute, Permitted, RouteReason, Router, Snapshot};
+pub use router::{
+    Considered, Decision, Fallback, NoRoute, Permitted, Removal, Removed, RouteReason, Router, Snapshot,
+};
 pub use tokens::count_tokens;
 pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};

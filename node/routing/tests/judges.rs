@@ -8,8 +8,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_routing::bandit::{SizeClass, Weights};
 use shoal_routing::{
-    ArmId, ArmStats, ArmView, Context, Domain, Grading, MicroUsd, Needs, Policy, Preference, RequestProfile,
-    Reward, Score, Thompson, Tokens,
+    ArmId, ArmStats, ArmView, Features, Grading, MicroUsd, Observations, Policy, Preference, Reward, Score,
+    Thompson,
 };
 
 /// Requests of a run; what is learnt is measured over the last half.
@@ -35,25 +35,6 @@ const ARMS: [Arm; 3] = [
     Arm { size: SizeClass::Medium, quality: 0.85, cost: MicroUsd(1_000), latency_ms: 1_500.0, length: 160.0 },
     Arm { size: SizeClass::Large, quality: 0.80, cost: MicroUsd(3_000), latency_ms: 2_000.0, length: 240.0 },
 ];
-
-const PROFILE: RequestProfile = RequestProfile {
-    prompt_tokens: Tokens(100),
-    exact: true,
-    max_output: None,
-    expected_output: Tokens(256),
-    turns: 1,
-    last_user_chars: 100,
-    needs: Needs {
-        tools: false,
-        schema: false,
-        vision: false,
-        audio: false,
-        embeddings: false,
-        logprobs: false,
-    },
-    domain: Domain::General,
-    interactive: true,
-};
 
 /// How a judge grades.
 #[derive(Clone, Copy)]
@@ -82,21 +63,31 @@ fn run(judge: Judge, learns: bool, seed: u64) -> Learnt {
     let mut stats = [ArmStats::default(); 3];
     let mut grading = Grading::default();
     let weights = Weights::of(Preference::Balanced);
-    let context = Context { profile: &PROFILE, preference: Preference::Balanced };
     let mut learnt = Learnt { utility: 0.0, shares: [0.0; 3] };
     for request in 0..REQUESTS {
         // Each request has its own numbers, whatever was drawn for the ones before.
         let mut world = StdRng::seed_from_u64(seed * 1_000_003 + u64::from(request));
-        let views: Vec<ArmView<'_>> = (0..3)
-            .map(|i| ArmView {
-                arm: &ids[i],
-                size: ARMS[i].size,
-                stats: stats[i],
-                cost: ARMS[i].cost,
-                latency_ms: ARMS[i].latency_ms,
+        let mut seen = Observations::default();
+        for (id, stats) in ids.iter().zip(stats) {
+            seen.put(&"me".into(), 1, id, stats).expect("plausible");
+        }
+        let posterior = seen.posterior();
+        let placed = posterior.qualities().place(&Features::default());
+        let views: Vec<ArmView<'_>> = ids
+            .iter()
+            .zip(&ARMS)
+            .zip(&stats)
+            .map(|((id, arm), stats)| ArmView {
+                arm: id,
+                size: arm.size,
+                stats: *stats,
+                answer: posterior.answer(id, arm.size, &placed),
+                cost: arm.cost,
+                latency_ms: arm.latency_ms,
+                penalty: weights.penalty(arm.cost, arm.latency_ms) + weights.again(stats),
             })
             .collect();
-        let selection = Thompson.select(&context, &views, &mut rng);
+        let selection = Thompson::default().select(&views, &mut rng);
         let (index, arm) = (selection.index, &ARMS[selection.index]);
         let good = world.random_bool(arm.quality);
         let tokens = (arm.length * (0.4 + 1.2 * world.random::<f64>())) as u64;

@@ -147,6 +147,7 @@ pub(crate) async fn status(State(node): State<Arc<Node>>) -> Json<Value> {
             "name": node.config.name,
             "version": env!("CARGO_PKG_VERSION"),
             "api_url": node.api_url,
+            "tls": node.config.tls.as_str(),
             "mesh_addrs": node.mesh.advertised().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "uptime_s": node.started.elapsed().as_secs(),
             "ready": !node.is_draining(),
@@ -323,17 +324,7 @@ pub(crate) async fn recent(
     node: &Node,
     limit: usize,
 ) -> Result<(Vec<RequestRecord>, Vec<RequestRecord>), ApiError> {
-    let active: Vec<RequestRecord> = node
-        .pipeline
-        .sinks
-        .live
-        .list()
-        .into_iter()
-        .map(|mut r| {
-            r.outcome = "in progress".into();
-            r
-        })
-        .collect();
+    let active = node.pipeline.sinks.live.list();
     let history = node.pipeline.sinks.history.clone();
     let finished = tokio::task::spawn_blocking(move || history.newest(limit))
         .await

@@ -24,7 +24,7 @@ pub(super) enum Aside {
 
 /// Models that a request may go to, with who serves each, best first.
 pub(super) fn by_rank(decision: Decision) -> Vec<(ArmId, Vec<Arc<Offer>>)> {
-    let rank = |model: &Arc<str>| decision.considered.iter().position(|(name, _)| name == model);
+    let rank = |model: &Arc<str>| decision.considered.iter().position(|weighed| weighed.model == *model);
     let mut models = vec![(rank(&decision.model), decision.arm.clone(), decision.offers.clone())];
     models.extend(decision.fallback_models.iter().map(|f| (rank(&f.model), f.arm.clone(), f.offers.clone())));
     models.sort_by_key(|(rank, _, _)| rank.unwrap_or(usize::MAX));
@@ -51,6 +51,9 @@ pub(super) fn decided(offer: Arc<Offer>, propensity: f64, reason: RouteReason) -
         propensity,
         reason,
         considered: Vec::new(),
+        removed: Vec::new(),
+        explored: false,
+        strange: false,
         permitted: Vec::new(),
     }
 }

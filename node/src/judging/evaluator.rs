@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use rand::RngExt;
-use shoal_routing::{ArmId, Confidence, DataClass, Features, Grading, ModelChoice, Offer, Score, Tokens};
+use shoal_routing::{ArmId, Confidence, DataClass, Grading, ModelChoice, Offer, Score, Tokens};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +47,6 @@ pub(crate) struct Sample {
     pub(crate) answer: String,
     pub(crate) tokens: u64,
     pub(crate) raw: Confidence,
-    pub(crate) features: Option<Features>,
 }
 
 /// What the evaluator is told.
@@ -243,7 +242,8 @@ impl Service {
             let sinks = &self.asker.pipeline.sinks;
             sinks.witness.judged(sample.arm.clone());
             metrics::counter!("shoal_judgements_total", "by" => "evaluator").increment(1);
-            let Sample { arm, raw, features, .. } = sample;
+            let Sample { arm, raw, parsed, .. } = sample;
+            let features = Some(parsed.profile.features);
             let judgement = Judgement { arm, score: reading.score, raw, features, by: JudgedBy::Evaluator };
             sinks.feedback.judge(judgement).await;
         }

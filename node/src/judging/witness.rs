@@ -45,14 +45,13 @@ pub(crate) struct Answered {
     pub(crate) finish: Option<FinishReason>,
     pub(crate) tokens: u64,
     pub(crate) raw: Confidence,
-    pub(crate) features: Option<Features>,
     pub(crate) purpose: Purpose,
 }
 
 enum Event {
     Asked { who: Arc<str>, body: Bytes, looks: Looks },
     Answered(Box<Answered>),
-    Rejected { arm: ArmId, signals: Signals },
+    Rejected { arm: ArmId, features: Box<Features>, signals: Signals },
     Judged { arm: ArmId },
     Explicit { id: Arc<str>, arm: ArmId, score: Score },
 }
@@ -79,8 +78,8 @@ impl WitnessHandle {
     }
 
     /// Tells of an answer that was given up for a stronger model's; what was seen of it counts.
-    pub(crate) fn rejected(&self, arm: ArmId, signals: Signals) {
-        self.tell(Event::Rejected { arm, signals });
+    pub(crate) fn rejected(&self, arm: ArmId, features: Features, signals: Signals) {
+        self.tell(Event::Rejected { arm, features: Box::new(features), signals });
     }
 
     /// Tells that an answer of an arm was judged by somebody who judges good answers too.
@@ -107,7 +106,7 @@ impl WitnessHandle {
 struct Told {
     arm: ArmId,
     raw: Confidence,
-    features: Option<Features>,
+    features: Features,
 }
 
 /// The owning task.
@@ -190,14 +189,14 @@ impl Service {
                 self.look_at(*answered, now).await;
                 self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             }
-            Event::Rejected { arm, signals } => {
+            Event::Rejected { arm, features, signals } => {
                 self.proportion(&arm).answered();
                 // Given up before its end: that it seems empty or cut says nothing.
                 let seen = Signals { truncated: false, ..signals };
                 if seen.flaw != Some(Flaw::Empty)
                     && let Some(sign) = Sign::of_answer(&seen, Form::Free)
                 {
-                    self.learn(&arm, signals.confidence(), None, sign).await;
+                    self.learn(&arm, signals.confidence(), *features, sign).await;
                 }
             }
             Event::Judged { arm } => self.proportion(&arm).judged(),
@@ -213,13 +212,14 @@ impl Service {
 
     async fn look_at(&mut self, mut answered: Answered, now: Instant) {
         let answer = answered.exhibit.answer();
+        let features = answered.exhibit.parsed.profile.features;
         self.proportion(&answered.arm).answered();
         if let Some(sign) = sign_of(&answered, &answer) {
-            self.learn(&answered.arm, answered.raw, answered.features, sign).await;
+            self.learn(&answered.arm, answered.raw, features, sign).await;
         }
         if let Some(fingerprint) = answered.exhibit.looks.take().and_then(|looks| looks.get().cloned()) {
-            let Answered { arm, raw, features, .. } = &answered;
-            let told = Told { arm: arm.clone(), raw: *raw, features: *features };
+            let Answered { arm, raw, .. } = &answered;
+            let told = Told { arm: arm.clone(), raw: *raw, features };
             self.retries.answered(&answered.exhibit.who, fingerprint, told, now);
         }
         self.pass_on(answered, answer);
@@ -254,20 +254,22 @@ impl Service {
         if shadow.is_none() && answered.purpose.is_client() && rng.random::<f64>() >= *share {
             return;
         }
-        let Answered { id, arm, exhibit, tokens, raw, features, .. } = answered;
-        let sample = Sample { id, arm, parsed: exhibit.parsed, answer: answer.text, tokens, raw, features };
+        let Answered { id, arm, exhibit, tokens, raw, .. } = answered;
+        let sample = Sample { id, arm, parsed: exhibit.parsed, answer: answer.text, tokens, raw };
         if evaluator.try_send(evaluator::Event::Sample(Box::new(sample))).is_err() {
             metrics::counter!("shoal_evaluations_skipped_total", "reason" => "queue").increment(1);
         }
     }
 
-    async fn learn(&mut self, arm: &ArmId, raw: Confidence, features: Option<Features>, sign: Sign) {
+    async fn learn(&mut self, arm: &ArmId, raw: Confidence, features: Features, sign: Sign) {
         metrics::counter!("shoal_signs_total", "sign" => sign.kind.as_str()).increment(1);
         let is_due = !sign.kind.is_one_sided() || self.proportion(arm).admits();
         if is_due && rand::rng().random::<f64>() < sign.weight {
             let by = JudgedBy::Signs;
             metrics::counter!("shoal_judgements_total", "by" => "signs").increment(1);
-            self.feedback.judge(Judgement { arm: arm.clone(), score: sign.score, raw, features, by }).await;
+            self.feedback
+                .judge(Judgement { arm: arm.clone(), score: sign.score, raw, features: Some(features), by })
+                .await;
         }
     }
 

@@ -42,7 +42,7 @@ use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
 use crate::config::Limits;
 use crate::inventory::Snapshot;
-use crate::store::{Considered, RequestRecord, unix_ms};
+use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
 use crate::upstream::{ApiPath, BoxUpstream, UpstreamError};
 
 /// Longest time that a request waits for its turn in the retry budget before it gives the error back.
@@ -162,7 +162,7 @@ impl Pipeline {
     /// Accepts a request: from here on it has exactly one outcome.
     pub fn accept(&self, parsed: Parsed, request: &Request<'_>, origin: Origin) -> Result<Job, ApiError> {
         let mut ticket = self.open(&parsed, &origin)?;
-        ticket.show(self.exhibit(&parsed, &origin));
+        ticket.attach(self.exhibit(&parsed, &origin));
         self.route(parsed, request, origin, ticket)
     }
 
@@ -174,7 +174,7 @@ impl Pipeline {
         origin: Origin,
     ) -> Result<Job, ApiError> {
         let mut ticket = self.open(&parsed, &origin)?;
-        ticket.show(self.exhibit(&parsed, &origin));
+        ticket.attach(self.exhibit(&parsed, &origin));
         Ok(Self::job(parsed, decision, origin, ticket))
     }
 
@@ -247,11 +247,10 @@ impl Pipeline {
 
     fn job(parsed: Parsed, decision: Decision, origin: Origin, mut ticket: Ticket) -> Job {
         ticket.record.propensity = Some(decision.propensity);
-        ticket.record.considered = decision
-            .considered
-            .iter()
-            .map(|(model, score)| Considered { model: model.to_string(), score: *score })
-            .collect();
+        ticket.record.considered = decision.considered.iter().map(Considered::from).collect();
+        ticket.record.removed = decision.removed.iter().map(Removed::from).collect();
+        ticket.record.explored = decision.explored;
+        ticket.record.profile = Some(ProfileRecord::new(&parsed.profile, decision.strange));
         Job { parsed, decision, origin, ticket }
     }
 

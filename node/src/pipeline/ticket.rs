@@ -21,7 +21,7 @@ use super::{Origin, Purpose};
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
 use crate::judging::witness::{Answered, WitnessHandle};
-use crate::store::{HistoryWriter, RequestRecord};
+use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
 
 /// Requests in progress, for `shoal ps`.
 ///
@@ -38,7 +38,8 @@ struct Running {
 impl Live {
     /// Returns the records of all requests in progress, oldest first.
     pub fn list(&self) -> Vec<RequestRecord> {
-        self.lock().records.values().cloned().collect()
+        let now = unix_ms();
+        self.lock().records.values().map(|record| running(record, now)).collect()
     }
 
     /// Returns the number of requests in progress.
@@ -53,7 +54,7 @@ impl Live {
 
     /// Returns one record.
     pub fn find(&self, id: &str) -> Option<RequestRecord> {
-        self.lock().records.values().find(|r| r.id == id).cloned()
+        self.lock().records.values().find(|r| r.id == id).map(|record| running(record, unix_ms()))
     }
 
     fn insert(&self, record: RequestRecord) -> u64 {
@@ -66,6 +67,18 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a request that runs still is shown as having ended.
+pub const IN_PROGRESS: &str = "in progress";
+
+/// A record as it is shown while its request runs.
+fn running(record: &RequestRecord, now_ms: u64) -> RequestRecord {
+    RequestRecord {
+        outcome: IN_PROGRESS.into(),
+        duration_ms: now_ms.saturating_sub(record.started_ms),
+        ..record.clone()
     }
 }
 
@@ -136,6 +149,8 @@ pub struct Ticket {
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
     price: Option<Price>,
+    /// Cost of the answers that were rejected.
+    rejected_usd: f64,
     egress: EgressMark,
     sinks: Sinks,
     ended: bool,
@@ -181,6 +196,7 @@ impl Ticket {
             arm: None,
             upstream: None,
             price: None,
+            rejected_usd: 0.0,
             egress: EgressMark::default(),
             sinks,
             ended: false,
@@ -201,9 +217,38 @@ impl Ticket {
         self.reason = reason;
         self.record.routing_reason = reason.as_str().to_owned();
         self.record.attempts += 1;
+        self.show();
+    }
+
+    /// Shows what is known so far to who asks for the request while it runs.
+    pub(super) fn show(&self) {
         if let Some(live) = self.sinks.live.lock().records.get_mut(&self.live) {
             live.clone_from(&self.record);
-            live.duration_ms = self.elapsed_ms();
+        }
+    }
+
+    /// Notes how good the answer of the newest attempt is thought to be; returns that attempt's place in the log.
+    pub(super) fn judged(&mut self, confidence: Confidence, raw: Confidence) -> usize {
+        self.record.confidence = confidence.value();
+        self.record.raw_confidence = raw.value();
+        let newest = self.record.attempt_log.len().saturating_sub(1);
+        if let Some(attempt) = self.record.attempt_log.get_mut(newest) {
+            attempt.confidence = confidence.value();
+            attempt.raw_confidence = raw.value();
+        }
+        newest
+    }
+
+    /// Notes that somebody stronger answers instead of an attempt; what was read of it is paid for all the same.
+    pub(super) fn rejected(&mut self, attempt: usize, read: u64, price: Option<Price>) {
+        let cost = price.map_or(0.0, |p| p.cost(tokens(self.record.prompt_tokens), tokens(read)).as_usd());
+        self.rejected_usd += cost;
+        self.record.rejected_tokens += read;
+        self.record.cost_usd = self.record.cost_usd.map(|known| known + cost);
+        if let Some(attempt) = self.record.attempt_log.get_mut(attempt) {
+            attempt.ended = REJECTED.to_owned();
+            attempt.rejected_tokens = Some(read);
+            attempt.rejected_cost_usd = Some(cost);
         }
     }
 
@@ -215,7 +260,7 @@ impl Ticket {
     /// Notes what the present attempt's upstream charges; the cost is unknown until usage is told.
     pub fn priced(&mut self, price: Option<Price>) {
         self.price = price;
-        self.record.cost_usd = price.is_none().then_some(0.0);
+        self.record.cost_usd = price.is_none().then_some(self.rejected_usd);
     }
 
     /// Remembers who answers now, in case somebody stronger is asked in vain.
@@ -249,7 +294,7 @@ impl Ticket {
     }
 
     /// Sets what the judges will be shown.
-    pub(super) fn show(&mut self, exhibit: Option<Box<Exhibit>>) {
+    pub(super) fn attach(&mut self, exhibit: Option<Box<Exhibit>>) {
         self.exhibit = exhibit;
     }
 
@@ -269,8 +314,8 @@ impl Ticket {
 
     /// Tells the judges of an answer that was given up for a stronger model's.
     pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals) {
-        if self.exhibit.is_some() {
-            self.sinks.witness.rejected(arm.clone(), *signals);
+        if let Some(exhibit) = &self.exhibit {
+            self.sinks.witness.rejected(arm.clone(), exhibit.parsed.profile.features, *signals);
         }
     }
 
@@ -278,6 +323,7 @@ impl Ticket {
     pub fn first_content(&mut self) {
         if self.record.ttft_ms.is_none() {
             self.record.ttft_ms = Some(self.elapsed_ms());
+            self.show();
         }
     }
 
@@ -287,7 +333,7 @@ impl Ticket {
         if let Some(usage) = tap.usage {
             if let Some(price) = self.price {
                 let cost = price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens));
-                self.record.cost_usd = Some(cost.as_usd());
+                self.record.cost_usd = Some(self.rejected_usd + cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;
         }
@@ -357,7 +403,6 @@ impl Ticket {
         self.record.status = status;
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
-        self.sinks.live.lock().records.remove(&self.live);
         match self.purpose {
             Purpose::Client => self.count(word),
             Purpose::Shadow { .. } | Purpose::Evaluation { .. } => {
@@ -375,6 +420,8 @@ impl Ticket {
             self.sinks.feedback.observe(self.outcome(outcome));
         }
         self.sinks.history.record(std::mem::take(&mut self.record));
+        // Last: who looks among the running and then among the finished misses it at no moment.
+        self.sinks.live.lock().records.remove(&self.live);
     }
 
     fn count(&self, word: &'static str) {
@@ -404,7 +451,6 @@ impl Ticket {
             finish: (!r.finish_reason.is_empty()).then(|| FinishReason::parse(&r.finish_reason)),
             tokens: r.completion_tokens,
             raw: raw.map_or(Confidence::Unknown, Confidence::Known),
-            features: None,
             purpose: self.purpose.clone(),
         });
     }

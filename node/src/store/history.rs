@@ -52,6 +52,12 @@ pub struct RequestRecord {
     pub routing_reason: String,
     /// Other candidates with their scores.
     pub considered: Vec<Considered>,
+    /// Candidates that were not weighed, and why.
+    pub removed: Vec<Removed>,
+    /// The choice was not the one with the best score: it was drawn in order to learn.
+    pub explored: bool,
+    /// What the request was taken for.
+    pub profile: Option<ProfileRecord>,
     /// Probability with which the policy took this choice.
     pub propensity: Option<f64>,
     /// `completed`, `failed`, `cancelled` or `rejected`.
@@ -76,7 +82,7 @@ pub struct RequestRecord {
     pub attempts: u32,
     /// True when a device of the mesh was asked, whoever answered in the end.
     pub local_attempt: bool,
-    /// Each attempt: upstream and how it ended.
+    /// Each attempt: upstream, model, confidence and how it ended.
     pub attempt_log: Vec<AttemptRecord>,
     /// Calibrated probability that the answer is good; absent = unknown.
     pub confidence: Option<f64>,
@@ -92,7 +98,7 @@ pub struct RequestRecord {
     pub data_class: String,
     /// `none` or the provider.
     pub egress: String,
-    /// Cost; 0 for local answers.
+    /// Cost, rejected answers included; 0 for local answers.
     pub cost_usd: Option<f64>,
     /// Id of the API key; never its secret.
     pub key_id: String,
@@ -119,22 +125,121 @@ pub struct EvaluationRecord {
     pub weight: f64,
 }
 
-/// A candidate that the policy looked at.
+/// What a request was taken for: no text of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileRecord {
+    /// Field of knowledge.
+    pub domain: String,
+    /// Language.
+    pub language: String,
+    /// What it wants done.
+    pub task: String,
+    /// How long its caller can wait.
+    pub tolerance: String,
+    /// Messages of the user and of the assistant.
+    pub turns: u32,
+    /// It is unlike all that was judged, so that only the models' overall levels spoke.
+    pub strange: bool,
+}
+
+impl ProfileRecord {
+    /// Takes what a record may keep of a profile.
+    pub fn new(profile: &shoal_routing::RequestProfile, strange: bool) -> Self {
+        Self {
+            domain: profile.domain.as_str().into(),
+            language: profile.language.as_str().into(),
+            task: profile.task.as_str().into(),
+            tolerance: profile.tolerance.as_str().into(),
+            turns: profile.turns,
+            strange,
+        }
+    }
+}
+
+/// A candidate that the policy weighed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Considered {
     /// Model.
     pub model: String,
-    /// Its score in this request; higher is better.
+    /// Its score in this request: quality less what price and waiting take; higher is better.
     pub score: f64,
+    /// The same with its build: the name under which it is learnt about.
+    #[serde(default)]
+    pub arm: String,
+    /// Expected quality of its answer to this request, 0 to 1.
+    #[serde(default)]
+    pub quality: Option<f64>,
+    /// Standard deviation of that expectation.
+    #[serde(default)]
+    pub deviation: Option<f64>,
+    /// Price, US dollars.
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
+    /// Predicted time to the whole answer, milliseconds.
+    #[serde(default)]
+    pub latency_ms: Option<f64>,
+    /// Answers of it that were judged before, over the mesh.
+    #[serde(default)]
+    pub judged: u64,
 }
 
-/// One attempt of a request.
+impl From<&shoal_routing::Considered> for Considered {
+    fn from(weighed: &shoal_routing::Considered) -> Self {
+        Self {
+            model: weighed.model.to_string(),
+            score: weighed.score,
+            arm: weighed.arm.as_str().to_owned(),
+            quality: Some(weighed.quality),
+            deviation: Some(weighed.deviation),
+            cost_usd: Some(weighed.cost.as_usd()),
+            latency_ms: Some(weighed.latency_ms),
+            judged: weighed.judged,
+        }
+    }
+}
+
+/// A candidate that was not weighed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Model.
+    pub model: String,
+    /// Display name of its host or provider; empty for all of them.
+    pub upstream: String,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl From<&shoal_routing::Removed> for Removed {
+    fn from(removed: &shoal_routing::Removed) -> Self {
+        Self {
+            model: removed.model.to_string(),
+            upstream: removed.upstream.as_deref().unwrap_or_default().to_owned(),
+            why: removed.why.to_string(),
+        }
+    }
+}
+
+/// How an attempt ended whose answer was not good enough.
+pub const REJECTED: &str = "rejected";
+
+/// One attempt of a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AttemptRecord {
     /// Display name of the upstream.
     pub upstream: String,
-    /// `ok` or the error code.
+    /// Model that was asked there.
+    pub model: String,
+    /// `ok`, `rejected` where a stronger model took over, or the error code.
     pub ended: String,
+    /// Calibrated probability that this answer is good, as far as it was read; absent = unknown or no answer.
+    pub confidence: Option<f64>,
+    /// The same before calibration.
+    pub raw_confidence: Option<f64>,
+    /// Tokens of a rejected answer, as far as it was read.
+    pub rejected_tokens: Option<u64>,
+    /// What a rejected answer cost, by those tokens.
+    pub rejected_cost_usd: Option<f64>,
 }
 
 /// Where finished requests are handed in. Never blocks.

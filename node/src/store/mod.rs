@@ -20,7 +20,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension};
 
 pub use evaluations::Evaluation;
-pub use history::{AttemptRecord, Considered, EvaluationRecord, HistoryWriter, RequestRecord};
+pub use history::{
+    AttemptRecord, Considered, EvaluationRecord, HistoryWriter, ProfileRecord, REJECTED, Removed,
+    RequestRecord,
+};
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use tokens::StoreBook;
 

@@ -7,7 +7,9 @@
 //!
 //! Who judges: people, what anyone can see of an answer ([`Sign`], [`RetryBook`]), and a model ([`Grading`]).
 
+pub mod discriminant;
 pub mod judge;
+mod linear;
 pub mod policy;
 pub mod prior;
 pub mod retry;
@@ -17,8 +19,9 @@ pub mod stats;
 pub mod sums;
 pub mod thompson;
 
+pub use discriminant::{Belief, Discriminant, Level, Placed};
 pub use judge::{EvaluatorTrust, Grading, LengthBias, Reading};
-pub use policy::{ArmView, Context, Policy, Selection};
+pub use policy::{ArmView, Policy, Selection};
 pub use prior::SizeClass;
 pub use retry::{Fingerprint, RetryBook};
 pub use reward::Reward;

@@ -1,14 +1,15 @@
 //! Arms that may and can serve a request, with what is known of each.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::balance::Balancer;
 use crate::bandit::{ArmStats, ArmView, SizeClass};
 use crate::profile::RequestProfile;
 use crate::registry::{ArmEntry, Offer, Registry};
 use crate::request::Request;
-use crate::router::Snapshot;
+use crate::router::Ask;
+use crate::router::account::Removal;
 use crate::router::filter::Filter;
 use crate::units::MicroUsd;
 
@@ -51,6 +52,21 @@ pub(super) fn gather<'a>(
     candidates
 }
 
+/// Leaves out arms that are predicted to answer after the caller is gone; the quickest one stays in any case, since
+/// predictions err and an error is no answer either.
+pub(super) fn in_time<'a>(
+    weighed: Vec<(Candidate<'a>, ArmView<'a>)>,
+    limit: Option<Duration>,
+    filter: &mut Filter<'_>,
+) -> Vec<(Candidate<'a>, ArmView<'a>)> {
+    let Some(limit_ms) = limit.map(|limit| limit.as_secs_f64() * 1e3) else { return weighed };
+    let quickest = weighed.iter().map(|(_, view)| view.latency_ms).fold(f64::INFINITY, f64::min);
+    let bar = limit_ms.max(quickest);
+    let (kept, late): (Vec<_>, Vec<_>) = weighed.into_iter().partition(|(_, view)| view.latency_ms <= bar);
+    late.iter().for_each(|(candidate, _)| filter.note(&candidate.entry.model, None, Removal::Deadline));
+    kept
+}
+
 /// Leaves only what is in the cloud, if anything is: for prompts that devices should not be given.
 pub(super) fn prefer_cloud(candidates: &mut Vec<Candidate<'_>>) {
     if candidates.iter().any(|candidate| candidate.offers.iter().any(|offer| offer.is_cloud())) {
@@ -68,12 +84,8 @@ pub(super) struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    pub(super) fn view(
-        &self,
-        profile: &RequestProfile,
-        snapshot: &Snapshot<'_>,
-        now: Instant,
-    ) -> ArmView<'a> {
+    pub(super) fn view(&self, ask: Ask<'_>) -> ArmView<'a> {
+        let Ask { profile, snapshot, placed, weights, now, .. } = ask;
         let balancer = Balancer::for_output(profile.expected_output);
         let stats = snapshot.posterior.arm(&self.entry.id);
         let latency = |offer: &Arc<Offer>| {
@@ -90,12 +102,16 @@ impl<'a> Candidate<'a> {
             Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
             None => MicroUsd(0),
         };
+        let cost = self.offers.iter().map(cost).min().unwrap_or_default();
+        let latency_ms = self.offers.iter().map(latency).fold(f64::INFINITY, f64::min);
         ArmView {
             arm: &self.entry.id,
             size: self.entry.size,
             stats,
-            cost: self.offers.iter().map(cost).min().unwrap_or_default(),
-            latency_ms: self.offers.iter().map(latency).fold(f64::INFINITY, f64::min),
+            answer: snapshot.posterior.answer(&self.entry.id, self.entry.size, placed),
+            cost,
+            latency_ms,
+            penalty: weights.penalty(cost, latency_ms) + weights.again(&stats),
         }
     }
 }
@@ -108,10 +124,17 @@ fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile, stats: 
 }
 
 /// Leaves out arms that may lack what the request needs, if some are known to have it.
-fn prefer_known(candidates: &mut Vec<Candidate<'_>>, filter: &Filter<'_>) {
-    let known =
-        |candidate: &Candidate<'_>| candidate.offers.iter().any(|offer| filter.is_known_to_fit(offer));
-    if candidates.iter().any(known) {
-        candidates.retain(known);
+fn prefer_known(candidates: &mut Vec<Candidate<'_>>, filter: &mut Filter<'_>) {
+    let is_known = |candidate: &Candidate<'_>, filter: &Filter<'_>| {
+        candidate.offers.iter().any(|offer| filter.is_known_to_fit(offer))
+    };
+    if candidates.iter().any(|candidate| is_known(candidate, filter)) {
+        candidates.retain(|candidate| {
+            let known = is_known(candidate, filter);
+            if !known {
+                filter.note(&candidate.entry.model, None, Removal::NotKnownToFit);
+            }
+            known
+        });
     }
 }
