@@ -14,7 +14,7 @@ use shoal_routing::{
 
 /// Requests of a run; what is learnt is measured over the last half.
 const REQUESTS: u32 = 6_000;
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 24;
 
 /// Shares of answers that people and the evaluator judge.
 const FEEDBACK: f64 = 0.05;

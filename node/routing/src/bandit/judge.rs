@@ -46,8 +46,13 @@ const RATE_PAIRS: f64 = 3.0;
 /// Least weight that is learnt from; below it a judge only adds noise.
 const LEAST_WEIGHT: f64 = 0.1;
 
-/// Grades that the mean of all arms weighs in that of one arm.
-const ARM_PRIOR: f64 = 5.0;
+/// Grades of an arm after which they are read by its own rate alone; before, a grade is taken more and more so. An
+/// arm's rate from few grades, magnified by what is known of the errors, would feed on itself.
+const SETTLED: f64 = 500.0;
+
+/// Grades that the mean of all arms weighs in that of one arm: a few bad grades, magnified by what is known of the
+/// errors, must not make an arm look hopeless before it was tried.
+const ARM_PRIOR: f64 = 50.0;
 
 /// Sums of one arm's grades over the lengths of its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -148,7 +153,7 @@ impl EvaluatorTrust {
     /// Returns the share of good answers that a mean grade speaks for.
     fn share_of_good(&self, mean_grade: f64) -> f64 {
         let (good, bad) = self.rates();
-        ((mean_grade - bad) / (good - bad).max(LEAST_WEIGHT)).clamp(0.02, 0.98)
+        ((mean_grade - bad) / (good - bad).max(LEAST_WEIGHT)).clamp(0.1, 0.95)
     }
 
     /// Returns the probability that an answer is good, given its grade and the arm's share of good answers.
@@ -207,11 +212,14 @@ impl Grading {
         let of_arm = *mean;
         let of_all = self.all.sum / self.all.n;
         let share = self.trust.share_of_good((of_arm.sum + ARM_PRIOR * of_all) / (of_arm.n + ARM_PRIOR));
+        let known_arm = (of_arm.n / SETTLED).min(1.0);
+        let probability = self.trust.probability(corrected.value(), share);
         let settled = self.all.n / (self.all.n + HALF_GRADES);
         Reading {
             corrected,
-            score: Score::clamped(self.trust.probability(corrected.value(), share)),
-            weight: settled * self.trust.weight(),
+            score: Score::clamped(known_arm * probability + (1.0 - known_arm) * corrected.value()),
+            // The root: a grade that is read as a probability says less already.
+            weight: settled * self.trust.weight().sqrt(),
         }
     }
 
