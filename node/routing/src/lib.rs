@@ -45,8 +45,9 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmEvidence, ArmStats, ArmView, Belief, Discriminant, Evidence, Level, Observations, Placed, Policy,
-    Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, Suspicion, Testimony, Thompson,
+    ArmEvidence, ArmStats, ArmView, Belief, Discriminant, EvaluatorTrust, Evidence, Fingerprint, Form,
+    Grading, LengthBias, Level, Observations, Placed, Policy, Posterior, Proportion, Quality, QualitySums,
+    Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};

@@ -74,6 +74,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.execute_batch(&super::statistics::create_table())?;
     super::learning::create_tables(&connection)?;
     add_column(&connection, "requests", "features", "BLOB")?;
+    connection.execute_batch(super::evaluations::TABLE)?;
     Ok(connection)
 }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;
-use shoal_routing::{DataClass, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens};
+use shoal_routing::{
+    DataClass, Message, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens,
+};
 
 use self::input::Input;
 use self::metadata::Metadata;
@@ -208,6 +210,12 @@ pub fn parse<'a>(
     let profile = Box::new(RequestProfile::of(&request));
     let (body, warnings) = upstream_body(&body, &metadata, stream);
     Ok((Parsed { path, model, profile, shape, body, include_usage, warnings }, request))
+}
+
+/// Reads only the messages of a chat body, for who looks at a request that was parsed before.
+pub(crate) fn messages(bytes: &[u8]) -> Option<Vec<Message<'_>>> {
+    let body = Body::parse(bytes).ok()?;
+    Some(input::chat_messages(&body).ok()?.into_iter().map(|input| input.message).collect())
 }
 
 fn needs(path: ApiPath, body: &Body<'_>, inputs: &[Input<'_>]) -> Needs {
