@@ -26,6 +26,7 @@ pub mod choice;
 pub mod class;
 pub mod confidence;
 pub mod domain;
+pub mod embed;
 pub mod escalate;
 pub mod features;
 pub mod ids;
@@ -52,6 +53,7 @@ pub use choice::ModelChoice;
 pub use class::{DataClass, Mode, Preference, UnknownWord};
 pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSignals};
 pub use domain::Domain;
+pub use embed::Embedding;
 pub use escalate::{
     EscalationPolicy, EscalationReason, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
 };
