@@ -1,10 +1,11 @@
 //! Client of Shoal's public API: checked load, and stub upstreams whose answers can be checked.
 //!
-//! Nothing here imports the router. What this package knows of Shoal is what any user knows: the HTTP API.
+//! Nothing but [`eval`] imports the router. What this package knows of Shoal is what any user knows: the HTTP API.
 //! The stub writes its answers as numbered, hashed words ([`words`]), so the load generator can tell a lost,
 //! repeated, reordered or spliced piece of a stream from a good one without keeping a copy of it.
 
 pub mod check;
+pub mod eval;
 pub mod http_client;
 pub mod report;
 pub mod run;
