@@ -199,7 +199,7 @@ def pooled(parts):
 def score(args):
     """Runs all splits; returns the figures by part."""
     source = args.table or args.set
-    lines = source.read_text().splitlines(keepends=True)
+    lines = [line + "\n" for line in source.read_text().split("\n") if line]
     rows = list(csv.DictReader(lines)) if args.table else [json.loads(line) for line in lines]
     found = {"random": [], "unseen": []}
     for seed in range(args.first_seed, args.first_seed + args.splits):
