@@ -44,8 +44,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Context, Observations, Policy, Posterior, Quality, QualitySums, Reward, Selection,
-    Thompson,
+    ArmStats, ArmView, Belief, Discriminant, Level, Observations, Placed, Policy, Posterior, Quality,
+    QualitySums, Reward, Selection, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};

@@ -1,6 +1,7 @@
 //! The features of one request that decisions rest on, all computed here, in bounded time.
 
 use crate::domain::Domain;
+use crate::features::Features;
 use crate::request::{MessageRole, Needs, Request};
 use crate::tokens;
 use crate::units::Tokens;
@@ -27,6 +28,8 @@ pub struct RequestProfile {
     pub needs: Needs,
     /// Field of knowledge, from the words of the last message of the user.
     pub domain: Domain,
+    /// What the bandit learns from.
+    pub features: Features,
     /// Somebody watches the answer appear, so the time to its first token matters.
     pub interactive: bool,
 }
@@ -56,6 +59,7 @@ impl RequestProfile {
             last_user_chars: Tokens::from_len(text.chars().count()).0,
             needs: request.needs,
             domain: Domain::of(text),
+            features: Features::default(),
             interactive: request.stream,
         }
     }

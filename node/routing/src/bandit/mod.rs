@@ -5,6 +5,8 @@
 //! duplicate can count anything twice. A [`Policy`] turns the sums, a prior and what is known of price and speed
 //! into a choice, and says with what probability it made it.
 
+pub mod discriminant;
+mod linear;
 pub mod policy;
 pub mod prior;
 pub mod reward;
@@ -12,7 +14,8 @@ pub mod stats;
 pub mod sums;
 pub mod thompson;
 
-pub use policy::{ArmView, Context, Policy, Selection};
+pub use discriminant::{Belief, Discriminant, Level, Placed};
+pub use policy::{ArmView, Policy, Selection};
 pub use prior::SizeClass;
 pub use reward::Reward;
 pub use stats::{ArmStats, Implausible, Observations, Posterior};

@@ -2,22 +2,12 @@
 
 use rand::Rng;
 
+use crate::bandit::discriminant::Belief;
 use crate::bandit::prior::SizeClass;
 use crate::bandit::reward::Reward;
 use crate::bandit::stats::ArmStats;
-use crate::class::Preference;
 use crate::ids::ArmId;
-use crate::profile::RequestProfile;
 use crate::units::MicroUsd;
-
-/// The request, as a policy sees it.
-#[derive(Debug, Clone, Copy)]
-pub struct Context<'a> {
-    /// Its features.
-    pub profile: &'a RequestProfile,
-    /// What the caller cares about.
-    pub preference: Preference,
-}
 
 /// One arm that may be chosen, as a policy sees it.
 #[derive(Debug, Clone, Copy)]
@@ -28,10 +18,14 @@ pub struct ArmView<'a> {
     pub size: SizeClass,
     /// What the mesh observed of it.
     pub stats: ArmStats,
+    /// How good a whole answer to this request is expected to be.
+    pub answer: Belief,
     /// What the request would cost there.
     pub cost: MicroUsd,
     /// Time to the whole answer that its best host would need, milliseconds.
     pub latency_ms: f64,
+    /// What price and waiting take from the quality of an answer, at the caller's rate of exchange.
+    pub penalty: f64,
 }
 
 /// A choice among arms.
@@ -51,7 +45,7 @@ pub trait Policy: Send + Sync {
     ///
     /// # Panics
     /// May panic when `arms` is empty.
-    fn select(&self, context: &Context<'_>, arms: &[ArmView<'_>], rng: &mut dyn Rng) -> Selection;
+    fn select(&self, arms: &[ArmView<'_>], rng: &mut dyn Rng) -> Selection;
 
     /// Folds what an outcome said into the arm's sums.
     fn observe(&self, stats: &mut ArmStats, reward: Reward, ttft_ms: Option<u64>) {

@@ -4,8 +4,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::bandit::discriminant::{Belief, Discriminant, Level, Placed};
+use crate::bandit::prior::SizeClass;
 use crate::bandit::reward::Reward;
 use crate::ids::ArmId;
+use crate::units::Score;
+
+/// Judgements that the prior of a size class weighs.
+const PRIOR_JUDGEMENTS: f64 = 10.0;
 
 /// What one origin observed of one arm. All fields are sums, so arms of several origins add up.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -176,7 +182,7 @@ impl Observations {
                 arms.entry(arm.clone()).or_default().add(stats);
             }
         }
-        Posterior { arms }
+        Posterior { arms, qualities: Discriminant::default() }
     }
 
     /// Returns the life to write to: `None` when a newer one is known. A newer generation replaces the older.
@@ -196,9 +202,35 @@ impl Observations {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Posterior {
     arms: BTreeMap<ArmId, ArmStats>,
+    qualities: Discriminant,
 }
 
 impl Posterior {
+    /// Adds what was learnt of the arms' quality by the features of requests.
+    pub fn with_qualities(self, qualities: Discriminant) -> Self {
+        Self { qualities, ..self }
+    }
+
+    /// Returns what was learnt of the arms' quality by the features of requests.
+    pub fn qualities(&self) -> &Discriminant {
+        &self.qualities
+    }
+
+    /// Returns how good an arm's whole answer to a request is expected to be.
+    ///
+    /// Before anything was judged the size of the model stands for it; judgements of answers whose requests are no
+    /// longer known count for the arm's level.
+    pub fn answer(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Belief {
+        let stats = self.arm(arm);
+        let apart = (stats.scored as f64 - self.qualities.weight(arm)).max(0.0);
+        // Forgetting makes the sums weigh less than what was counted; the difference is no evidence of its own.
+        let apart = if self.qualities.weight(arm) > 0.0 { apart.min(PRIOR_JUDGEMENTS) } else { apart };
+        let mean = if stats.scored > 0 { stats.reward_sum / stats.scored as f64 } else { 0.0 };
+        let weight = PRIOR_JUDGEMENTS + apart;
+        let quality = (size.expected_quality().value() * PRIOR_JUDGEMENTS + mean * apart) / weight;
+        self.qualities.expect(arm, placed, Level { quality: Score::clamped(quality), weight })
+    }
+
     /// Returns the sums of an arm; zeros when nobody observed it.
     pub fn arm(&self, arm: &ArmId) -> ArmStats {
         self.arms.get(arm).copied().unwrap_or_default()
@@ -213,7 +245,6 @@ impl Posterior {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Score;
 
     fn arm(name: &str) -> ArmId {
         ArmId::new(name, None)

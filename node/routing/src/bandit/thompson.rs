@@ -1,8 +1,8 @@
 //! Thompson sampling (Thompson 1933; Agrawal and Goyal 2012), with price and waiting time weighed per request.
 //!
-//! Quality of an arm = chance of a whole answer × quality of a whole answer. Each factor has a Beta posterior over
-//! the mesh's sums; their product is approximated by a normal with the same mean and variance, which is what
-//! makes a draw cost nanoseconds. Price and time are known, so they are subtracted, not learnt: a change of
+//! Quality of an arm = chance of a whole answer × quality of a whole answer. The first has a Beta posterior over the
+//! mesh's sums, the second comes from the arm's discriminant, given the request; their product is approximated by a
+//! normal with the same mean and variance, which is what makes a draw cost nanoseconds. Price and time are known, so they are subtracted, not learnt: a change of
 //! preference needs no relearning.
 //!
 //! **Propensity.** With more than two arms the probability of being the best draw has no closed form. So
@@ -13,8 +13,8 @@
 
 use rand::{Rng, RngExt};
 
-use crate::bandit::policy::{ArmView, Context, Policy, Selection};
-use crate::bandit::prior::SizeClass;
+use crate::bandit::discriminant::Belief;
+use crate::bandit::policy::{ArmView, Policy, Selection};
 use crate::bandit::stats::ArmStats;
 use crate::class::Preference;
 use crate::units::{MicroUsd, Score};
@@ -24,9 +24,6 @@ const DRAWS: usize = 32;
 
 /// Share of choices spread evenly over all arms, so that no propensity is 0 and no weight of an estimate explodes.
 const FLOOR: f64 = 0.02;
-
-/// Judgements that the prior of a size class weighs.
-const PRIOR_JUDGEMENTS: f64 = 10.0;
 
 /// Requests that the prior belief in a whole answer weighs, and how many of them succeeded.
 const PRIOR_REQUESTS: f64 = 10.0;
@@ -63,31 +60,29 @@ impl Weights {
         let cost = cost.0 as f64 / (cost.0 + HALF_COST.0) as f64;
         self.cost * cost + self.latency * latency_ms / (latency_ms + HALF_LATENCY_MS)
     }
-}
 
-/// Mean and standard deviation of a quality.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Belief {
-    mean: f64,
-    deviation: f64,
-    /// Chance of a whole answer.
-    whole: f64,
-}
-
-impl Belief {
-    /// Combines the prior of a size class with what was observed.
-    fn new(size: SizeClass, stats: &ArmStats) -> Self {
-        let requests = PRIOR_REQUESTS + stats.count as f64;
-        let whole = (PRIOR_WHOLE + stats.count.saturating_sub(stats.failures) as f64) / requests;
-        let judgements = PRIOR_JUDGEMENTS + stats.scored as f64;
-        let prior = size.expected_quality().value() * PRIOR_JUDGEMENTS;
-        let quality = ((prior + stats.reward_sum) / judgements).clamp(0.0, 1.0);
-        // Beta variances, and the variance of a product of independent factors.
-        let whole_var = whole * (1.0 - whole) / (requests + 1.0);
-        let quality_var = quality * (1.0 - quality) / (judgements + 1.0);
-        let variance = whole * whole * quality_var + quality * quality * whole_var + whole_var * quality_var;
-        Self { mean: whole * quality, deviation: variance.sqrt(), whole }
+    /// Returns what the chance of a failure takes: a failed request is waited for again elsewhere, so that no arm looks
+    /// quick because it gives up.
+    pub fn again(&self, stats: &ArmStats) -> f64 {
+        self.latency * (1.0 - chance_of_answer(stats))
     }
+}
+
+/// Returns the chance that a request sent to an arm gets a whole answer.
+pub fn chance_of_answer(stats: &ArmStats) -> f64 {
+    let requests = PRIOR_REQUESTS + stats.count as f64;
+    (PRIOR_WHOLE + stats.count.saturating_sub(stats.failures) as f64) / requests
+}
+
+/// Returns what to believe of a request sent to an arm; one without a whole answer has quality 0.
+fn of_request(answer: &Belief, stats: &ArmStats) -> Belief {
+    let whole = chance_of_answer(stats);
+    // A Beta variance, and the variance of a product of independent factors.
+    let whole_var = whole * (1.0 - whole) / (PRIOR_REQUESTS + stats.count as f64 + 1.0);
+    let answer_var = answer.deviation * answer.deviation;
+    let variance =
+        whole * whole * answer_var + answer.mean * answer.mean * whole_var + whole_var * answer_var;
+    Belief { mean: whole * answer.mean, deviation: variance.sqrt() }
 }
 
 /// What to expect of an arm: the means of its posterior.
@@ -101,31 +96,39 @@ pub struct Quality {
     pub judged: u64,
 }
 
-/// Returns what to expect of an arm, from its size and from what the mesh observed of it.
-pub fn expected_quality(size: SizeClass, stats: &ArmStats) -> Quality {
-    let belief = Belief::new(size, stats);
+/// Returns what to expect of an arm, from what is believed of its answers and what the mesh observed of it.
+pub fn expected_quality(answer: &Belief, stats: &ArmStats) -> Quality {
     Quality {
-        of_request: Score::clamped(belief.mean),
-        of_answer: Score::clamped(belief.mean / belief.whole),
+        of_request: Score::clamped(of_request(answer, stats).mean),
+        of_answer: Score::clamped(answer.mean),
         judged: stats.scored,
     }
 }
 
-/// Thompson sampling over the mean quality of each arm.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Thompson;
+/// Thompson sampling over the expected quality of each arm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Thompson {
+    /// Factor on the posterior's standard deviation, 0 (greedy) or above; 1 = probability matching.
+    ///
+    /// Measured over streams of 5,000 requests, 0.3 to 0.6 earn most once something is known: the posterior treats
+    /// its own approximations as if they could be averaged away.
+    pub exploration: f64,
+}
+
+impl Default for Thompson {
+    fn default() -> Self {
+        Self { exploration: 0.5 }
+    }
+}
 
 impl Policy for Thompson {
-    fn select(&self, context: &Context<'_>, arms: &[ArmView<'_>], rng: &mut dyn Rng) -> Selection {
+    fn select(&self, arms: &[ArmView<'_>], rng: &mut dyn Rng) -> Selection {
         assert!(!arms.is_empty(), "a policy chooses among at least one arm");
-        let weights = Weights::of(context.preference);
         let beliefs: Vec<(Belief, f64)> = arms
             .iter()
             .map(|arm| {
-                let belief = Belief::new(arm.size, &arm.stats);
-                // A failed request is waited for again elsewhere: an arm must not look quick because it gives up.
-                let again = (1.0 - belief.whole) * weights.latency;
-                (belief, weights.penalty(arm.cost, arm.latency_ms) + again)
+                let belief = of_request(&arm.answer, &arm.stats);
+                (Belief { deviation: belief.deviation * self.exploration, ..belief }, arm.penalty)
             })
             .collect();
         let scores = beliefs.iter().map(|(belief, penalty)| belief.mean - penalty).collect();
@@ -141,15 +144,20 @@ impl Policy for Thompson {
 /// Returns the probability of each arm: its share of won samples, mixed with the floor.
 fn shares_of_wins(beliefs: &[(Belief, f64)], rng: &mut dyn Rng) -> Vec<f64> {
     let mut shares = vec![FLOOR / beliefs.len() as f64; beliefs.len()];
-    for _ in 0..DRAWS {
-        let (mut winner, mut best) = (0, f64::NEG_INFINITY);
+    for _ in 0..DRAWS / 2 {
+        // The two numbers of a draw belong to two samples.
+        let mut best = [(0, f64::NEG_INFINITY); 2];
         for (index, (belief, penalty)) in beliefs.iter().enumerate() {
-            let sample = (belief.mean + belief.deviation * normal(rng)).clamp(0.0, 1.0) - penalty;
-            if sample > best {
-                (winner, best) = (index, sample);
+            for (best, normal) in best.iter_mut().zip(normals(rng)) {
+                let sample = (belief.mean + belief.deviation * normal).clamp(0.0, 1.0) - penalty;
+                if sample > best.1 {
+                    *best = (index, sample);
+                }
             }
         }
-        shares[winner] += (1.0 - FLOOR) / DRAWS as f64;
+        for (winner, _) in best {
+            shares[winner] += (1.0 - FLOOR) / DRAWS as f64;
+        }
     }
     shares
 }
@@ -168,68 +176,59 @@ fn draw(shares: &[f64], point: f64) -> (usize, f64) {
     (last, shares[last])
 }
 
-/// Draws from the standard normal distribution (Box and Muller 1958).
-fn normal(rng: &mut dyn Rng) -> f64 {
+/// Draws two independent numbers from the standard normal distribution (Box and Muller 1958).
+fn normals(rng: &mut dyn Rng) -> [f64; 2] {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+    let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
+    [radius * cos, radius * sin]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Domain;
+    use crate::bandit::prior::SizeClass;
+    use crate::bandit::stats::Observations;
+    use crate::features::Features;
     use crate::ids::ArmId;
-    use crate::profile::RequestProfile;
-    use crate::request::Needs;
     use crate::testing::seeded;
-    use crate::units::Tokens;
-
-    const PROFILE: RequestProfile = RequestProfile {
-        prompt_tokens: Tokens(100),
-        exact: true,
-        max_output: None,
-        expected_output: Tokens(256),
-        turns: 1,
-        last_user_chars: 100,
-        needs: Needs {
-            tools: false,
-            schema: false,
-            vision: false,
-            audio: false,
-            embeddings: false,
-            logprobs: false,
-        },
-        domain: Domain::General,
-        interactive: true,
-    };
 
     /// Size, answers, failures, judged answers with their mean, price and time of an arm.
     struct Arm(SizeClass, u64, u64, u64, f64, u64, f64);
 
     fn run(arms: &[Arm], preference: Preference, rounds: u32) -> (Vec<f64>, Vec<f64>) {
         let ids: Vec<ArmId> = (0..arms.len()).map(|index| ArmId::new(&index.to_string(), None)).collect();
+        let weights = Weights::of(preference);
         let views: Vec<ArmView<'_>> = arms
             .iter()
             .zip(&ids)
-            .map(|(arm, id)| ArmView {
-                arm: id,
-                size: arm.0,
-                stats: ArmStats {
+            .map(|(arm, id)| {
+                let stats = ArmStats {
                     count: arm.1,
                     failures: arm.2,
                     scored: arm.3,
                     reward_sum: arm.3 as f64 * arm.4,
                     ..ArmStats::default()
-                },
-                cost: MicroUsd(arm.5),
-                latency_ms: arm.6,
+                };
+                let mut seen = Observations::default();
+                seen.put(&"me".into(), 1, id, stats).unwrap();
+                let posterior = seen.posterior();
+                let placed = posterior.qualities().place(&Features::default());
+                let cost = MicroUsd(arm.5);
+                ArmView {
+                    arm: id,
+                    size: arm.0,
+                    stats,
+                    answer: posterior.answer(id, arm.0, &placed),
+                    cost,
+                    latency_ms: arm.6,
+                    penalty: weights.penalty(cost, arm.6) + weights.again(&stats),
+                }
             })
             .collect();
         let mut rng = seeded(3);
         let (mut shares, mut weighted) = (vec![0.0; arms.len()], vec![0.0; arms.len()]);
-        let context = Context { profile: &PROFILE, preference };
         for _ in 0..rounds {
-            let selection = Thompson.select(&context, &views, &mut rng);
+            let selection = Thompson::default().select(&views, &mut rng);
             shares[selection.index] += 1.0 / f64::from(rounds);
             weighted[selection.index] += 1.0 / selection.propensity / f64::from(rounds);
         }
@@ -316,7 +315,7 @@ mod tests {
     #[test]
     fn normal_draws_have_mean_zero_and_deviation_one() {
         let mut rng = seeded(5);
-        let draws: Vec<f64> = (0..20_000).map(|_| normal(&mut rng)).collect();
+        let draws: Vec<f64> = (0..10_000).flat_map(|_| normals(&mut rng)).collect();
         let mean = draws.iter().sum::<f64>() / 20_000.0;
         let variance = draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / 20_000.0;
         assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");

@@ -1,14 +1,13 @@
 //! Arms that may and can serve a request, with what is known of each.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::balance::Balancer;
 use crate::bandit::{ArmStats, ArmView, SizeClass};
 use crate::profile::RequestProfile;
 use crate::registry::{ArmEntry, Offer, Registry};
 use crate::request::Request;
-use crate::router::Snapshot;
+use crate::router::Ask;
 use crate::router::filter::Filter;
 use crate::units::MicroUsd;
 
@@ -68,12 +67,8 @@ pub(super) struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    pub(super) fn view(
-        &self,
-        profile: &RequestProfile,
-        snapshot: &Snapshot<'_>,
-        now: Instant,
-    ) -> ArmView<'a> {
+    pub(super) fn view(&self, ask: Ask<'_>) -> ArmView<'a> {
+        let Ask { profile, snapshot, placed, weights, now, .. } = ask;
         let balancer = Balancer::for_output(profile.expected_output);
         let stats = snapshot.posterior.arm(&self.entry.id);
         let latency = |offer: &Arc<Offer>| {
@@ -90,12 +85,16 @@ impl<'a> Candidate<'a> {
             Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
             None => MicroUsd(0),
         };
+        let cost = self.offers.iter().map(cost).min().unwrap_or_default();
+        let latency_ms = self.offers.iter().map(latency).fold(f64::INFINITY, f64::min);
         ArmView {
             arm: &self.entry.id,
             size: self.entry.size,
             stats,
-            cost: self.offers.iter().map(cost).min().unwrap_or_default(),
-            latency_ms: self.offers.iter().map(latency).fold(f64::INFINITY, f64::min),
+            answer: snapshot.posterior.answer(&self.entry.id, self.entry.size, placed),
+            cost,
+            latency_ms,
+            penalty: weights.penalty(cost, latency_ms) + weights.again(&stats),
         }
     }
 }

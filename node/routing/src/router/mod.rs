@@ -17,7 +17,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use crate::balance::LoadBook;
-use crate::bandit::{ArmView, Context, Policy, Posterior, Thompson};
+use crate::bandit::{ArmView, Placed, Policy, Posterior, Thompson, Weights};
 use crate::choice::ModelChoice;
 use crate::class::Mode;
 use crate::ids::{ArmId, UpstreamId};
@@ -111,7 +111,9 @@ impl<P: Policy> Router<P> {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
-        let ask = Ask { request, profile, snapshot, now };
+        let placed = snapshot.posterior.qualities().place(&profile.features);
+        let weights = Weights::of(request.effective_preference());
+        let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, now };
         let registry = snapshot.registry;
         match &request.choice {
             ModelChoice::Auto(_) | ModelChoice::AutoLocal => {
@@ -202,7 +204,7 @@ impl<P: Policy> Router<P> {
         scope: Scope,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
-        let Ask { request, profile, snapshot, now } = ask;
+        let Ask { request, snapshot, .. } = ask;
         let mut candidates = candidate::gather(snapshot.registry, request, filter, scope);
         if candidates.is_empty() && !filter.has_seen() && !snapshot.registry.offers().is_empty() {
             let what = if request.needs.embeddings { "embeddings" } else { "chat" };
@@ -221,10 +223,8 @@ impl<P: Policy> Router<P> {
             candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.entry.size));
             candidates.truncate(MAX_ARMS);
         }
-        let views: Vec<ArmView<'_>> =
-            candidates.iter().map(|candidate| candidate.view(profile, snapshot, now)).collect();
-        let context = Context { profile, preference: request.effective_preference() };
-        let selection = self.policy.select(&context, &views, rng);
+        let views: Vec<ArmView<'_>> = candidates.iter().map(|candidate| candidate.view(ask)).collect();
+        let selection = self.policy.select(&views, rng);
         let reason =
             if candidates.len() == 1 { RouteReason::OnlyCandidate } else { RouteReason::AutoThompson };
         let mut order: Vec<usize> = (0..candidates.len()).collect();
@@ -276,6 +276,8 @@ struct Ask<'a> {
     request: &'a Request<'a>,
     profile: &'a RequestProfile,
     snapshot: &'a Snapshot<'a>,
+    placed: &'a Placed,
+    weights: &'a Weights,
     now: Instant,
 }
 

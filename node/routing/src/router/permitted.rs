@@ -53,12 +53,12 @@ pub(super) fn split(candidate: &Candidate<'_>, ask: Ask<'_>) -> impl Iterator<It
             return None;
         }
         let part = Candidate { entry: candidate.entry, offers };
-        let view = part.view(ask.profile, ask.snapshot, ask.now);
+        let view = part.view(ask);
         Some(Arc::new(Permitted {
             model: part.entry.model.clone(),
             arm: part.entry.id.clone(),
             cloud,
-            quality: bandit::expected_quality(view.size, &view.stats),
+            quality: bandit::expected_quality(&view.answer, &view.stats),
             cost: view.cost,
             latency_ms: view.latency_ms,
             offers: part.offers,
