@@ -37,7 +37,7 @@ const LATE_RIDGE: f64 = 600.0;
 /// Least precision of a prior, for parts that do not vary.
 const LEAST: f64 = 1e-6;
 
-/// One expectation with its late evidence.
+/// Late evidence on one expectation. All of it but the derived weights are sums.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Head {
     trust: Triangle,
@@ -45,7 +45,6 @@ pub(super) struct Head {
     late: Triangle,
     late_target: Vec<f64>,
     late_weights: Vec<f64>,
-    late_count: u64,
 }
 
 impl Default for Head {
@@ -56,7 +55,6 @@ impl Default for Head {
             late: Triangle::zero(DIM),
             late_target: vec![0.0; DIM],
             late_weights: vec![0.0; DIM],
-            late_count: 0,
         }
     }
 }
@@ -96,7 +94,21 @@ impl Head {
         for (sum, value) in self.late_target.iter_mut().zip(features) {
             *sum += rest * value;
         }
-        self.late_count += 1;
+        self.refit();
+    }
+
+    /// Adds what another origin saw.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.trust.add(&other.trust);
+        self.late.add(&other.late);
+        let pairs = self.trust_target.iter_mut().chain(&mut self.late_target);
+        for (ours, theirs) in pairs.zip(other.trust_target.iter().chain(&other.late_target)) {
+            *ours += theirs;
+        }
+        self.refit();
+    }
+
+    fn refit(&mut self) {
         let ridge = |index: usize| if index == 0 { LATE_CONSTANT_RIDGE } else { LATE_RIDGE };
         if let Some(weights) = self.late.solve(ridge, &self.late_target) {
             self.late_weights = weights;

@@ -3,14 +3,17 @@
 //! One [`GainModel`] belongs to a pair of arms, the local and the stronger one. It learns from outcomes of either or
 //! both, from packs and from traffic, and answers for any subset of signals. Its parts:
 //!
-//! * [`evidence`]: request and signals as numbers;
-//! * [`moments`]: sums of judged answers and the two-stage ridge fits made of them, one per set of signals;
-//! * [`head`]: how far each stage is trusted on late traffic, by what came true;
+//! * `evidence`: request and signals as numbers;
+//! * `moments`: sums of judged answers and the two-stage ridge fits made of them, one per set of signals;
+//! * `head`: how far each stage is trusted on late traffic, by what came true;
 //! * [`Reliability`] and [`Curve`]: the last word on confidence, monotone.
+//!
+//! The fits are large (some 150 numbers squared) and travel in packs. What a node adds to them, [`Late`], is small
+//! (2 × 340 sums and ten bins) and made to be gossiped: readers add the origins.
 //!
 //! Why not a logistic regression: a linear probability with a monotone curve on top ranks as well here, and its
 //! evidence is sums that add up over origins. Why gain and not the chance of a wrong answer: see
-//! `docs/decisions/0008-gain-falls-back-to-confidence.md`, with the measurements.
+//! `docs/decisions/0010-gain-falls-back-to-confidence.md`, with the measurements.
 
 mod evidence;
 mod head;
@@ -70,10 +73,20 @@ pub struct GainModel {
     sums: BTreeMap<Pattern, Sums>,
     fits: BTreeMap<Pattern, Fits>,
     fitted_count: f64,
+    /// Judgements of the log that the fits were made of.
+    logged: Reliability,
+    /// What all origins saw lately, this one included.
+    late: Late,
+    own: Late,
+    curve: Curve,
+}
+
+/// What an origin saw lately of a pair of arms, over the fits of one pack. All of it are sums.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Late {
     quality: Head,
     gain: Head,
     reliability: Reliability,
-    curve: Curve,
 }
 
 /// Judged answers that had the same signals.
@@ -113,9 +126,9 @@ impl GainModel {
             sums: BTreeMap::new(),
             fits: BTreeMap::new(),
             fitted_count: 0.0,
-            quality: Head::default(),
-            gain: Head::default(),
-            reliability: Reliability::default(),
+            logged: Reliability::default(),
+            late: Late::default(),
+            own: Late::default(),
             curve: Curve::default(),
         }
     }
@@ -130,10 +143,22 @@ impl GainModel {
         for (evidence, known) in rows {
             if let (Some(local), true) = (known.local, evidence.speaks()) {
                 let guess = self.guess(evidence);
-                self.reliability.record(Score::clamped(guess.quality), local);
+                self.logged.record(Score::clamped(guess.quality), local);
             }
         }
-        self.curve = Curve::of(&self.reliability);
+        self.curve = Curve::of(&self.reliability());
+    }
+
+    /// Returns what this node itself saw lately, for the others.
+    pub fn own(&self) -> &Late {
+        &self.own
+    }
+
+    /// Takes what other origins saw lately in place of what was known of them; of each the newest state, once.
+    pub fn adopt<'a>(&mut self, others: impl IntoIterator<Item = &'a Late>) {
+        self.late = self.own.clone();
+        others.into_iter().for_each(|other| self.late.add(other));
+        self.curve = Curve::of(&self.reliability());
     }
 
     /// Returns what is expected of a pair of answers.
@@ -159,13 +184,11 @@ impl GainModel {
             (Some(local), None) => expected_strong - local,
             (None, Some(strong)) => strong - guess.quality.clamp(0.0, 1.0),
         };
-        self.gain.record(&guess.gain_parts, evidence.features(), gain);
-        if let Some(local) = known.local {
-            self.quality.record(&guess.quality_parts, evidence.features(), local.value());
-            if evidence.speaks() {
-                self.reliability.record(Score::clamped(guess.quality), local);
-                self.curve = Curve::of(&self.reliability);
-            }
+        for late in [&mut self.late, &mut self.own] {
+            late.record(evidence, &guess, known.local, gain);
+        }
+        if known.local.is_some() && evidence.speaks() {
+            self.curve = Curve::of(&self.reliability());
         }
         self.take_in(evidence.pattern, &guess.vector, known);
         if self.count() >= REFIT_GROWTH * self.fitted_count + 1.0 {
@@ -173,9 +196,12 @@ impl GainModel {
         }
     }
 
-    /// Returns how confident answers were and how they were judged, before the curve was applied.
-    pub fn reliability(&self) -> &Reliability {
-        &self.reliability
+    /// Returns how confident answers were and how they were judged, before the curve is applied: for a reliability
+    /// diagram and, with [`curve`](Self::curve), the expected calibration error ([`Reliability::ece_with`]).
+    pub fn reliability(&self) -> Reliability {
+        let mut all = self.logged;
+        all.add(&self.late.reliability);
+        all
     }
 
     /// Returns the curve that makes the chance of a good answer mean what it says.
@@ -233,11 +259,30 @@ impl GainModel {
         }
         let fits = &self.fits[&evidence.pattern];
         let vector = evidence.vector(&self.landmarks);
-        let quality_parts = self.quality.parts(&fits.quality, &vector, evidence.features());
-        let gain_parts = self.gain.parts(&fits.gain, &vector, evidence.features());
-        let quality = self.quality.expect(&fits.quality, &quality_parts);
-        let gain = self.gain.expect(&fits.gain, &gain_parts);
+        let quality_parts = self.late.quality.parts(&fits.quality, &vector, evidence.features());
+        let gain_parts = self.late.gain.parts(&fits.gain, &vector, evidence.features());
+        let quality = self.late.quality.expect(&fits.quality, &quality_parts);
+        let gain = self.late.gain.expect(&fits.gain, &gain_parts);
         Guess { vector, quality_parts, gain_parts, quality, gain }
+    }
+}
+
+impl Late {
+    fn record(&mut self, evidence: &Evidence, guess: &Guess, local: Option<Score>, gain: f64) {
+        self.gain.record(&guess.gain_parts, evidence.features(), gain);
+        if let Some(local) = local {
+            self.quality.record(&guess.quality_parts, evidence.features(), local.value());
+            if evidence.speaks() {
+                self.reliability.record(Score::clamped(guess.quality), local);
+            }
+        }
+    }
+
+    /// Adds what another origin saw.
+    fn add(&mut self, other: &Self) {
+        self.quality.add(&other.quality);
+        self.gain.add(&other.gain);
+        self.reliability.add(&other.reliability);
     }
 }
 
@@ -246,3 +291,6 @@ impl Sums {
         Self { quality: Moments::new(dim), gain: Moments::new(dim) }
     }
 }
+
+#[cfg(test)]
+mod tests;
