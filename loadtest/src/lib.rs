@@ -1,12 +1,13 @@
 //! Client of Shoal's public API: checked load, and stub upstreams whose answers can be checked.
 //!
-//! Nothing but [`eval`] imports the router. What this package knows of Shoal is what any user knows: the HTTP API.
+//! Nothing but [`replay`] and [`cascade`] imports the router. What this package knows of Shoal is what any user knows: the HTTP API.
 //! The stub writes its answers as numbered, hashed words ([`words`]), so the load generator can tell a lost,
 //! repeated, reordered or spliced piece of a stream from a good one without keeping a copy of it.
 
+pub mod cascade;
 pub mod check;
-pub mod eval;
 pub mod http_client;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod script;

@@ -5,7 +5,8 @@ use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, time::Du
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use shoal_loadtest::{
-    eval::cascade::{self, Cascade},
+    cascade::{self, Cascade},
+    replay,
     run::{self, Load},
     script::Script,
     stub::{Kind, Options, Stub},
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Sends requests in a closed loop over one or more nodes and judges every answer.
     Run(RunArgs),
+    /// Chooses a model for each request of a stream, and learns from what the choice was worth: routing evaluation by pipe.
+    Replay(ReplayArgs),
     /// Serves a stub upstream.
     #[command(subcommand)]
     Stub(StubCommand),
@@ -73,6 +76,46 @@ struct RunArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct ReplayArgs {
+    /// Models file of the data set: names and order of the arms.
+    #[arg(long)]
+    models: std::path::PathBuf,
+    /// Arms that may be chosen, by index in that file; all of them if not given.
+    #[arg(long, value_delimiter = ',')]
+    arms: Vec<usize>,
+    /// thompson (what a node does), greedy, blind (one mean per arm), random, fixed:ARM.
+    #[arg(long, default_value = "thompson")]
+    policy: replay::Choice,
+    /// Price of the dearest arm's mean cost, in units of quality.
+    #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
+    lambda: f64,
+    /// Leading dimensions of the embedding to learn on.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(0..=16))]
+    dim: u8,
+    /// Seed of all randomness: equal seeds and inputs give equal choices.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// File to learn from first, reading only the outcome of the arm that is chosen for each row.
+    #[arg(long)]
+    warm: Option<std::path::PathBuf>,
+    /// Read every arm's outcome in that file.
+    #[arg(long, requires = "warm")]
+    warm_full: bool,
+    /// Learn nothing from the stream.
+    #[arg(long)]
+    frozen: bool,
+    /// Routers that share the stream; request i goes to router i mod N unless it names one.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    nodes: u16,
+    /// Own requests of a router between two rounds of sharing; 0 = they never share.
+    #[arg(long, default_value_t = 50)]
+    sync: usize,
+    /// Whom a router shares with.
+    #[arg(long, value_enum, default_value = "all")]
+    mode: replay::Mode,
 }
 
 #[derive(Args)]
@@ -131,11 +174,18 @@ struct CascadeArgs {
     #[arg(long)]
     signals: Option<PathBuf>,
     /// Price of a strong call in units of quality; a larger gain escalates.
-    #[arg(long, default_value_t = 0.147)]
+    #[arg(long, default_value_t = 0.147, value_parser = not_negative)]
     lambda: f64,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number >= 0.0)
+        .ok_or_else(|| "a number from 0 up".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -150,9 +200,29 @@ async fn main() -> Result<ExitCode> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN).init();
     match Cli::parse().command {
         Command::Run(args) => load(args).await,
+        Command::Replay(args) => replay_stream(args),
         Command::Stub(StubCommand::Device(args) | StubCommand::Provider(args)) => device(args).await,
         Command::Cascade(args) => cascade(args),
     }
+}
+
+fn replay_stream(args: ReplayArgs) -> Result<ExitCode> {
+    let options = replay::Options {
+        models: args.models,
+        arms: args.arms,
+        policy: args.policy,
+        lambda: args.lambda,
+        dim: usize::from(args.dim),
+        seed: args.seed,
+        warm: args.warm,
+        warm_full: args.warm_full,
+        frozen: args.frozen,
+        nodes: usize::from(args.nodes),
+        sync: args.sync,
+        mode: args.mode,
+    };
+    replay::run(&options, std::io::stdin().lock(), std::io::stdout().lock())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn load(args: RunArgs) -> Result<ExitCode> {

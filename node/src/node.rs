@@ -288,8 +288,6 @@ impl Started {
             config,
         });
 
-        // The token table takes 0.2 s to build; the first request should not wait for it.
-        tokio::task::spawn_blocking(shoal_routing::tokens::warm_up);
         let background = stop_background.clone();
         let forwarded = TaskTracker::new();
         let publisher = GossipPublisher(mesh.clone());

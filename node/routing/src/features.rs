@@ -4,10 +4,13 @@
 //! them. Measured on public outcomes, 16 dimensions of the embedding learn as well as 32 or 64 from full labels and
 //! better from the labels that a bandit gets; seven surface quantities add as much again on subjects never seen.
 
-/// Dimensions of the embedding that are used.
-pub const EMBEDDED: usize = 16;
+use crate::embed::{Embedding, LEADING};
+use crate::profile::Surface;
 
-/// Quantities of the surface; [`Features::new`] names them.
+/// Dimensions of the embedding that are used.
+pub const EMBEDDED: usize = LEADING;
+
+/// Quantities of the surface; [`Features::of`] names them.
 pub const SURFACE: usize = 7;
 
 /// Length of the vector: the constant 1, the embedding, the surface.
@@ -20,7 +23,7 @@ pub const LIMIT: f64 = 4.0;
 /// Mean and standard deviation of each surface quantity over the public prompts that the constants were made of
 /// (MMLU, MMLU-Pro, GSM8K and mixed tasks; 23,658 prompts).
 const SCALE: [(f64, f64); SURFACE] =
-    [(4.44, 0.98), (0.032, 0.060), (0.113, 0.111), (1.65, 0.94), (0.487, 0.50), (3.99, 3.65), (4.72, 1.09)];
+    [(4.42, 0.99), (0.032, 0.060), (0.113, 0.111), (1.65, 0.94), (0.54, 0.50), (4.71, 3.59), (4.23, 0.89)];
 
 /// Features of a request; the first component is always 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,13 +39,23 @@ impl Default for Features {
 }
 
 impl Features {
-    /// Puts the vector together.
-    ///
-    /// `embedding` holds whitened dimensions; `surface`, in this order: ln(1 + prompt tokens), share of digits,
-    /// share of characters that are neither letter nor space, ln(1 + line breaks), 1 if the question ends in a
-    /// question mark, number of lines that begin like an option ("A. "), mean characters of a word.
-    /// What is not finite counts as ordinary.
-    pub fn new(embedding: &[f32; EMBEDDED], surface: &[f32; SURFACE]) -> Self {
+    /// Puts the vector together of where a prompt lies and what it looks like.
+    pub fn of(embedding: &Embedding, surface: &Surface) -> Self {
+        let looks = [
+            surface.ln_tokens,
+            surface.digit_share,
+            surface.mark_share,
+            surface.lines.max(1.0).ln(),
+            surface.asks,
+            surface.options,
+            surface.mean_word_chars,
+        ];
+        Self::new(embedding.leading(), &looks)
+    }
+
+    /// Puts the vector together: whitened dimensions of the embedding, and the raw surface quantities in the order of
+    /// [`of`](Self::of). What is not finite counts as ordinary.
+    pub(crate) fn new(embedding: &[f32; EMBEDDED], surface: &[f32; SURFACE]) -> Self {
         let mut values = [0.0; DIM];
         values[0] = 1.0;
         for (value, embedded) in values[1..].iter_mut().zip(embedding) {
@@ -52,6 +65,14 @@ impl Features {
             *value = bounded((f64::from(*raw) - mean) / deviation);
         }
         Self(values)
+    }
+
+    /// Returns the same with only the first `dimensions` of the embedding, for measuring what the others bring.
+    pub fn truncated(mut self, dimensions: usize) -> Self {
+        if let Some(rest) = self.0[1..=EMBEDDED].get_mut(dimensions..) {
+            rest.fill(0.0);
+        }
+        self
     }
 
     /// Takes a vector as it was kept or sent; `None` unless every component lies within its bounds.

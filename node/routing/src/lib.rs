@@ -61,7 +61,7 @@ pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
-pub use profile::RequestProfile;
+pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
 pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{Decision, Fallback, NoRoute, Permitted, RouteReason, Router, Snapshot};

@@ -1,6 +1,7 @@
 //! What the router needs to know of a request, borrowed from the body that the API parsed.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::choice::ModelChoice;
 use crate::class::{DataClass, Mode, Preference};
@@ -69,9 +70,28 @@ pub struct Request<'a> {
     /// Longest prompt for devices while the mode leaves the place to us: longer ones go to the cloud where that is
     /// permitted. `None` = only the contexts of the models bound it.
     pub max_local_tokens: Option<Tokens>,
+    /// How long the caller says that it waits for the whole answer.
+    pub time_limit: Option<Duration>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// Makes the request of a user who asks one question and leaves everything else to us.
+    pub fn of_text(text: &'a str) -> Self {
+        Self {
+            messages: vec![Message { role: MessageRole::User, text: text.into() }],
+            max_output: None,
+            needs: Needs::default(),
+            stream: false,
+            choice: ModelChoice::Auto(Preference::Balanced),
+            mode: Mode::Auto,
+            preference: Preference::Balanced,
+            data_class: DataClass::Internal,
+            hop: 0,
+            max_local_tokens: None,
+            time_limit: None,
+        }
+    }
+
     /// Returns the preference that counts: the one of the model's name (`auto:fast`) before the one of the body.
     pub fn effective_preference(&self) -> Preference {
         match self.choice {

@@ -247,6 +247,7 @@ fn ends(choice: &str, mode: Mode, provider: bool, confidence: Confidence, thresh
         data_class: DataClass::Internal,
         hop: 0,
         max_local_tokens: None,
+        time_limit: None,
     };
     let (registry, posterior, loads) = (Registry::new(offers), Posterior::default(), LoadBook::default());
     let snapshot = Snapshot { registry: &registry, posterior: &posterior, loads: &loads };

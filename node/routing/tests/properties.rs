@@ -228,6 +228,7 @@ fn arb_request() -> impl Strategy<Value = Request<'static>> {
         data_class,
         hop,
         max_local_tokens: limit.map(Tokens),
+        time_limit: None,
     })
 }
 

@@ -45,6 +45,7 @@ fn request(choice: &str) -> Request<'static> {
         data_class: DataClass::Internal,
         hop: 0,
         max_local_tokens: None,
+        time_limit: None,
     }
 }
 

@@ -5,6 +5,8 @@ mod metadata;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;
@@ -34,6 +36,9 @@ const DENIED: &[&str] = &[
 ];
 /// Likeliest tokens asked for at each place of an answer that will be judged: margin and entropy need a few.
 const JUDGED_TOP_LOGPROBS: u8 = 5;
+
+/// Headers in which the SDKs of OpenAI and Anthropic say how many seconds they wait.
+const TIME_LIMITS: [&str; 2] = ["x-stainless-timeout", "x-stainless-read-timeout"];
 
 /// Name under which LFO offered its choice of a model.
 const LFO_AUTO: &str = "lfo-auto";
@@ -197,6 +202,7 @@ pub fn parse<'a>(
         data_class: shape.data_class,
         hop: 0,
         max_local_tokens: None,
+        time_limit: time_limit(headers),
     };
     let profile = RequestProfile::of(&request);
     let (body, warnings) = upstream_body(&body, &metadata, stream);
@@ -306,6 +312,17 @@ fn data_class(metadata: &Metadata, headers: &HeaderMap, floor: Floor) -> Result<
         class = class.max(asked);
     }
     Ok(class)
+}
+
+/// Returns how long the caller waits; what makes no sense as a time is no limit, since it only informs a guess.
+fn time_limit(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    TIME_LIMITS
+        .into_iter()
+        .filter_map(seconds)
+        .filter(|seconds| *seconds > 0.0)
+        .filter_map(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .min()
 }
 
 fn upstream_body(body: &Body<'_>, metadata: &Metadata, stream: bool) -> (Bytes, Vec<String>) {

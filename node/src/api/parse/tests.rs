@@ -1,6 +1,7 @@
 //! What clients get wrong, and what their upstream never sees.
 
 use serde_json::Value;
+use shoal_routing::Tolerance;
 
 use super::*;
 
@@ -95,6 +96,28 @@ fn a_client_can_only_raise_the_class_that_its_key_demands() {
     headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
     let (raised, _) = parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), NAMING).unwrap();
     assert_eq!(raised.shape.data_class, DataClass::Restricted);
+}
+
+#[test]
+fn an_sdks_time_limit_makes_its_caller_impatient() {
+    let text = r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#;
+    let bytes = Bytes::from_static(text.as_bytes());
+    let cases = [
+        (&[][..], None, Tolerance::Patient),
+        (&[("x-stainless-read-timeout", "600.0")], Some(600), Tolerance::Patient),
+        (&[("x-stainless-read-timeout", "5"), ("x-stainless-timeout", "600")], Some(5), Tolerance::Tight),
+        (&[("x-stainless-timeout", "NOT_GIVEN")], None, Tolerance::Patient),
+        (&[("x-stainless-timeout", "-1")], None, Tolerance::Patient),
+        (&[("x-stainless-timeout", "1e300")], None, Tolerance::Patient),
+    ];
+    for (sent, seconds, tolerance) in cases {
+        let headers =
+            sent.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let (parsed, request) =
+            parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), NAMING).unwrap();
+        assert_eq!(request.time_limit, seconds.map(Duration::from_secs), "{sent:?}");
+        assert_eq!(parsed.profile.tolerance, tolerance, "{sent:?}");
+    }
 }
 
 #[test]

@@ -7,22 +7,22 @@ use shoal_routing::escalate::gain::AnswerSignals;
 
 /// One row of the table, for one pair of models.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LogitRow {
+pub(super) struct LogitRow {
     /// Name of the row.
-    pub id: String,
+    pub(super) id: String,
     /// Signals of the local answer.
-    pub signals: AnswerSignals,
+    pub(super) signals: AnswerSignals,
     /// 1 if the local answer was right, 0 if not.
-    pub local: Option<f64>,
+    pub(super) local: Option<f64>,
     /// The same of the strong answer.
-    pub strong: Option<f64>,
+    pub(super) strong: Option<f64>,
 }
 
 /// Reads the columns `LOCAL:pmax`, `LOCAL:margin`, `LOCAL:entropy`, `LOCAL:ok` and `STRONG:ok`, those that are there.
 ///
 /// # Errors
 /// If the file cannot be read, has no signal of the local model, or a field is no number.
-pub fn read(path: &Path, local: &str, strong: &str) -> Result<Vec<LogitRow>> {
+pub(super) fn read(path: &Path, local: &str, strong: &str) -> Result<Vec<LogitRow>> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     parse(&text, local, strong).with_context(|| path.display().to_string())
 }

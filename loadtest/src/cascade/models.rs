@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 /// What a `*.models.json` says that is needed here.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct Models {
+pub(super) struct Models {
     /// Names; their index is the model's number.
-    pub models: Vec<String>,
+    pub(super) models: Vec<String>,
 }
 
 impl Models {
@@ -17,7 +17,7 @@ impl Models {
     ///
     /// # Errors
     /// If it cannot be read or names no models.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let models: Self = serde_json::from_str(&text)
             .with_context(|| format!("{} is no list of models", path.display()))?;
@@ -31,7 +31,7 @@ impl Models {
     ///
     /// # Errors
     /// If there is no such model; the message lists those that there are.
-    pub fn index(&self, model: &str) -> Result<usize> {
+    pub(super) fn index(&self, model: &str) -> Result<usize> {
         let number = model.parse().ok().filter(|index| *index < self.models.len());
         number
             .or_else(|| self.models.iter().position(|name| name == model))

@@ -11,26 +11,26 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 /// A prompt with the outcome of every model.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Row {
+pub(super) struct Row {
     /// Name of the row.
-    pub id: String,
+    pub(super) id: String,
     /// Prompt, perhaps cut.
-    pub prompt: String,
+    pub(super) prompt: String,
     /// Tokens of the whole prompt.
-    pub in_tok: Option<f64>,
+    pub(super) in_tok: Option<f64>,
     /// Score of each model, 0 to 1.
-    pub y: Vec<f64>,
+    pub(super) y: Vec<f64>,
     /// Length of each model's answer in tokens.
-    pub out_tok: Option<Vec<f64>>,
+    pub(super) out_tok: Option<Vec<f64>>,
     /// What each model chose, one character each; `-` = nothing that could be read.
-    pub pred: Option<String>,
+    pub(super) pred: Option<String>,
 }
 
 /// Reads a file of JSON lines; empty lines are passed over.
 ///
 /// # Errors
 /// If it cannot be read or a line is not what is expected; the message names the line.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let mut rows = Vec::new();
     for (index, line) in BufReader::new(file).lines().enumerate() {

@@ -1,7 +1,11 @@
 //! Escalation by pipe: a request with the signals of a local answer in, confidence and expected gain out.
 //!
-//! The model behind it is [`GainModel`], as on a node. It may be warmed by a set whose outcomes are known, and goes
-//! on learning from what the scorer lets out.
+//! The model behind it is [`GainModel`] of the router's pure core. It may be warmed by a set whose outcomes are known,
+//! and goes on learning from what the scorer, who holds the truth back, lets out.
+
+mod logits;
+mod models;
+mod rows;
 
 use std::{
     collections::BTreeMap,
@@ -13,17 +17,14 @@ use anyhow::{Context, Result, bail};
 use rand::{SeedableRng, rngs::StdRng, seq::IteratorRandom};
 use serde::{Deserialize, Serialize};
 use shoal_routing::{
+    Features, RequestProfile, Score, Tokens,
     embed::Embedding,
     escalate::gain::{AnswerSignals, Evidence, GainModel, Known, Landmarks},
-    units::Score,
 };
 
-use super::{
-    logits::{self, LogitRow},
-    models::Models,
-    prompt,
-    rows::{self, Row},
-};
+use logits::LogitRow;
+use models::Models;
+use rows::Row;
 
 /// Prompts of the warming set that others are compared with. 32 rank a little worse, 128 no better.
 const LANDMARKS: usize = 64;
@@ -143,7 +144,7 @@ impl Cascade {
         let mut known = Vec::with_capacity(rows.len() + table.len());
         let mut embeddings = Vec::with_capacity(rows.len());
         for (row, pair) in rows.iter().filter_map(|row| Some((row, pair?))) {
-            let (features, embedding) = prompt::read(&row.prompt, row.in_tok);
+            let (features, embedding) = read(&row.prompt, row.in_tok);
             let mut signals = pair.signals(row);
             if let Some(seen) = by_id.remove(row.id.as_str()) {
                 let AnswerSignals { margin, top_probability, entropy, .. } = seen.signals;
@@ -163,7 +164,7 @@ impl Cascade {
         for row in by_id.values() {
             let score = |value: Option<f64>| value.map(Score::new).transpose();
             let outcome = Known { local: score(row.local)?, strong: score(row.strong)? };
-            let (features, embedding) = (shoal_routing::features::Features::default(), Embedding::NEUTRAL);
+            let (features, embedding) = (Features::default(), Embedding::NEUTRAL);
             known.push((Evidence::new(features, embedding, &row.signals), outcome));
         }
         let mut rng = StdRng::seed_from_u64(options.seed);
@@ -227,8 +228,8 @@ impl Cascade {
             (None, None) => AnswerSignals::default(),
         };
         let (features, embedding) = match &line.prompt {
-            Some(text) => prompt::read(text, line.in_tok),
-            None => Default::default(),
+            Some(text) => read(text, line.in_tok),
+            None => (Features::default(), Embedding::NEUTRAL),
         };
         let evidence = Evidence::new(features, embedding, &signals);
         let estimate = self.model.estimate(&evidence);
@@ -260,4 +261,10 @@ impl Pair {
             ..AnswerSignals::default()
         }
     }
+}
+
+/// Reads a prompt that stands for one of `in_tok` tokens.
+fn read(prompt: &str, in_tok: Option<f64>) -> (Features, Embedding) {
+    let profile = RequestProfile::of_text(prompt, in_tok.map(|count| Tokens(count as u32)));
+    (profile.features, profile.embedding)
 }

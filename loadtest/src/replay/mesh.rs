@@ -1,0 +1,111 @@
+//! Routers that share what they learn: each keeps the newest sums of every origin and adds them up when it decides.
+
+use std::collections::BTreeMap;
+
+use rand::{Rng, RngExt};
+use shoal_routing::{ArmId, Discriminant, Features, Posterior, QualitySums, Score};
+
+/// Whom a router shares with when its turn has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// All others.
+    All,
+    /// One other, drawn at random; it hands on what it knows of third ones.
+    Push,
+}
+
+/// Sums of all arms, from one origin.
+type Origin = BTreeMap<ArmId, QualitySums>;
+
+/// Some routers with what each knows.
+pub(super) struct Mesh {
+    routers: Vec<Router>,
+    sync: usize,
+    mode: Mode,
+}
+
+struct Router {
+    /// Newest known state of each router, this one's own among them.
+    origins: Vec<Origin>,
+    since_shared: usize,
+    posterior: Posterior,
+    stale: bool,
+}
+
+impl Mesh {
+    pub(super) fn new(nodes: usize, sync: usize, mode: Mode) -> Self {
+        let router = |_| Router {
+            origins: vec![Origin::new(); nodes],
+            since_shared: 0,
+            posterior: Posterior::default(),
+            stale: false,
+        };
+        Self { routers: (0..nodes).map(router).collect(), sync, mode }
+    }
+
+    pub(super) fn nodes(&self) -> usize {
+        self.routers.len()
+    }
+
+    /// Returns what a router believes now.
+    pub(super) fn posterior(&mut self, node: usize) -> &Posterior {
+        let router = &mut self.routers[node];
+        if router.stale {
+            let mut totals = Origin::new();
+            for (arm, sums) in router.origins.iter().flatten() {
+                totals.entry(arm.clone()).or_default().add(sums, 1.0);
+            }
+            router.posterior = Posterior::default().with_qualities(Discriminant::fit(&totals));
+            router.stale = false;
+        }
+        &router.posterior
+    }
+
+    pub(super) fn learn(&mut self, node: usize, arm: &ArmId, features: &Features, score: Score) {
+        let router = &mut self.routers[node];
+        router.origins[node].entry(arm.clone()).or_default().record(features, score);
+        router.stale = true;
+    }
+
+    /// Counts a request that a router served, and shares when its turn has come.
+    pub(super) fn served(&mut self, node: usize, rng: &mut impl Rng) {
+        let nodes = self.nodes();
+        let router = &mut self.routers[node];
+        router.since_shared += 1;
+        if self.sync == 0 || nodes == 1 || router.since_shared < self.sync {
+            return;
+        }
+        router.since_shared = 0;
+        match self.mode {
+            Mode::All => (0..nodes).filter(|to| *to != node).for_each(|to| self.hand_over(node, to)),
+            Mode::Push => self.hand_over(node, (node + rng.random_range(1..nodes)) % nodes),
+        }
+    }
+
+    /// Lets every router know everything, unless they never share.
+    pub(super) fn share_all(&mut self) {
+        let nodes = self.nodes();
+        if self.sync > 0 {
+            (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to))).for_each(|(from, to)| {
+                if from != to {
+                    self.hand_over(from, to);
+                }
+            });
+        }
+    }
+
+    /// Hands the newest known states on; older ones than those known change nothing.
+    fn hand_over(&mut self, from: usize, to: usize) {
+        let sent = self.routers[from].origins.clone();
+        let router = &mut self.routers[to];
+        for (origin, state) in sent.into_iter().enumerate() {
+            for (arm, sums) in state {
+                let known = router.origins[origin].entry(arm).or_default();
+                if sums.newness(known).is_gt() {
+                    *known = sums;
+                    router.stale = true;
+                }
+            }
+        }
+    }
+}
