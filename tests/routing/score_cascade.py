@@ -10,22 +10,24 @@ is 0.5. CPT50 and CPT80 = share of strong calls that reaches 50 and 80 % of the 
 the confidence against the local outcome, ten bins of equal width; `floor` is what chance alone gives a perfectly
 calibrated confidence on as many rows. Standard library only.
 
-    python tests/routing/score_cascade.py --bin target/release/shoal-loadtest --set mmlupro12.jsonl \\
-        --local 4 --strong 11 --peers 0,1,2,3 --splits 10
-    python tests/routing/score_cascade.py --bin target/release/shoal-loadtest --table confidence_cosmosqa.csv \\
+    python tests/routing/score_cascade.py --bin target/release/shoal-loadtest --set mmlupro12 \\
+        --local 4 --strong 11 --peers 0,1,2,3 --splits 20
+    python tests/routing/score_cascade.py --bin target/release/shoal-loadtest --table confidence_cosmosqa \\
         --local Mistral-7B-v0.1 --strong Yi-34B
 """
 
 import argparse
 import csv
+import gzip
 import json
 import pathlib
 import random
 import subprocess
 import tempfile
 
+import splits
+
 BINS = 10
-UNSEEN_DOMAINS = 3
 
 
 class Pipe:
@@ -120,52 +122,43 @@ def play(command, rows, told):
     pipe.close()
 
 
-def split(domains, rng, keep_domains):
-    """Numbers of the rows to warm by, of a random fifth, and of whole domains."""
-    names = sorted(set(domains) - set(keep_domains))
-    unseen = set(rng.sample(names, UNSEEN_DOMAINS)) if len(names) > UNSEEN_DOMAINS else set()
-    parts = {"warm": [], "random": [], "unseen": []}
-    for number, domain in enumerate(domains):
-        part = "unseen" if domain in unseen else "random" if rng.random() < 0.2 else "warm"
-        parts[part].append(number)
-    rng.shuffle(parts["random"])
-    rng.shuffle(parts["unseen"])
-    return parts, sorted(unseen)
-
-
-def set_split(args, lines, rows, rng, folder):
-    """Writes the warming rows of a set; returns the command and the held-out rows."""
-    parts, unseen = split([row["domain"] for row in rows], rng, args.keep_domain)
-    warm = folder / "warm.jsonl"
-    warm.write_text("".join(lines[number] for number in parts["warm"]))
+def set_split(args, source, seed, folder):
+    """Writes the warming rows of a set; returns the command, the held-out rows by part, and the unseen domains."""
+    rows, models = source
+    train, held, out, unseen = splits.split(rows, seed)
+    splits.write_jsonl(folder / "warm.jsonl", train)
     peers = [int(peer) for peer in args.peers.split(",") if peer]
     local, strong = int(args.local), int(args.strong)
 
-    def held(number):
-        row = rows[number]
-        signals = signals_of(row, local, peers)
-        request = {"id": row["id"], "prompt": row["prompt"], "in_tok": row["in_tok"], "signals": signals}
+    def asked(row):
+        request = {name: row[name] for name in ("id", "prompt", "in_tok")} | {"signals": signals_of(row, local, peers)}
         return {"request": request, "local": row["y"][local], "strong": row["y"][strong]}
 
-    models = args.set.with_suffix("").with_suffix(".models.json")
-    command = ["--models", models, "--local", args.local, "--strong", args.strong, "--peers", args.peers, "--warm", warm]
-    return command, {part: [held(number) for number in parts[part]] for part in ("random", "unseen")}, unseen
+    command = ["--models", models, "--local", local, "--strong", strong, "--peers", args.peers, "--warm", folder / "warm.jsonl"]
+    return command, {"random": [asked(row) for row in held], "unseen": [asked(row) for row in out]}, unseen
 
 
-def table_split(args, lines, rows, rng, folder):
+def table_split(args, source, seed, folder):
     """The same for a table of option probabilities; it has no domains."""
-    parts, unseen = split([""] * len(rows), rng, [])
-    warm = folder / "warm.csv"
-    warm.write_text("".join([lines[0]] + [lines[number + 1] for number in parts["warm"]]))
+    rows = [row | {"domain": "all"} for row in source]
+    train, held, _, _ = splits.split(rows, seed)
+    with open(folder / "warm.csv", "w", encoding="utf-8", newline="") as out:
+        table = csv.DictWriter(out, source[0].keys(), extrasaction="ignore")
+        table.writeheader()
+        table.writerows(train)
 
-    def held(number):
-        row = rows[number]
+    def asked(row):
         signals = {name: float(row[f"{args.local}:{name}"]) for name in ("margin", "pmax", "entropy")}
         outcomes = {"local": float(row[f"{args.local}:ok"]), "strong": float(row[f"{args.strong}:ok"])}
         return {"request": {"id": row["id"], "signals": signals}} | outcomes
 
-    command = ["--local", args.local, "--strong", args.strong, "--signals", warm]
-    return command, {"random": [held(number) for number in parts["random"]], "unseen": []}, unseen
+    command = ["--local", args.local, "--strong", args.strong, "--signals", folder / "warm.csv"]
+    return command, {"random": [asked(row) for row in held], "unseen": []}, []
+
+
+def load_table(name):
+    with gzip.open(splits.DATA / "confidence" / f"{name}.csv.gz", "rt", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
 
 
 def measures(rows, rng):
@@ -198,15 +191,15 @@ def pooled(parts):
 
 def score(args):
     """Runs all splits; returns the figures by part."""
-    source = args.table or args.set
-    lines = [line + "\n" for line in source.read_text().split("\n") if line]
-    rows = list(csv.DictReader(lines)) if args.table else [json.loads(line) for line in lines]
+    source = load_table(args.table) if args.table else splits.load(args.set)
+    make = table_split if args.table else set_split
     found = {"random": [], "unseen": []}
     for seed in range(args.first_seed, args.first_seed + args.splits):
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory() as folder:
-            make = table_split if args.table else set_split
-            command, held, unseen = make(args, lines, rows, rng, pathlib.Path(folder))
+            command, held, unseen = make(args, source, seed, pathlib.Path(folder))
+            for part in held.values():
+                rng.shuffle(part)
             command = [str(word) for word in [args.bin, "cascade", *command, "--seed", seed]]
             if args.order == "mixed":
                 both = held["random"] + held["unseen"]
@@ -225,8 +218,8 @@ def score(args):
 def parser():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--bin", required=True, help="the program shoal-loadtest")
-    args.add_argument("--set", type=pathlib.Path, help="set of outcomes, JSON lines, beside its models.json")
-    args.add_argument("--table", type=pathlib.Path, help="table of option probabilities, CSV")
+    args.add_argument("--set", help="name of a set of outcomes in data/routing")
+    args.add_argument("--table", help="name of a table of option probabilities in data/confidence")
     args.add_argument("--local", required=True)
     args.add_argument("--strong", required=True)
     args.add_argument("--peers", default="")
@@ -234,7 +227,6 @@ def parser():
     args.add_argument("--first-seed", type=int, default=0)
     args.add_argument("--told", choices=["both", "escalated", "none"], default="both")
     args.add_argument("--order", choices=["apart", "mixed"], default="apart")
-    args.add_argument("--keep-domain", action="append", default=[], help="domain never left out; may be repeated")
     args.add_argument("--verbose", action="store_true", help="print every split")
     args.add_argument("--json", action="store_true")
     return args
