@@ -19,7 +19,7 @@ const SURFACE_RIDGE: f64 = 0.1;
 
 /// Ridge of the second stage. In units of the evidence, since what it guards against, a new subject, does not get
 /// rarer with more answers of the old ones.
-const PLACE_RIDGE: f64 = 1.0;
+const PLACE_RIDGE: f64 = 0.5;
 
 /// Answers that the second stage doubts beyond that, and the first stage for each of its numbers.
 const PLACE_DOUBT: f64 = 20.0;
