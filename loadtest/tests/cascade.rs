@@ -51,7 +51,9 @@ fn set(folder: &Path) -> [String; 2] {
     let mut rows = String::new();
     for n in 0..400u32 {
         let agrees = n % 2 == 0;
-        let right = u32::from(if agrees { n % 10 != 0 } else { n % 10 == 1 });
+        // Luck that the prompt does not show.
+        let luck = n.wrapping_mul(2_654_435_761) >> 16 & 1023;
+        let right = u32::from(luck < if agrees { 819 } else { 205 });
         let pred = if agrees { "AAB" } else { "ACB" };
         let row = json!({"id": format!("w{n}"), "prompt": format!("What is {n} + 1?"), "in_tok": 9,
             "y": [right, 0, 1], "out_tok": [20 + n % 7, 1, 1], "pred": pred});

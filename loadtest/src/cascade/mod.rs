@@ -130,7 +130,7 @@ impl Cascade {
             if options.warm.is_some() || options.signals.is_none() {
                 bail!("--models is needed, unless the models are given by their names in --signals alone");
             }
-            return Ok(Self::warmed(options, &[], None, table)?);
+            return Self::warmed(options, &[], None, table);
         };
         let peers = options.peers.iter().map(|peer| models.index(peer)).collect::<Result<_>>()?;
         let pair =

@@ -1,10 +1,9 @@
 //! How far each part of an expectation is to be trusted on the traffic of now.
 //!
-//! Four numbers are weighed against each other: a constant, both stages of the [`Fit`], and
-//! what a small learner found in what the fit left over lately. Outcomes move the weights away from their priors
-//! within a few hundred answers, and back when they stop coming: on a subject that the fit never saw, its second
-//! stage falls to a fifth of its weight; on known ones it rises to all of it. Bayesian linear regression with
-//! forgetting towards the prior; all evidence is sums.
+//! Four numbers are weighed against each other: a constant, both stages of the [`Fit`], and what a small learner
+//! found in what the fit left over lately. Outcomes move the weights away from their priors within a few hundred
+//! answers: on a subject that the fit never saw, its second stage falls to a fifth of its weight; on known ones it
+//! rises to all of it. Bayesian linear regression, whose older outcomes fade; all evidence is sums.
 
 use super::moments::Fit;
 use super::triangle::Triangle;
