@@ -21,8 +21,9 @@ const SURFACE_RIDGE: f64 = 0.1;
 /// rarer with more answers of the old ones.
 const PLACE_RIDGE: f64 = 0.5;
 
-/// Answers that the second stage doubts beyond that, and the first stage for each of its numbers.
-const PLACE_DOUBT: f64 = 20.0;
+/// Answers that the second stage doubts beyond that, about one for each of its numbers, and the first stage: a few
+/// hundred answers teach little about places, and would flatter themselves on the answers that they were made of.
+const PLACE_DOUBT: f64 = 200.0;
 const SIGNAL_DOUBT: f64 = 1.0;
 
 /// Answers that a prior mean weighs.

@@ -1,3 +1,5 @@
+//! What the gain model must learn, from made-up subjects whose truth is known.
+
 use super::*;
 use crate::embed::Embedding;
 use crate::features::{EMBEDDED, Features, SURFACE};
