@@ -1,5 +1,7 @@
 //! `shoal-loadtest cascade` as a program: its pipe, what it learns, and how it ends.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 use std::{
     fmt::Write as _,
     io::{BufRead, BufReader, Write},
