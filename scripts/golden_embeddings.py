@@ -45,6 +45,7 @@ def main(source: Path) -> None:
     mean, deviation = np.array(whiten["mean"]), np.array(whiten["std"])
     known = [len(ids) > 0 for ids in model.tokenize(PROMPTS)]
     units = model.encode(PROMPTS, max_length=None, normalize=True).astype(np.float64)
+    print('#[allow(clippy::approx_constant, reason = "a coordinate may look like a constant")]')
     print(f"static GOLDEN: [(&str, [f32; {units.shape[1]}]); {len(PROMPTS)}] = [")
     for prompt, is_known, unit in zip(PROMPTS, known, units):
         vector = (unit - mean) / deviation if is_known else np.zeros_like(unit)

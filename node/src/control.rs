@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shoal_cluster::Caller;
 use shoal_proto::control_server::{Control, ControlServer};
 use shoal_proto::{
     Empty, FeedbackReply, FeedbackRequest, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords,
@@ -11,6 +12,8 @@ use shoal_routing::Score;
 use tonic::{Request, Response, Status};
 
 use crate::judge::Judge;
+use crate::mesh;
+use crate::pipeline::ticket::Live;
 use crate::replication;
 use crate::store::KeyRing;
 
@@ -21,13 +24,13 @@ const MAX_KEYS: usize = 10_000;
 pub struct ControlService {
     judge: Judge,
     keys: Arc<KeyRing>,
-    me: Arc<str>,
+    live: Live,
 }
 
 impl ControlService {
     /// Makes the gRPC routes of this node.
-    pub fn routes(judge: Judge, keys: Arc<KeyRing>, me: &str) -> tonic::service::Routes {
-        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, me: me.into() }))
+    pub fn routes(judge: Judge, keys: Arc<KeyRing>, live: Live) -> tonic::service::Routes {
+        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, live }))
     }
 }
 
@@ -54,8 +57,13 @@ impl Control for ControlService {
         request: Request<GetRequestRequest>,
     ) -> Result<Response<GetRequestReply>, Status> {
         let id = request.into_inner().id;
-        let history = self.judge.history.clone();
-        let record = blocking(move || history.find(&id)).await?;
+        let record = match self.live.find(&id) {
+            Some(running) => Some(running),
+            None => {
+                let history = self.judge.history.clone();
+                blocking(move || history.find(&id)).await?
+            }
+        };
         let json = record.as_ref().and_then(|r| serde_json::to_vec(r).ok());
         Ok(Response::new(GetRequestReply { found: record.is_some(), json: json.unwrap_or_default() }))
     }
@@ -79,20 +87,10 @@ impl Control for ControlService {
         &self,
         request: Request<PullStatisticsRequest>,
     ) -> Result<Response<PullStatisticsReply>, Status> {
+        let caller = request.extensions().get::<Caller>().and_then(|caller| caller.peer.clone());
         let learnt = self.judge.feedback.learnt();
-        let own = learnt
-            .origins
-            .iter()
-            .filter(|(origin, _, _)| *origin == self.me)
-            .map(|(_, arm, stats)| (arm, stats));
-        let summaries = replication::summaries(own);
-        let version = summaries.arms.iter().map(|a| a.version).sum();
-        let blob = if version > request.into_inner().known_version {
-            prost::Message::encode_to_vec(&summaries)
-        } else {
-            Vec::new()
-        };
-        Ok(Response::new(PullStatisticsReply { version, blob }))
+        let caller = caller.map(|peer| peer.id);
+        Ok(Response::new(mesh::newer_than(&request.into_inner(), &learnt, caller.as_ref())))
     }
 
     async fn health(&self, _: Request<Empty>) -> Result<Response<HealthReply>, Status> {

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::error::ApiError;
 use crate::api::front::Front;
 use crate::api::serve::DRAIN_WAIT;
+use crate::api::tls::Tls;
 use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
@@ -176,37 +177,49 @@ impl Node {
         Ok(owner.map_or(Owner::Gone, Owner::Other))
     }
 
-    /// Finds a request's record: in progress here, in the store, or on the node that accepted it.
+    /// Finds a request's record, whether it runs still or has ended, at the node that accepted it.
+    ///
+    /// A router that passed a request on has a record of its part too; it is shown only when the first one is away.
     pub async fn find_request(&self, id: &str) -> Result<Value, ApiError> {
-        let not_found = || {
-            let message = "no record of this request; the node that accepted it is away, or it is older than the history kept";
-            ApiError::new(404, "not_found", message)
-        };
-        let owner = self.owner_of(id)?;
-        if let Some(live) = self.pipeline.sinks.live.find(id) {
-            return serde_json::to_value(live)
-                .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
-        }
-        let owner = match owner {
-            Owner::Me => {
-                let (history, wanted) = (self.pipeline.sinks.history.clone(), id.to_owned());
-                let record = tokio::task::spawn_blocking(move || history.find(&wanted)).await;
-                let record = record.ok().and_then(Result::ok).flatten().ok_or_else(not_found)?;
-                return serde_json::to_value(record)
-                    .map_err(|e| ApiError::new(500, "internal_error", e.to_string()));
+        let found = match self.owner_of(id)? {
+            Owner::Me | Owner::Gone => None,
+            Owner::Other(owner) => {
+                let asked = async {
+                    let mut client = self.mesh.control(&owner).await?;
+                    let reply =
+                        client.get_request(GetRequestRequest { id: id.to_owned() }).await?.into_inner();
+                    anyhow::Ok(reply.found.then(|| serde_json::from_slice(&reply.json)).transpose()?)
+                };
+                match tokio::time::timeout(ASK_WAIT, asked).await {
+                    Ok(Ok(found)) => found,
+                    failed => {
+                        tracing::debug!(?failed, "the node that accepted a request does not tell of it");
+                        None
+                    }
+                }
             }
-            Owner::Other(owner) => owner,
-            Owner::Gone => return Err(not_found()),
         };
-        let asked = async {
-            let mut client = self.mesh.control(&owner).await?;
-            let reply = client.get_request(GetRequestRequest { id: id.to_owned() }).await?.into_inner();
-            anyhow::Ok(reply)
-        };
-        match tokio::time::timeout(ASK_WAIT, asked).await {
-            Ok(Ok(reply)) if reply.found => serde_json::from_slice(&reply.json).map_err(|_| not_found()),
-            _ => Err(not_found()),
+        match found {
+            Some(record) => Ok(record),
+            None => self.find_here(id).await,
         }
+    }
+
+    async fn find_here(&self, id: &str) -> Result<Value, ApiError> {
+        let sinks = &self.pipeline.sinks;
+        let found = match sinks.live.find(id) {
+            Some(running) => Some(running),
+            None => {
+                let (history, wanted) = (sinks.history.clone(), id.to_owned());
+                let record = tokio::task::spawn_blocking(move || history.find(&wanted)).await;
+                record.ok().and_then(Result::ok).flatten()
+            }
+        };
+        let Some(record) = found else {
+            let message = "no record of this request; the node that accepted it is away, or it is older than the history kept";
+            return Err(ApiError::new(404, "not_found", message));
+        };
+        serde_json::to_value(record).map_err(|e| ApiError::new(500, "internal_error", e.to_string()))
     }
 }
 
@@ -227,10 +240,11 @@ impl Started {
             keys.accept_foreign("LFO_AUTH_TOKEN", hash);
         }
         keys.merge(handed_keys.keys.into_iter().filter_map(crate::replication::key_from_proto).collect())?;
+        let identity = Arc::new(identity);
+        let tls = Tls::new(&config, &identity)?;
         let (listener, api_url) = bind_api(&mut config).await?;
         let new_key =
             if keys.is_empty() && !config.no_auth { Some(keys.create("first", false)?) } else { None };
-        let identity = Arc::new(identity);
         let me = identity.node_id().clone();
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
@@ -239,8 +253,9 @@ impl Started {
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());
         let (history, history_task) =
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
+        let live = Live::default();
         let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
-        let control = ControlService::routes(judge.clone(), keys.clone(), me.as_str());
+        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone());
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
@@ -256,7 +271,8 @@ impl Started {
         let (inventory_service, snapshot) =
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let lfo_manners = config.lfo.is_some();
-        let sinks = Sinks { feedback, history, live: Live::default(), totals: Arc::default(), lfo_manners };
+        let feedback_handle = feedback.clone();
+        let sinks = Sinks { feedback, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
@@ -290,9 +306,7 @@ impl Started {
 
         let background = stop_background.clone();
         let forwarded = TaskTracker::new();
-        let publisher = GossipPublisher(mesh.clone());
-        let publish = move |value| inventory::Publish::publish(&publisher, value);
-        let tasks = vec![
+        let mut tasks = vec![
             history_task,
             tasks::spawn(TaskKind::Cluster, {
                 let stop = background.clone();
@@ -306,7 +320,14 @@ impl Started {
                 TaskKind::Inventory,
                 inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
             ),
-            tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
+            tasks::spawn(
+                TaskKind::Feedback,
+                feedback_service.run(GossipPublisher(mesh.clone()), background.clone()),
+            ),
+            tasks::spawn(
+                TaskKind::Statistics,
+                mesh::keep_statistics_equal(mesh.clone(), feedback_handle, background.clone()),
+            ),
             tasks::spawn(
                 TaskKind::Inbound,
                 mesh::receive(inbound, links, pipeline, forwarded.clone(), background.clone()),
@@ -316,8 +337,16 @@ impl Started {
         ];
         let mut servers = vec![tasks::spawn(
             TaskKind::Api,
-            crate::api::serve::tcp(listener, crate::api::public(node.clone()), stop_serving.clone()),
+            crate::api::serve::tcp(
+                listener,
+                tls.clone(),
+                crate::api::public(node.clone()),
+                stop_serving.clone(),
+            ),
         )];
+        if let Some(tls) = tls {
+            tasks.push(tasks::spawn(TaskKind::Certificate, tls.keep_fresh(stop_background.clone())));
+        }
         #[cfg(unix)]
         servers.push(admin_socket(&node, stop_serving.clone())?);
         Ok(Self {
@@ -419,7 +448,7 @@ async fn bind_api(config: &mut Config) -> anyhow::Result<(TcpListener, String)> 
                 config.listen = bound;
                 let host =
                     if bound.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_text(bound.ip()) };
-                return Ok((listener, format!("http://{host}:{}", bound.port())));
+                return Ok((listener, format!("{}://{host}:{}", config.tls.scheme(), bound.port())));
             }
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && extra < tries => {}
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {

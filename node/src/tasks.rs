@@ -26,6 +26,8 @@ pub enum TaskKind {
     Inventory,
     /// Owns statistics: outcomes in, posterior snapshots out.
     Feedback,
+    /// Fetches what other routers learnt. On error: what is known stays, and the router is asked again later.
+    Statistics,
     /// Writes history rows in batches. On error: rows are dropped and counted.
     Store,
     /// Probes an engine and keeps its model list fresh.
@@ -36,6 +38,8 @@ pub enum TaskKind {
     Relay,
     /// Forwards signals of the operating system.
     Signals,
+    /// Renews the certificate of the API. On error: the old one is shown, with a warning.
+    Certificate,
     /// Exchanges API-key records with other routers.
     Keys,
 }

@@ -105,17 +105,92 @@ def test_mode_cloud_goes_out_and_mode_local_never_does(cloud):
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_local_capacity")
 
 
-@pytest.mark.parametrize("fault, status", [
-    ("err=429 retry_after=7", 429), ("err=500", 502), ("err=503", 503), ("hang=0", 504), ("drop=1", 502), ("garbage=1", 502),
+def record(node, answer):
+    """The request's record once it has ended."""
+    told, _ = kit.until("the end recorded", lambda: (r := node.get(
+        f"/shoal/v1/requests/{answer.headers['x-request-id']}").json())["outcome"] != "in progress" and r)
+    return told
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault, status, code", [
+    ("err=429 retry_after=7", 429, None), ("err=500", 502, None), ("err=503", 503, None),
+    ("hang=0", 504, "upstream_timeout"), ("drop=1", 502, None), ("html=1", 502, "upstream_error"),
 ])
 @pytest.mark.parametrize("model", ["own/gpt-stub", "goo/gemini-stub"])
-def test_a_providers_fault_is_a_clear_error(cloud, model, fault, status):
-    answer = cloud.chat(model, f"[[stub {fault}]]", max_tokens=20)
+def test_a_providers_fault_before_the_first_byte_is_a_clear_error(cloud, model, fault, status, code, stream):
+    provider = model.split("/")[0]
+    answer = cloud.chat(model, f"[[stub {fault} tag=t]]", stream=stream, max_tokens=20)
     assert answer.status_code == status, answer.text
-    assert answer.json()["error"]["code"]
-    assert answer.headers["x-shoal-egress"] == model.split("/")[0]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"]["code"] == (code or answer.json()["error"]["code"]) != ""
+    assert answer.headers["x-shoal-egress"] == provider
     if "retry_after" in fault:
         assert answer.headers["retry-after"] == "7"
+    told = record(cloud, answer)
+    assert (told["outcome"], told["status"], told["egress"]) == ("failed", status, provider)
+    assert told["attempts"] == len(cloud.stubs[provider].tagged("t")) == 1
+    other = cloud.stubs["goo" if provider == "own" else "own"]
+    assert not other.tagged("t"), "who names a model of a provider is not sent to another"
+
+
+@pytest.mark.parametrize("fault", ["cut=3", "hang=3", "inband=3", "garbage=1"])
+@pytest.mark.parametrize("model", ["own/gpt-stub", "goo/gemini-stub"])
+def test_a_providers_fault_after_the_first_byte_is_told_in_the_stream(cloud, model, fault):
+    provider = model.split("/")[0]
+    answer = cloud.chat(model, f"[[stub {fault} n=9 tag=t]]", stream=True, max_tokens=20)
+    assert (answer.status_code, answer.headers["x-shoal-egress"]) == (200, provider)
+    parts = kit.events(answer.text)
+    assert '"content":"w0000' in answer.text.replace(" ", ""), answer.text
+    assert parts[-1] != "[DONE]" and '"finish_reason":"stop"' not in answer.text, "never a clean end"
+    assert kit.json.loads(parts[-1])["error"]["code"] == "upstream_interrupted", answer.text
+    told = record(cloud, answer)
+    assert (told["outcome"], told["error"], told["attempts"]) == ("failed", "upstream_interrupted", 1)
+    assert len(cloud.stubs[provider].tagged("t")) == 1, "what was begun is not asked again"
+
+
+@pytest.mark.parametrize("fault", ["cut=3", "garbage=1"])
+@pytest.mark.parametrize("model", ["own/gpt-stub", "goo/gemini-stub"])
+def test_a_whole_answer_that_breaks_in_the_middle_is_no_answer(cloud, model, fault):
+    answer = cloud.chat(model, f"[[stub {fault} n=9 tag=t]]", max_tokens=20)
+    assert answer.status_code == 502 and "w0000" not in answer.text, answer.text
+    assert record(cloud, answer)["outcome"] == "failed"
+
+
+def test_mode_local_with_every_device_dead_goes_nowhere(cloud, tmp_path):
+    """No device answers any more, the providers are well: whoever asks for local gets 503 and nobody outside hears of it."""
+    devices = [kit.Stub(tmp_path / f"device{i}") for i in (1, 2)]
+    config = tmp_path / "shoal.toml"
+    node = kit.Node(tmp_path / "n2", "n2", ["up", "--config", config], more=[
+        word for device in devices for word in ("--device", device.url)])
+    try:
+        node.ready()
+        kit.until("the devices' model listed", lambda: "stub-a" in node.models())
+        assert node.chat("auto", metadata={"mode": "local"}).headers["x-shoal-egress"] == "none"
+        before = {name: stub.log()["connections"] for name, stub in cloud.stubs.items()}
+        for device in devices:
+            device.kill()
+        asked = [(model, stream) for model in ("auto", "auto:local", "stub-a") for stream in (False, True)]
+
+        def ask(model, stream):
+            answer = node.chat(model, "secret", stream=stream, metadata={"mode": "local", "confidence_threshold": 0.99})
+            assert answer.headers["x-shoal-egress"] == "none"
+            assert answer.status_code >= 500, answer.text
+            return answer.status_code, answer.json()["error"]["code"]
+        # While the deaths are not known yet, the attempts themselves fail; what is asked for stays the same.
+        for model, stream in asked:
+            assert ask(model, stream)[0] in (502, 503)
+        gone = (503, "no_local_capacity")
+        kit.until("the deaths known", lambda: ask("auto", False) == gone)
+        for model, stream in asked:
+            assert ask(model, stream) == gone, model
+        assert {name: stub.log()["connections"] for name, stub in cloud.stubs.items()} == before
+        # The way out was open all the time.
+        assert node.chat("auto", metadata={"mode": "cloud"}, max_tokens=9).headers["x-shoal-egress"] in ("own", "goo")
+    finally:
+        node.stop()
+        for device in devices:
+            device.stop()
 
 
 def test_the_command_adds_lists_and_removes_and_tells_no_key(cloud, tmp_path):

@@ -119,7 +119,7 @@ impl Authority {
         Ok((Peer { role, id }, certificate))
     }
 
-    fn sign(
+    pub(super) fn sign(
         &self,
         params: &CertificateParams,
         key: &impl PublicKeyData,
@@ -155,7 +155,7 @@ fn parse_request(csr: &[u8]) -> Result<CertificateSigningRequestParams, Certific
         .map_err(|error| CertificateError::Request(error.to_string()))
 }
 
-fn base_params(name: String, now: SystemTime, life: Duration) -> CertificateParams {
+pub(super) fn base_params(name: String, now: SystemTime, life: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -243,7 +243,7 @@ pub fn leaf_facts(leaf: &CertificateDer<'_>) -> Result<LeafFacts, CertificateErr
     })
 }
 
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(super) fn system_time(time: ASN1Time) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
 }
 

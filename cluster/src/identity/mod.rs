@@ -24,6 +24,7 @@ pub mod certificates;
 mod files;
 mod issuer;
 pub mod join;
+pub mod server;
 pub mod token;
 
 pub use book::{BookError, MemoryBook, Refusal, TokenBook, TokenRecord};

@@ -119,6 +119,10 @@ async fn call(
     if script.hang == Some(0) || (script.hang.is_some() && !stream) {
         return std::future::pending().await;
     }
+    if script.html {
+        guard.end(End::Fault, 200);
+        return ([(header::CONTENT_TYPE, "text/html")], "<html><body>Sign in</body></html>").into_response();
+    }
     let choices = answer::plan(&request, &script, nonce(&shared, guard.seq()));
     if stream {
         // Google's stream has no farewell line: it ends with the connection's body.

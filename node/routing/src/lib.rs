@@ -14,8 +14,9 @@
 //! After the answer a fourth one looks at it: how far it can be trusted ([`confidence`], [`calibration`]), and
 //! whether a stronger model that the policy admitted is worth asking ([`escalate`]).
 //!
-//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`domain`], [`profile`],
-//! [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`], [`confidence`], [`calibration`],
+//! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`embed`], [`domain`],
+//! [`profile`], [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`],
+//! [`confidence`], [`calibration`],
 //! [`escalate`].
 
 pub mod balance;
@@ -44,8 +45,8 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Belief, Discriminant, Level, Observations, Placed, Policy, Posterior, Quality,
-    QualitySums, Reward, Selection, Thompson,
+    ArmEvidence, ArmStats, ArmView, Belief, Discriminant, Evidence, Level, Observations, Placed, Policy,
+    Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};
@@ -64,6 +65,8 @@ pub use outcome::{FinishReason, Outcome, OutcomeStatus};
 pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
 pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
-pub use router::{Decision, Fallback, NoRoute, Permitted, RouteReason, Router, Snapshot};
+pub use router::{
+    Considered, Decision, Fallback, NoRoute, Permitted, Removal, Removed, RouteReason, Router, Snapshot,
+};
 pub use tokens::count_tokens;
 pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};

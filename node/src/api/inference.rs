@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use shoal_routing::MAX_ATTEMPTS;
+use shoal_routing::{Decision, MAX_ATTEMPTS};
 
 use super::auth::Caller;
 use super::error::ApiError;
@@ -22,6 +22,7 @@ use super::front::Front;
 use super::relay::{self, Asked};
 use super::{parse, sse};
 use crate::pipeline::{Failed, Job, Origin, Running, Whole};
+use crate::store::{Considered, ProfileRecord, Removed};
 use crate::upstream::ApiPath;
 
 /// Headers of a stream wait this long for its commit point; then they go out and failures come in-band.
@@ -94,10 +95,27 @@ async fn dry_run(
         "routing_reason": decision.reason.as_str(),
         "propensity": decision.propensity,
         "upstreams": decision.offers.iter().map(|o| json!({"name": &*o.name, "id": o.upstream.to_string()})).collect::<Vec<_>>(),
-        "considered": decision.considered.iter().map(|(m, s)| json!({"model": &**m, "score": s})).collect::<Vec<_>>(),
+        "explored": decision.explored,
+        "considered": decision.considered.iter().map(Considered::from).collect::<Vec<_>>(),
+        "removed": decision.removed.iter().map(Removed::from).collect::<Vec<_>>(),
+        "profile": ProfileRecord::new(&parsed.profile, decision.strange),
+        "may_escalate_to": stronger(&decision),
         "prompt_tokens": parsed.profile.prompt_tokens.0,
         "data_class": parsed.shape.data_class.as_str(),
     })))
+}
+
+/// Whom the chosen model's answer may be passed up to, and at what price.
+fn stronger(decision: &Decision) -> Vec<Value> {
+    let cloud = decision.offers.iter().all(|offer| offer.is_cloud());
+    shoal_routing::ladder(decision, &decision.arm, cloud)
+        .rungs
+        .iter()
+        .map(|rung| {
+            json!({"model": &*rung.model, "cloud": rung.cloud, "quality": rung.quality.of_request.value(),
+                   "cost_usd": rung.cost.as_usd(), "latency_ms": rung.latency_ms})
+        })
+        .collect()
 }
 
 async fn serve(

@@ -17,6 +17,7 @@ pub mod sse;
 mod stall;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod views;
 
 use std::any::Any;

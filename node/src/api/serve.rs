@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::stall::WriteIdle;
+use super::tls::Tls;
 use crate::tasks::{self, TaskKind};
 
 /// Wait for a request's header; a slow-loris client holds a connection no longer.
@@ -31,8 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two pings of an HTTP/2 connection, and the wait for their answer.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-/// Accepts TCP connections until shutdown, then waits for running answers.
-pub async fn tcp(listener: TcpListener, app: Router, shutdown: CancellationToken) {
+/// Accepts TCP connections until shutdown, then waits for running answers; with `tls` each makes its handshake first.
+pub async fn tcp(listener: TcpListener, tls: Option<Tls>, app: Router, shutdown: CancellationToken) {
     let accept = async || {
         let (stream, _) = listener.accept().await?;
         // Without this the second answer of a connection waits 40 ms for the client's delayed acknowledgement.
@@ -41,19 +42,47 @@ pub async fn tcp(listener: TcpListener, app: Router, shutdown: CancellationToken
         }
         Ok(stream)
     };
-    serve(accept, MAX_CONNECTIONS, app, shutdown).await;
+    let stop = shutdown.clone();
+    let start = |stream, place: Place| match &tls {
+        None => drop(tasks::spawn(TaskKind::Relay, converse(stream, app.clone(), place))),
+        Some(tls) => {
+            let (tls, app, stop) = (tls.clone(), app.clone(), stop.clone());
+            tasks::spawn(TaskKind::Relay, async move {
+                let secured = tokio::select! {
+                    secured = tls.accept(stream) => secured,
+                    () = stop.cancelled() => None,
+                };
+                if let Some(stream) = secured {
+                    converse(stream, app, place).await;
+                }
+            });
+        }
+    };
+    serve(accept, MAX_CONNECTIONS, start, shutdown).await;
 }
 
 /// Accepts connections on the admin socket until shutdown.
 #[cfg(unix)]
 pub async fn unix(listener: tokio::net::UnixListener, app: Router, shutdown: CancellationToken) {
     let accept = async || Ok(listener.accept().await?.0);
-    serve(accept, MAX_ADMIN_CONNECTIONS, app, shutdown).await;
+    let start = |stream, place: Place| {
+        tasks::spawn(TaskKind::Relay, converse(stream, app.clone(), place));
+    };
+    serve(accept, MAX_ADMIN_CONNECTIONS, start, shutdown).await;
 }
 
-async fn serve<I, F>(accept: impl Fn() -> F, limit: usize, app: Router, shutdown: CancellationToken)
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+/// A connection's place among those served at once, and its ear for the node's end.
+struct Place {
+    watcher: Watcher,
+    _permit: OwnedSemaphorePermit,
+}
+
+async fn serve<I, F>(
+    accept: impl Fn() -> F,
+    limit: usize,
+    start: impl Fn(I, Place),
+    shutdown: CancellationToken,
+) where
     F: Future<Output = io::Result<I>>,
 {
     let graceful = GracefulShutdown::new();
@@ -65,7 +94,7 @@ where
         };
         tokio::select! {
             accepted = accept() => match accepted {
-                Ok(io) => connection(io, app.clone(), &graceful, permit),
+                Ok(io) => start(io, Place { watcher: graceful.watcher(), _permit: permit }),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -79,7 +108,8 @@ where
     }
 }
 
-fn connection<I>(io: I, app: Router, graceful: &GracefulShutdown, permit: OwnedSemaphorePermit)
+/// Serves one connection until it ends.
+async fn converse<I>(io: I, app: Router, place: Place)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -94,10 +124,7 @@ where
         .keep_alive_timeout(PING_EVERY);
     let io = TokioIo::new(WriteIdle::new(io));
     let connection = builder.serve_connection(io, TowerToHyperService::new(app)).into_owned();
-    let watched = graceful.watch(connection);
-    tasks::spawn(TaskKind::Relay, async move {
-        // A client that speaks no HTTP or goes away is its own affair.
-        let _ = watched.await;
-        drop(permit);
-    });
+    let Place { watcher, _permit } = place;
+    // A client that speaks no HTTP or goes away is its own affair.
+    let _ = watcher.watch(connection).await;
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::TlsFlags;
+
 /// A mesh of LLM routers: one OpenAI endpoint over the phones, laptops and GPU boxes you own.
 #[derive(Debug, Parser)]
 #[command(name = "shoal", version, max_term_width = 100, propagate_version = true)]
@@ -75,7 +77,7 @@ pub enum Command {
 }
 
 /// Where a client command finds its node.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct ClientArgs {
     /// Data directory of the node [default: the platform's data directory].
     #[arg(long, env = "SHOAL_DATA_DIR")]
@@ -83,6 +85,10 @@ pub struct ClientArgs {
     /// Base URL of a node elsewhere; needs an API key.
     #[arg(long, env = "SHOAL_URL")]
     pub url: Option<String>,
+    /// Certificates to trust for --url https://…, PEM; nothing else is trusted then [default: the web's, the system's and
+    /// the mesh's that the data directory belongs to].
+    #[arg(long, env = "SHOAL_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// API key for --url.
     #[arg(long, env = "SHOAL_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -144,6 +150,9 @@ pub struct UpArgs {
     /// Serve without an API key; allowed on loopback only.
     #[arg(long)]
     pub no_auth: bool,
+    /// HTTPS of the API.
+    #[command(flatten)]
+    pub tls: TlsFlags,
     /// Write a join token to a file once the mesh is up; repeat for several.
     #[arg(long = "write-token", value_name = "ROLE:FILE[:USES]")]
     pub write_tokens: Vec<String>,
@@ -184,6 +193,9 @@ pub struct JoinArgs {
     /// Router: do not look for inference servers on loopback.
     #[arg(long)]
     pub no_detect: bool,
+    /// Router: HTTPS of the API.
+    #[command(flatten)]
+    pub tls: TlsFlags,
     /// End when standard input closes; for a parent process.
     #[arg(long, hide = true)]
     pub follow_stdin: bool,

@@ -1,15 +1,19 @@
 //! How a command reaches a node: the admin socket in its data directory, or a URL with an API key.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use shoal_cluster::identity::server::ca_file;
 
 use super::args::ClientArgs;
 use super::exit::{CliError, Exit};
+use super::up::identity_dir;
 use crate::config;
-use crate::upstream::http_client;
+use crate::upstream::http_client::{self, Trust};
 
 /// File name of the admin socket in the data directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -25,18 +29,20 @@ pub struct NodeClient {
     key: Option<String>,
     admin: bool,
     place: String,
+    /// File with the certificates that prove this node.
+    ca: Option<PathBuf>,
 }
 
 impl NodeClient {
     /// Finds the node: `--url`, else the admin socket of the data directory.
     pub fn find(args: &ClientArgs) -> Result<Self, CliError> {
         match &args.url {
-            Some(url) => Self::by_url(url, args.api_key.clone()),
+            Some(url) => Self::by_url(url, args),
             None => Self::by_socket(&data_dir(args)),
         }
     }
 
-    fn by_url(url: &str, key: Option<String>) -> Result<Self, CliError> {
+    fn by_url(url: &str, args: &ClientArgs) -> Result<Self, CliError> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         if !base.starts_with("http://") && !base.starts_with("https://") {
             let message = format!("'{url}' is not a URL; give one such as http://127.0.0.1:8080");
@@ -44,12 +50,14 @@ impl NodeClient {
         }
         let parsed: reqwest::Url =
             base.parse().map_err(|e| CliError::new(Exit::Usage, format!("'{url}' is not a URL: {e}")))?;
-        let http = http_client::build(http_client::Reach::of(&parsed)).map_err(CliError::failure)?;
-        Ok(Self { http, place: base.clone(), base, key, admin: false })
+        let (ca, trust) = trust(args)?;
+        let reach = http_client::Reach::of(&parsed);
+        let http = http_client::build_trusting(reach, &trust).map_err(CliError::failure)?;
+        Ok(Self { http, place: base.clone(), base, key: args.api_key.clone(), admin: false, ca })
     }
 
     #[cfg(unix)]
-    fn by_socket(dir: &std::path::Path) -> Result<Self, CliError> {
+    fn by_socket(dir: &Path) -> Result<Self, CliError> {
         let mut socket = dir.join(ADMIN_SOCKET);
         if !socket.exists()
             && let Ok(elsewhere) = std::fs::read_to_string(dir.join(POINTER_FILE))
@@ -60,17 +68,19 @@ impl NodeClient {
             return Err(not_running(dir));
         }
         let http = http_client::on_socket(&socket).map_err(CliError::failure)?;
+        let home = socket.parent().unwrap_or(dir);
         Ok(Self {
             http,
             base: "http://shoal".into(),
             key: None,
             admin: true,
+            ca: Some(ca_file(&identity_dir(home))).filter(|file| file.is_file()),
             place: socket.display().to_string(),
         })
     }
 
     #[cfg(not(unix))]
-    fn by_socket(dir: &std::path::Path) -> Result<Self, CliError> {
+    fn by_socket(dir: &Path) -> Result<Self, CliError> {
         let _ = dir;
         let message = "on this platform give the node's address with --url and a key with --api-key";
         Err(CliError::new(Exit::Unreachable, message))
@@ -110,6 +120,11 @@ impl NodeClient {
         Err(refused(status, &bytes))
     }
 
+    /// Returns the file with the certificates that prove the node's own; `None` where the web's are all there is.
+    pub fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
     /// Returns an error unless the command came in by the admin socket.
     pub fn require_admin(&self) -> Result<(), CliError> {
         if self.admin {
@@ -128,11 +143,13 @@ impl NodeClient {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> CliError {
-        let message = format!(
-            "the node at {} does not answer ({}); is it running? Start it with `shoal up`",
-            self.place,
-            root_cause(error)
-        );
+        let cause = root_cause(error);
+        let next = if cause.contains("certificate") {
+            "give the mesh's certificate, identity/ca.crt in the data directory of any router, with --ca-file or SHOAL_CA_FILE"
+        } else {
+            "is it running? Start it with `shoal up`"
+        };
+        let message = format!("the node at {} does not answer ({cause}); {next}", self.place);
         CliError::new(Exit::Unreachable, message)
     }
 }
@@ -140,6 +157,35 @@ impl NodeClient {
 /// Returns the data directory that a command means.
 pub fn data_dir(args: &ClientArgs) -> PathBuf {
     args.data_dir.clone().unwrap_or_else(|| config::default_data_dir(&config::process_env()))
+}
+
+/// Whom `--url` may be: who `--ca-file` proves and nobody else, or a member of the mesh that the data directory
+/// belongs to, or whom the web knows.
+fn trust(args: &ClientArgs) -> Result<(Option<PathBuf>, Trust), CliError> {
+    if let Some(file) = &args.ca_file {
+        let wrong = |e: &dyn std::fmt::Display| {
+            let message =
+                format!("{} holds no certificate ({e}); give a PEM file with --ca-file", file.display());
+            CliError::new(Exit::Usage, message)
+        };
+        let roots = read_certificates(file).map_err(|e| wrong(&e))?;
+        if roots.is_empty() {
+            return Err(wrong(&"it is empty of them"));
+        }
+        return Ok((Some(file.clone()), Trust::Only(roots)));
+    }
+    let dir = data_dir(args);
+    let pointed = std::fs::read_to_string(dir.join(POINTER_FILE)).map(|text| PathBuf::from(text.trim()));
+    let known = [Some(dir), pointed.ok()].into_iter().flatten().map(|dir| ca_file(&identity_dir(&dir)));
+    let found = known.into_iter().find_map(|file| Some((read_certificates(&file).ok()?, file)));
+    Ok(match found {
+        Some((roots, file)) => (Some(file), Trust::Also(roots)),
+        None => (None, Trust::default()),
+    })
+}
+
+fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
+    CertificateDer::pem_file_iter(file)?.collect()
 }
 
 fn not_running(dir: &std::path::Path) -> CliError {

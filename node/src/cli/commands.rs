@@ -1,15 +1,17 @@
 //! Commands that ask a running node and print its answer.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::args::{ChatArgs, ClientArgs, ExplainArgs, KeysCommand, RoleArg, TokenCommand};
+use super::args::{ChatArgs, ClientArgs, KeysCommand, RoleArg, TokenCommand};
 use super::client::NodeClient;
 use super::exit::{CliError, Exit};
 use super::show;
+use crate::api::tls::bundle_file;
 use crate::upstream::sse::{Decoder, Item};
 
 /// `shoal status`
@@ -168,63 +170,6 @@ pub(super) async fn ps(args: &ClientArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `shoal explain`
-pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
-    let valid = args.id.starts_with("req_")
-        && args.id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if !valid {
-        return Err(CliError::new(
-            Exit::Usage,
-            "a request id looks like req_ab12cd34_…; the header x-request-id and `shoal ps` show it",
-        ));
-    }
-    let v = NodeClient::find(&args.client)?.get(&format!("/shoal/v1/requests/{}", args.id)).await?;
-    if args.client.json {
-        show::json(&v);
-        return Ok(());
-    }
-    for (label, key) in [
-        ("request", "id"),
-        ("accepted by", "node"),
-        ("asked for", "model_requested"),
-        ("answered by", "upstream"),
-        ("model", "model"),
-        ("where", "target"),
-        ("why", "routing_reason"),
-        ("outcome", "outcome"),
-        ("finish", "finish_reason"),
-        ("error", "error"),
-        ("attempts", "attempts"),
-        ("data class", "data_class"),
-        ("left the mesh", "egress"),
-        ("prompt tokens", "prompt_tokens"),
-        ("answer tokens", "completion_tokens"),
-        ("cost usd", "cost_usd"),
-        ("confidence", "confidence"),
-    ] {
-        show::line(format!("{label:<14} {}", show::clean(&show::text(&v, key))));
-    }
-    show::line(format!("{:<14} {}", "first token", show::millis(&v["ttft_ms"])));
-    show::line(format!("{:<14} {}", "total", show::millis(&v["duration_ms"])));
-    for attempt in v["attempt_log"].as_array().into_iter().flatten() {
-        show::line(format!(
-            "{:<14} {}: {}",
-            "attempt",
-            show::clean(&show::text(attempt, "upstream")),
-            show::text(attempt, "ended")
-        ));
-    }
-    for other in v["considered"].as_array().into_iter().flatten() {
-        show::line(format!(
-            "{:<14} {} (score {})",
-            "considered",
-            show::clean(&show::text(other, "model")),
-            show::text(other, "score")
-        ));
-    }
-    Ok(())
-}
-
 /// `shoal token …`
 pub(super) async fn token(command: &TokenCommand) -> Result<(), CliError> {
     match command {
@@ -362,13 +307,29 @@ pub(super) async fn health(args: &ClientArgs) -> Result<(), CliError> {
 
 /// `shoal env`
 pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
-    let v = NodeClient::find(args)?.get("/shoal/v1/status").await?;
-    let base = format!("{}/v1", v["node"]["api_url"].as_str().unwrap_or_default());
+    let node = NodeClient::find(args)?;
+    let v = node.get("/shoal/v1/status").await?;
+    // By its own address the node may be out of reach of who asked by another.
+    let own = v["node"]["api_url"].as_str().unwrap_or_default();
+    let base = format!(
+        "{}/v1",
+        args.url.as_deref().map_or(own, |url| url.trim_end_matches('/').trim_end_matches("/v1"))
+    );
+    let trusted = if v["node"]["tls"] == "mesh" { node.ca().map(Trusted::of) } else { None };
     if args.json {
-        show::json(&json!({"OPENAI_BASE_URL": base}));
+        let mut all = json!({"OPENAI_BASE_URL": base});
+        if let Some(trusted) = &trusted {
+            all["SSL_CERT_FILE"] = json!(trusted.list);
+            all["NODE_EXTRA_CA_CERTS"] = json!(trusted.mesh);
+        }
+        show::json(&all);
         return Ok(());
     }
     show::line(format!("export OPENAI_BASE_URL={base}"));
+    if let Some(trusted) = &trusted {
+        show::line(format!("export SSL_CERT_FILE={}", quoted(&trusted.list)));
+        show::line(format!("export NODE_EXTRA_CA_CERTS={}", quoted(&trusted.mesh)));
+    }
     match &args.api_key {
         Some(key) => show::line(format!("export OPENAI_API_KEY={key}")),
         None => show::line(
@@ -376,6 +337,31 @@ pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
         ),
     }
     Ok(())
+}
+
+/// Files by which clients of an API with a certificate from the mesh know it.
+struct Trusted {
+    /// For what takes one list of all: the host's roots and the mesh's, where the node could write it.
+    list: PathBuf,
+    /// The mesh's roots alone.
+    mesh: PathBuf,
+}
+
+impl Trusted {
+    fn of(ca: &Path) -> Self {
+        let mesh = std::path::absolute(ca).unwrap_or_else(|_| ca.to_owned());
+        let beside = mesh.parent().and_then(Path::parent).map(bundle_file).filter(|file| file.is_file());
+        Self { list: beside.unwrap_or_else(|| mesh.clone()), mesh }
+    }
+}
+
+/// Quotes a path for a shell, where it needs that.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+@%:".contains(&b)) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// `shoal chat`

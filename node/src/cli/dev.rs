@@ -221,8 +221,7 @@ async fn wait_ready(parts: &mut [Part], index: usize) -> anyhow::Result<NodeClie
     let give_up = Instant::now() + START_WAIT;
     loop {
         check_children(parts)?;
-        let args =
-            ClientArgs { data_dir: Some(parts[index].dir.clone()), url: None, api_key: None, json: true };
+        let args = ClientArgs { data_dir: Some(parts[index].dir.clone()), ..ClientArgs::default() };
         if let Ok(client) = NodeClient::find(&args)
             && client.get("/readyz").await.is_ok()
         {
@@ -312,7 +311,7 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 
 /// Asks the first node for a link to its dashboard; without one the page itself says how to get in.
 async fn dashboard_url(first: &Path, info: &Value) -> String {
-    let args = ClientArgs { data_dir: Some(first.to_owned()), url: None, api_key: None, json: true };
+    let args = ClientArgs { data_dir: Some(first.to_owned()), ..ClientArgs::default() };
     let link = match NodeClient::find(&args) {
         Ok(client) => client.json(reqwest::Method::POST, "/admin/v1/dashboard-link", None).await.ok(),
         Err(_) => None,

@@ -32,6 +32,7 @@ pub(super) async fn run(args: JoinArgs, env: &[(String, String)]) -> Result<(), 
             advertise: args.advertise.clone(),
             name: args.name.clone(),
             no_detect: args.no_detect,
+            tls: args.tls.clone(),
             ..Flags::default()
         },
         env,

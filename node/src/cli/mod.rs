@@ -7,6 +7,7 @@ mod commands;
 mod dev;
 mod doctor;
 pub mod exit;
+mod explain;
 mod join;
 mod show;
 mod signals;
@@ -67,7 +68,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Models(args) => commands::models(&args).await,
         Command::Ps(args) => commands::ps(&args).await,
         Command::Dashboard(args) => commands::dashboard(&args).await,
-        Command::Explain(args) => commands::explain(&args).await,
+        Command::Explain(args) => explain::explain(&args).await,
         Command::Token(command) => commands::token(&command).await,
         Command::Keys(command) => commands::keys(&command).await,
         Command::Cloud(command) => cloud::run(command, &env).await,

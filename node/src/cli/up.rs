@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use shoal_cluster::identity::Identity;
+use shoal_cluster::identity::server::ca_file;
 use shoal_cluster::ids::Role;
 use shoal_cluster::{Handle, RouterAddr};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::{PullArgs, UpArgs};
 use super::exit::{CliError, Exit};
 use super::{load_config, show, signals};
-use crate::config::{Config, Flags, default_data_dir};
+use crate::config::{ApiTls, Config, Flags, default_data_dir};
 use crate::device::set::EngineSet;
 use crate::node::{Parts, Started, lock_data_dir};
 use crate::store::Store;
@@ -36,6 +37,7 @@ pub(super) async fn run(args: UpArgs, env: &[(String, String)]) -> Result<(), Cl
             embedded: args.embedded,
             no_detect: args.no_detect,
             no_auth: args.no_auth,
+            tls: args.tls,
         },
         env,
     )?;
@@ -122,11 +124,19 @@ fn greet(started: &Started) {
     show::line(format!("  API        {}/v1", node.api_url));
     show::line(format!("  dashboard  {}", node.dashboard_url()));
     show::line(format!("  mesh       {} (node {})", node.mesh.local_addr(), node.mesh.node_id().short()));
+    let ca = ca_file(&identity_dir(&node.config.data_dir));
+    let trust = match &node.config.tls {
+        ApiTls::Mesh { .. } => {
+            show::line(format!("  trust      {}   (for clients; `shoal env` prints how)", ca.display()));
+            format!("--cacert {} ", ca.display())
+        }
+        ApiTls::Own { .. } | ApiTls::Off => String::new(),
+    };
     match &started.new_key {
         Some(key) => {
             show::line(format!("  API key    {}   (shown once; more with `shoal keys create`)", key.text));
             show::line(format!(
-                "  try        curl {}/v1/chat/completions -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' -d '{{\"model\":\"auto\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'",
+                "  try        curl {trust}{}/v1/chat/completions -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' -d '{{\"model\":\"auto\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'",
                 node.api_url, key.text
             ));
         }

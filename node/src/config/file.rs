@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Limits};
+use super::{Error, FileApi, FileTls, Limits, TlsMode};
 use crate::cloud::{FileProvider, PriceEntry};
 
 /// Variables that begin with `SHOAL_` but are not settings of a node.
@@ -14,6 +14,7 @@ const NOT_SETTINGS: &[&str] = &[
     "SHOAL_CONFIG",
     "SHOAL_API_KEY",
     "SHOAL_URL",
+    "SHOAL_CA_FILE",
     "SHOAL_JOIN_TOKEN",
     "SHOAL_MODEL_URL",
     "SHOAL_LOG",
@@ -46,6 +47,8 @@ pub struct FileConfig {
     pub detect: Option<bool>,
     /// Serves without a key; loopback only.
     pub no_auth: Option<bool>,
+    /// The API's HTTPS.
+    pub api: FileApi,
     /// Inference servers attached by URL.
     pub devices: Vec<FileDevice>,
     /// Cloud providers.
@@ -185,6 +188,14 @@ impl FileConfig {
             model_file: Some(PathBuf::from("model.gguf")),
             detect: Some(true),
             no_auth: Some(false),
+            api: FileApi {
+                tls: FileTls {
+                    mode: Some(TlsMode::Auto),
+                    cert: Some(PathBuf::from("api.crt")),
+                    key: Some(PathBuf::from("api.key")),
+                    names: vec!["shoal.example.org".into()],
+                },
+            },
             devices: Vec::new(),
             providers: Vec::new(),
             prices: Vec::new(),

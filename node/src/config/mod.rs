@@ -7,6 +7,7 @@
 mod file;
 mod lfo_env;
 mod paths;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use crate::device::lfo;
 pub use file::{FileConfig, FileDevice, FileLimits};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
+pub(crate) use tls::is_dns_name;
+pub use tls::{ApiTls, FileApi, FileTls, TlsFlags, TlsMode};
 
 /// Default address of the HTTP API; 8080 is where people look first, and loopback needs no decision.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -71,6 +74,8 @@ pub struct Flags {
     pub no_detect: bool,
     /// `--no-auth`
     pub no_auth: bool,
+    /// `--tls`, `--tls-cert`, `--tls-key`
+    pub tls: TlsFlags,
 }
 
 /// Validated settings of a router node.
@@ -102,6 +107,8 @@ pub struct Config {
     pub detect: bool,
     /// Serves without a key; loopback only.
     pub no_auth: bool,
+    /// What the API proves itself with.
+    pub tls: ApiTls,
     /// Cloud providers, from the file and from keys in the environment.
     pub providers: Vec<ProviderSettings>,
     /// Prices that replace built-in ones.
@@ -149,6 +156,7 @@ impl Config {
         let lfo = LfoManners::from_env(env)?;
         let from_port = lfo.as_ref().and_then(|lfo| lfo.listen);
         let listen = flags.listen.or(file.listen).or(from_port);
+        let address = listen.unwrap_or(DEFAULT_LISTEN.parse().expect("the default is an address"));
         let mesh = flags.mesh.or(file.mesh_addr);
         let mut devices = file.devices;
         for url in flags.devices {
@@ -162,7 +170,7 @@ impl Config {
         }
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| default_data_dir(env)),
-            listen: listen.unwrap_or(DEFAULT_LISTEN.parse().expect("the default is an address")),
+            listen: address,
             listen_chosen: listen.is_some(),
             mesh_listen: mesh.unwrap_or(DEFAULT_MESH.parse().expect("the default is an address")),
             mesh_chosen: mesh.is_some(),
@@ -174,6 +182,7 @@ impl Config {
             model_file: file.model_file,
             detect: !flags.no_detect && file.detect.unwrap_or(true),
             no_auth: flags.no_auth || file.no_auth.unwrap_or(false),
+            tls: ApiTls::merge(flags.tls, file.api.tls, address.ip())?,
             providers: configured(file.providers, env)
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
@@ -287,6 +296,18 @@ mod tests {
     }
 
     #[test]
+    fn https_is_set_by_variables_as_by_the_file() {
+        let on_lan = [("SHOAL_LISTEN", "0.0.0.0:8080")];
+        let config = |more: &[(&str, &str)]| {
+            Config::load(Flags::default(), &env(&[&on_lan[..], more].concat())).unwrap().tls
+        };
+        assert_eq!(config(&[]).as_str(), "mesh");
+        assert_eq!(config(&[("SHOAL_API__TLS__MODE", "off")]), ApiTls::Off);
+        let own = config(&[("SHOAL_API__TLS__CERT", "/c.pem"), ("SHOAL_API__TLS__KEY", "/k.pem")]);
+        assert_eq!(own, ApiTls::Own { certificate: "/c.pem".into(), key: "/k.pem".into() });
+    }
+
+    #[test]
     fn bad_settings_are_refused_with_a_reason() {
         let cases: &[(&str, &str)] = &[
             ("version = 1\nlissten = \"127.0.0.1:1\"", "did you mean 'listen'"),
@@ -298,6 +319,9 @@ mod tests {
             ("version = 1\n[[devices]]\nurl = \"ftp://x\"", "not a URL"),
             ("version = 1\nno_auth = true\nlisten = \"0.0.0.0:80\"", "loopback only"),
             ("version = 1\nname = \"a b\"", "1 to 64 letters"),
+            ("version = 1\n[api.tls]\ncert = \"c.pem\"", "--tls-key"),
+            ("version = 1\n[api.tls]\ncerts = \"c.pem\"", "did you mean 'cert'"),
+            ("version = 1\n[api.tls]\nmode = \"maybe\"", "mode"),
             ("version = ", "line 1"),
         ];
         for (text, expected) in cases {

@@ -57,12 +57,8 @@ pub(super) async fn overview(node: &Arc<Node>) -> Result<Facts, ApiError> {
 /// Finds one request, here or on the node that accepted it.
 pub(super) async fn request(node: &Node, id: &str) -> Result<RequestRecord, ApiError> {
     let value = node.find_request(id).await?;
-    let mut record: RequestRecord = serde_json::from_value(value)
-        .map_err(|e| ApiError::new(502, "bad_record", format!("the record cannot be read: {e}")))?;
-    if record.outcome.is_empty() {
-        record.outcome = "in progress".into();
-    }
-    Ok(record)
+    serde_json::from_value(value)
+        .map_err(|e| ApiError::new(502, "bad_record", format!("the record cannot be read: {e}")))
 }
 
 fn list(mut value: Value, name: &str) -> Vec<Value> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::gather::Facts;
 use super::providers;
 use super::text::{self, NONE};
+use crate::pipeline::ticket::IN_PROGRESS;
 use crate::store::RequestRecord;
 
 /// Models shown of one device; an Ollama host may have dozens.
@@ -256,7 +257,7 @@ fn requests(facts: &Facts) -> Markup {
 fn request_row(r: &RequestRecord, now_ms: u64) -> Markup {
     let model = if r.model.is_empty() { &r.model_requested } else { &r.model };
     let asked = (*model != r.model_requested && !r.model_requested.is_empty()).then_some(&r.model_requested);
-    let running = r.outcome == "in progress";
+    let running = r.outcome == IN_PROGRESS;
     let took = if running { now_ms.saturating_sub(r.started_ms) } else { r.duration_ms };
     html! {
         tr.running[running] {
@@ -405,7 +406,7 @@ fn mark(kind: &str) -> Markup {
 pub(super) fn outcome(word: &str) -> Markup {
     let kind = match word {
         "completed" => "ok",
-        "in progress" => "busy",
+        IN_PROGRESS => "busy",
         "failed" => "bad",
         "rejected" => "warn",
         _ => "off",

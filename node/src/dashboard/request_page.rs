@@ -4,11 +4,12 @@ use maud::{Markup, html};
 
 use super::page::{brand, document, outcome, state};
 use super::text;
-use crate::store::RequestRecord;
+use crate::pipeline::ticket::IN_PROGRESS;
+use crate::store::{AttemptRecord, REJECTED, RequestRecord};
 
 /// Renders the page of a request.
 pub(super) fn render(r: &RequestRecord, now_ms: u64) -> Markup {
-    let running = r.outcome == "in progress";
+    let running = r.outcome == IN_PROGRESS;
     let took = if running { now_ms.saturating_sub(r.started_ms) } else { r.duration_ms };
     let body = html! {
         (top())
@@ -93,12 +94,11 @@ fn attempts(r: &RequestRecord, running: bool) -> Markup {
         @if r.attempt_log.is_empty() {
             p.hint { @if running { (r.attempts) " so far; how each ended is known at the end." } @else { "No upstream was tried." } }
         } @else {
-            @let last = r.attempt_log.len() - 1;
-            ol.attempts { @for (index, a) in r.attempt_log.iter().enumerate() {
+            ol.attempts { @for a in &r.attempt_log {
                 li {
                     span.name { (text::or_none(&a.upstream)) }
-                    // Of an escalated request, only the last answer was given.
-                    @if r.escalated && index < last && a.ended == "ok" { (state("off", "not good enough")) } @else { (attempt_end(&a.ended)) }
+                    (attempt_end(&a.ended))
+                    @if let Some(detail) = attempt_detail(a) { small.block { (detail) } }
                 }
             } }
         }
@@ -109,8 +109,19 @@ fn attempt_end(ended: &str) -> Markup {
     match ended {
         "ok" | "completed" => state("ok", "answered"),
         "cancelled" => state("off", "cancelled"),
+        REJECTED => state("off", "not good enough"),
         other => state("bad", &text::or_none(other)),
     }
+}
+
+/// Who wrote it, how good it was thought to be and, for a rejected answer, how much of it there was.
+fn attempt_detail(a: &AttemptRecord) -> Option<String> {
+    let model = (!a.model.is_empty()).then(|| text::clean(&a.model));
+    let confidence = a.confidence.map(|_| format!("confidence {}", text::share(a.confidence)));
+    let tokens = a.rejected_tokens.map(|n| format!("{} tokens", text::count(n)));
+    let cost = a.rejected_cost_usd.filter(|usd| *usd > 0.0).map(|usd| text::usd(Some(usd)));
+    let parts: Vec<String> = [model, confidence, tokens, cost].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn candidates(r: &RequestRecord) -> Markup {
@@ -119,15 +130,22 @@ fn candidates(r: &RequestRecord) -> Markup {
             p.hint { "No other model was looked at." }
         } @else {
             table.small {
-                thead { tr { th scope="col" { "Model" } th.num scope="col" { "Score" } th scope="col" { span.unseen { "Choice" } } } }
+                thead { tr { th scope="col" { "Model" } th.num scope="col" { "Quality" } th.num scope="col" { "Cost" } th.num scope="col" { "Score" } th scope="col" { span.unseen { "Choice" } } } }
                 tbody { @for c in &r.considered {
                     tr {
                         th.name scope="row" { (text::or_none(&c.model)) }
+                        td.num { @if let (Some(q), Some(d)) = (c.quality, c.deviation) { (format!("{q:.2} ± {d:.2}")) } }
+                        td.num { @if let Some(cost) = c.cost_usd { (text::usd(Some(cost))) } }
                         td.num { (format!("{:.3}", c.score)) }
                         td { @if c.model == r.model { (state("ok", "taken")) } }
                     }
                 } }
             }
+        }
+        @if !r.removed.is_empty() {
+            p.hint { "Left out: " @for (at, one) in r.removed.iter().enumerate() {
+                @if at > 0 { ", " } (text::or_none(&one.model)) @if !one.upstream.is_empty() { " at " (one.upstream) } " (" (one.why) ")"
+            } "." }
         }
     }
 }

@@ -12,7 +12,7 @@ use super::*;
 use crate::config::{Config, Flags};
 use crate::device::set::EngineSet;
 use crate::node::{Parts, Started, lock_data_dir};
-use crate::store::{AttemptRecord, Considered, RequestRecord};
+use crate::store::{AttemptRecord, Considered, REJECTED, RequestRecord};
 
 const EVIL: &str = "<script>alert(1)</script>\"'><img src=x onerror=y>\r\ndata: z\u{202e}";
 
@@ -27,13 +27,20 @@ fn evil_record(outcome: &str) -> RequestRecord {
         target: evil(),
         upstream: evil(),
         routing_reason: evil(),
-        considered: vec![Considered { model: evil(), score: f64::NAN }],
+        considered: vec![Considered { model: evil(), score: f64::NAN, ..Considered::default() }],
         outcome: outcome.into(),
         error: evil(),
         escalated: true,
         escalation: evil(),
         finish_reason: evil(),
-        attempt_log: vec![AttemptRecord { upstream: evil(), ended: evil() }],
+        attempt_log: vec![AttemptRecord {
+            upstream: evil(),
+            model: evil(),
+            ended: evil(),
+            confidence: Some(f64::NAN),
+            rejected_cost_usd: Some(f64::MAX),
+            ..AttemptRecord::default()
+        }],
         data_class: evil(),
         egress: evil(),
         key_id: evil(),
@@ -150,18 +157,30 @@ fn an_escalated_request_says_why_and_what_was_rejected() {
         escalated: true,
         escalation: "low_confidence".into(),
         rejected_tokens: 1234,
-        attempt_log: ["phone", "own"]
-            .map(|upstream| AttemptRecord { upstream: upstream.into(), ended: "ok".into() })
-            .into(),
+        attempt_log: vec![
+            AttemptRecord {
+                upstream: "phone".into(),
+                model: "weak-135m".into(),
+                ended: REJECTED.into(),
+                confidence: Some(0.17),
+                rejected_tokens: Some(16),
+                ..AttemptRecord::default()
+            },
+            AttemptRecord { upstream: "own".into(), ended: "ok".into(), ..AttemptRecord::default() },
+        ],
         confidence: Some(0.41),
         raw_confidence: Some(0.52),
         cost_usd: Some(0.0021),
         ..RequestRecord::default()
     };
     let html = request_page::render(&record, 0).into_string();
-    for shown in
-        ["low confidence", "1\u{202f}234 tokens", "not good enough", "0.41 calibrated, 0.52 as observed"]
-    {
+    for shown in [
+        "low confidence",
+        "1\u{202f}234 tokens",
+        "not good enough",
+        "weak-135m, confidence 0.17, 16 tokens",
+        "0.41 calibrated, 0.52 as observed",
+    ] {
         assert!(html.contains(shown), "{shown}");
     }
     let row = page::overview(&Facts { recent: vec![record], ..Facts::default() }).into_string();
@@ -177,8 +196,8 @@ fn a_request_page_says_where_why_and_how_it_ended() {
         target: "peer".into(),
         routing_reason: "auto:thompson".into(),
         considered: vec![
-            Considered { model: "small".into(), score: 0.75 },
-            Considered { model: "large".into(), score: 0.5 },
+            Considered { model: "small".into(), score: 0.75, ..Considered::default() },
+            Considered { model: "large".into(), score: 0.5, ..Considered::default() },
         ],
         outcome: "completed".into(),
         status: 200,
@@ -188,8 +207,12 @@ fn a_request_page_says_where_why_and_how_it_ended() {
         duration_ms: 2100,
         attempts: 2,
         attempt_log: vec![
-            AttemptRecord { upstream: "laptop".into(), ended: "upstream_timeout".into() },
-            AttemptRecord { upstream: "phone".into(), ended: "ok".into() },
+            AttemptRecord {
+                upstream: "laptop".into(),
+                ended: "upstream_timeout".into(),
+                ..AttemptRecord::default()
+            },
+            AttemptRecord { upstream: "phone".into(), ended: "ok".into(), ..AttemptRecord::default() },
         ],
         confidence: Some(0.834),
         ..RequestRecord::default()

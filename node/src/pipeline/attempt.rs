@@ -188,8 +188,10 @@ async fn until_commit(
         match event {
             Some(Ok(Event::Chunk(payload))) => {
                 let kind = tap.inspect(&payload);
-                if kind == Payload::Error {
-                    return Err(in_band(&payload));
+                match kind {
+                    Payload::Error => return Err(in_band(&payload)),
+                    Payload::Broken => return Err(broken()),
+                    Payload::Lifecycle | Payload::Content | Payload::Finish | Payload::Usage => {}
                 }
                 size += payload.len();
                 held.push_back(payload);
@@ -276,6 +278,11 @@ async fn whole(
     let tokens = tap.completion_tokens();
     guard.whole_answer(Instant::now(), Tokens(u32::try_from(tokens).unwrap_or(u32::MAX)));
     Ok(Answer::Whole(body, tap))
+}
+
+/// The error of an upstream that streams something else than JSON.
+pub(super) fn broken() -> UpstreamError {
+    UpstreamError::retryable(502, "upstream_error", "the upstream streams something that is no answer")
 }
 
 fn ended_early() -> UpstreamError {

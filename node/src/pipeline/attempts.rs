@@ -149,8 +149,12 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
 }
 
 fn log_attempt(ticket: &mut Ticket, choice: &Choice, ended: &str) {
-    let upstream = choice.offer.name.to_string();
-    ticket.record.attempt_log.push(AttemptRecord { upstream, ended: ended.to_owned() });
+    ticket.record.attempt_log.push(AttemptRecord {
+        upstream: choice.offer.name.to_string(),
+        model: choice.offer.model.id.to_string(),
+        ended: ended.to_owned(),
+        ..AttemptRecord::default()
+    });
 }
 
 fn all_went_away() -> UpstreamError {

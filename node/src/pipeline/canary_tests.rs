@@ -2,6 +2,8 @@
 //! mesh's devices stays, and no prompt shows in any text that the node keeps, tells or sends about requests.
 //!
 //! The scripted upstreams echo the prompt wherever an upstream can: in answers, in errors, as a finish reason.
+//! Without the filter of classes, or of modes, or the class that a request of mode `local` travels with, it fails within
+//! its first scene.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -63,8 +63,7 @@ impl Climb {
             let raw = signals.confidence();
             let learnt = attempts.pipeline.sinks.feedback.learnt();
             let confidence = learnt.calibration.apply(&answered.choice.arm, raw);
-            ticket.record.confidence = confidence.value();
-            ticket.record.raw_confidence = raw.value();
+            let attempt = ticket.judged(confidence, raw);
             let (Some(expected), Some(left)) = (quality, rungs.as_mut()) else { break };
             if left.is_empty() || !attempts.are_left() {
                 break;
@@ -87,7 +86,9 @@ impl Climb {
             match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, &mut ticket).await {
                 Ok(better) => {
                     metrics::counter!("shoal_escalations_total", "reason" => reason.as_str()).increment(1);
-                    ticket.record.rejected_tokens += std::mem::replace(&mut answered, better).begun.reject();
+                    let weaker = std::mem::replace(&mut answered, better);
+                    let price = weaker.choice.offer.price;
+                    ticket.rejected(attempt, weaker.begun.reject(), price);
                     ticket.record.escalated = true;
                     ticket.record.escalation = reason.as_str().to_owned();
                     quality = Some(stronger.quality);
@@ -100,6 +101,7 @@ impl Climb {
                 }
             }
         }
+        ticket.show();
         answered.begun.into_running(ticket)
     }
 }

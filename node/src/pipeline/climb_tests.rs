@@ -174,6 +174,59 @@ async fn the_held_prefix_adds_at_most_400_ms() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_rejected_answers_own_confidence_model_and_tokens_are_kept() {
+    for stream in [false, true] {
+        for (state, ended) in [("up", ["rejected", "ok"]), ("5xx", ["ok", "upstream_error"])] {
+            let scene = scene();
+            scene.script("phone/weak-135m", [answer("weak", "low", stream)]);
+            scene.script("cloud/strong-400b", [provider(state, stream)]);
+            let body = json!({"model": "weak-135m", "stream": stream, "messages": [{"role": "user", "content": "x"}],
+                "metadata": {"confidence_threshold": 0.7}});
+            let job = scene.chat(&body.to_string()).unwrap();
+            let running = scene.pipeline.run(job).await.unwrap();
+            let live = scene.pipeline.sinks.live.list();
+            assert_eq!(live[0].attempt_log[0].ended, ended[0], "seen while the answer still runs");
+            let record = match running {
+                Running::Whole(whole) => whole.ticket.record.clone(),
+                Running::Stream(committed) => committed.ticket().record.clone(),
+            };
+            let [weak, other] = &record.attempt_log[..] else { panic!("{:?}", record.attempt_log) };
+            assert_eq!([weak.ended.as_str(), other.ended.as_str()], ended, "{state}");
+            assert_eq!([weak.model.as_str(), other.model.as_str()], ["weak-135m", "strong-400b"]);
+            assert!(weak.confidence.is_some_and(|c| c < 0.7) && weak.raw_confidence.is_some());
+            if state == "up" {
+                assert_eq!(record.confidence, other.confidence, "the request's own is the given answer's");
+                assert_ne!(record.confidence, weak.confidence);
+                assert!(weak.rejected_tokens.is_some_and(|n| n > 0 && n == record.rejected_tokens));
+                assert_eq!(weak.rejected_cost_usd, Some(0.0), "a device costs nothing");
+            } else {
+                assert_eq!((record.confidence, weak.rejected_tokens), (weak.confidence, None));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_answer_of_a_provider_is_part_of_the_cost() {
+    let price = |n| Some(Price { input_per_million: MicroUsd(0), output_per_million: MicroUsd(n) });
+    let (mut weak, mut strong) = (offer("near", "weak-135m", &[]), offer("far", "strong-400b", &[]));
+    Arc::make_mut(&mut weak.model).logprobs = Some(true);
+    (weak.upstream, weak.price) = (UpstreamId::Provider("near".into()), price(1_000_000));
+    (strong.upstream, strong.price) = (UpstreamId::Provider("far".into()), price(2_000_000));
+    let scene = Scene::new(vec![weak, strong]);
+    scene.script("near/weak-135m", [answer("weak", "low", false)]);
+    scene.script("far/strong-400b", [answer("strong", "unknown", false)]);
+    let body = json!({"model": "weak-135m", "messages": [{"role": "user", "content": "x"}],
+        "metadata": {"confidence_threshold": 0.7}});
+    let job = scene.chat(&body.to_string()).unwrap();
+    let Running::Whole(whole) = scene.pipeline.run(job).await.unwrap() else { panic!("not streamed") };
+    let record = &whole.ticket.record;
+    assert!(record.escalated, "{record:?}");
+    let rejected = record.attempt_log[0].rejected_cost_usd.unwrap();
+    assert!(rejected > 0.0 && record.cost_usd.is_none_or(|all| all > rejected), "{record:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restricted_request_never_meets_a_provider() {
     for stream in [false, true] {
         let scene = scene();

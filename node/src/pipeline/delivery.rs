@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use shoal_routing::InFlight;
 
-use super::attempt::{Patience, in_band};
+use super::attempt::{Patience, broken, in_band};
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
 use super::watch::Unasked;
@@ -126,8 +126,10 @@ impl Committed {
 
     fn step(&mut self, payload: Bytes, timed: bool) -> Step {
         let kind = self.tap.inspect(&payload);
-        if kind == Payload::Error {
-            return self.end(in_band(&payload));
+        match kind {
+            Payload::Error => return self.end(in_band(&payload)),
+            Payload::Broken => return self.end(broken()),
+            Payload::Lifecycle | Payload::Content | Payload::Finish | Payload::Usage => {}
         }
         if timed && kind == Payload::Content {
             self.guard.token(Instant::now());

@@ -38,7 +38,7 @@ use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
 use crate::config::Limits;
 use crate::inventory::Snapshot;
-use crate::store::{Considered, RequestRecord, unix_ms};
+use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
 use crate::upstream::{BoxUpstream, UpstreamError};
 
 /// Longest time that a request waits for its turn in the retry budget before it gives the error back.
@@ -172,6 +172,7 @@ impl Pipeline {
             egress: "none".into(),
             cost_usd: Some(0.0),
             key_id: origin.key_id.to_string(),
+            features: Some(Box::new(parsed.profile.features)),
             ..RequestRecord::default()
         };
         let ticket = Ticket::open(record, origin.hop, parsed.shape.data_class, self.sinks.clone(), permit);
@@ -191,11 +192,10 @@ impl Pipeline {
         match decided {
             Ok(decision) => {
                 ticket.record.propensity = Some(decision.propensity);
-                ticket.record.considered = decision
-                    .considered
-                    .iter()
-                    .map(|(model, score)| Considered { model: model.to_string(), score: *score })
-                    .collect();
+                ticket.record.considered = decision.considered.iter().map(Considered::from).collect();
+                ticket.record.removed = decision.removed.iter().map(Removed::from).collect();
+                ticket.record.explored = decision.explored;
+                ticket.record.profile = Some(ProfileRecord::new(&parsed.profile, decision.strange));
                 Ok(Job { parsed, decision, origin, ticket })
             }
             Err(no) => {

@@ -33,6 +33,8 @@ pub enum Payload {
     Usage,
     /// An error object inside a stream that began well.
     Error,
+    /// No JSON object at all: a client that was given it would fall over it.
+    Broken,
 }
 
 /// Facts of one answer, gathered payload by payload.
@@ -109,10 +111,16 @@ impl Tap {
     pub fn inspect(&mut self, payload: &[u8]) -> Payload {
         self.usage_here = false;
         if self.content_seen && !worth_parsing(payload) {
+            if !is_object(payload) {
+                return Payload::Broken;
+            }
             self.content_payloads += 1;
             return Payload::Content;
         }
         let Ok(view) = serde_json::from_slice::<View<'_>>(payload) else {
+            if !is_object(payload) {
+                return Payload::Broken;
+            }
             // Not an object we know: it passes, and counts as content so that nothing is held back for ever.
             self.content_seen = true;
             return Payload::Content;
@@ -185,6 +193,12 @@ fn estimated_tokens(json: &str) -> u64 {
     }
 }
 
+/// True for a JSON object, whatever is in it. Reading past its values takes less than a microsecond.
+fn is_object(payload: &[u8]) -> bool {
+    payload.trim_ascii_start().first() == Some(&b'{')
+        && serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok()
+}
+
 /// True when a payload has one of the keys we read with more than `null` in it.
 fn worth_parsing(payload: &[u8]) -> bool {
     [&b"\"finish_reason\""[..], b"\"usage\"", b"\"error\""].iter().any(|key| {
@@ -215,6 +229,12 @@ mod tests {
             (r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Payload::Finish),
             (r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#, Payload::Usage),
             (r#"{"error":{"message":"boom"}}"#, Payload::Error),
+            (r#"{"novel":[1,2]}"#, Payload::Lifecycle),
+            (r#"{"choices": [garbage"#, Payload::Broken),
+            (r#"{"choices": [garbage], "finish_reason": "stop"}"#, Payload::Broken),
+            ("[]", Payload::Broken),
+            ("<html>", Payload::Broken),
+            ("", Payload::Broken),
         ];
         for (text, expected) in cases {
             assert_eq!(Tap::default().inspect(text.as_bytes()), *expected, "fresh: {text}");

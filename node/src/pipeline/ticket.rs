@@ -9,14 +9,15 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shoal_routing::{
-    ArmId, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens, UpstreamId,
+    ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens,
+    UpstreamId,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::tap::Tap;
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
-use crate::store::{HistoryWriter, RequestRecord};
+use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
 
 /// Requests in progress, for `shoal ps`.
 ///
@@ -33,7 +34,8 @@ struct Running {
 impl Live {
     /// Returns the records of all requests in progress, oldest first.
     pub fn list(&self) -> Vec<RequestRecord> {
-        self.lock().records.values().cloned().collect()
+        let now = unix_ms();
+        self.lock().records.values().map(|record| running(record, now)).collect()
     }
 
     /// Returns the number of requests in progress.
@@ -48,7 +50,7 @@ impl Live {
 
     /// Returns one record.
     pub fn find(&self, id: &str) -> Option<RequestRecord> {
-        self.lock().records.values().find(|r| r.id == id).cloned()
+        self.lock().records.values().find(|r| r.id == id).map(|record| running(record, unix_ms()))
     }
 
     fn insert(&self, record: RequestRecord) -> u64 {
@@ -61,6 +63,18 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a request that runs still is shown as having ended.
+pub const IN_PROGRESS: &str = "in progress";
+
+/// A record as it is shown while its request runs.
+fn running(record: &RequestRecord, now_ms: u64) -> RequestRecord {
+    RequestRecord {
+        outcome: IN_PROGRESS.into(),
+        duration_ms: now_ms.saturating_sub(record.started_ms),
+        ..record.clone()
     }
 }
 
@@ -127,6 +141,8 @@ pub struct Ticket {
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
     price: Option<Price>,
+    /// Cost of the answers that were rejected.
+    rejected_usd: f64,
     egress: EgressMark,
     sinks: Sinks,
     ended: bool,
@@ -168,6 +184,7 @@ impl Ticket {
             arm: None,
             upstream: None,
             price: None,
+            rejected_usd: 0.0,
             egress: EgressMark::default(),
             sinks,
             ended: false,
@@ -188,9 +205,38 @@ impl Ticket {
         self.reason = reason;
         self.record.routing_reason = reason.as_str().to_owned();
         self.record.attempts += 1;
+        self.show();
+    }
+
+    /// Shows what is known so far to who asks for the request while it runs.
+    pub(super) fn show(&self) {
         if let Some(live) = self.sinks.live.lock().records.get_mut(&self.live) {
             live.clone_from(&self.record);
-            live.duration_ms = self.elapsed_ms();
+        }
+    }
+
+    /// Notes how good the answer of the newest attempt is thought to be; returns that attempt's place in the log.
+    pub(super) fn judged(&mut self, confidence: Confidence, raw: Confidence) -> usize {
+        self.record.confidence = confidence.value();
+        self.record.raw_confidence = raw.value();
+        let newest = self.record.attempt_log.len().saturating_sub(1);
+        if let Some(attempt) = self.record.attempt_log.get_mut(newest) {
+            attempt.confidence = confidence.value();
+            attempt.raw_confidence = raw.value();
+        }
+        newest
+    }
+
+    /// Notes that somebody stronger answers instead of an attempt; what was read of it is paid for all the same.
+    pub(super) fn rejected(&mut self, attempt: usize, read: u64, price: Option<Price>) {
+        let cost = price.map_or(0.0, |p| p.cost(tokens(self.record.prompt_tokens), tokens(read)).as_usd());
+        self.rejected_usd += cost;
+        self.record.rejected_tokens += read;
+        self.record.cost_usd = self.record.cost_usd.map(|known| known + cost);
+        if let Some(attempt) = self.record.attempt_log.get_mut(attempt) {
+            attempt.ended = REJECTED.to_owned();
+            attempt.rejected_tokens = Some(read);
+            attempt.rejected_cost_usd = Some(cost);
         }
     }
 
@@ -202,7 +248,7 @@ impl Ticket {
     /// Notes what the present attempt's upstream charges; the cost is unknown until usage is told.
     pub fn priced(&mut self, price: Option<Price>) {
         self.price = price;
-        self.record.cost_usd = price.is_none().then_some(0.0);
+        self.record.cost_usd = price.is_none().then_some(self.rejected_usd);
     }
 
     /// Remembers who answers now, in case somebody stronger is asked in vain.
@@ -239,6 +285,7 @@ impl Ticket {
     pub fn first_content(&mut self) {
         if self.record.ttft_ms.is_none() {
             self.record.ttft_ms = Some(self.elapsed_ms());
+            self.show();
         }
     }
 
@@ -248,7 +295,7 @@ impl Ticket {
         if let Some(usage) = tap.usage {
             if let Some(price) = self.price {
                 let cost = price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens));
-                self.record.cost_usd = Some(cost.as_usd());
+                self.record.cost_usd = Some(self.rejected_usd + cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;
         }
@@ -318,7 +365,6 @@ impl Ticket {
         self.record.status = status;
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
-        self.sinks.live.lock().records.remove(&self.live);
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
         metrics::histogram!("shoal_request_seconds", "outcome" => word)
@@ -331,9 +377,12 @@ impl Ticket {
             .increment(self.record.completion_tokens);
         // The entry node observed the whole request; a router in the middle would count it a second time.
         if self.hop == 0 {
-            self.sinks.feedback.observe(self.outcome(outcome));
+            let features = self.record.features.as_deref().copied();
+            self.sinks.feedback.observe(self.outcome(outcome), features);
         }
         self.sinks.history.record(std::mem::take(&mut self.record));
+        // Last: who looks among the running and then among the finished misses it at no moment.
+        self.sinks.live.lock().records.remove(&self.live);
     }
 
     fn outcome(&self, status: OutcomeStatus) -> Outcome {

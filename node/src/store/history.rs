@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
+use shoal_routing::Features;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,12 @@ pub struct RequestRecord {
     pub routing_reason: String,
     /// Other candidates with their scores.
     pub considered: Vec<Considered>,
+    /// Candidates that were not weighed, and why.
+    pub removed: Vec<Removed>,
+    /// The choice was not the one with the best score: it was drawn in order to learn.
+    pub explored: bool,
+    /// What the request was taken for.
+    pub profile: Option<ProfileRecord>,
     /// Probability with which the policy took this choice.
     pub propensity: Option<f64>,
     /// `completed`, `failed`, `cancelled` or `rejected`.
@@ -76,7 +83,7 @@ pub struct RequestRecord {
     pub attempts: u32,
     /// True when a device of the mesh was asked, whoever answered in the end.
     pub local_attempt: bool,
-    /// Each attempt: upstream and how it ended.
+    /// Each attempt: upstream, model, confidence and how it ended.
     pub attempt_log: Vec<AttemptRecord>,
     /// Calibrated probability that the answer is good; absent = unknown.
     pub confidence: Option<f64>,
@@ -92,28 +99,131 @@ pub struct RequestRecord {
     pub data_class: String,
     /// `none` or the provider.
     pub egress: String,
-    /// Cost; 0 for local answers.
+    /// Cost, rejected answers included; 0 for local answers.
     pub cost_usd: Option<f64>,
     /// Id of the API key; never its secret.
     pub key_id: String,
+    /// What the request looked like to the bandit, for feedback that comes later; never shown. Boxed: a record is
+    /// held across most awaits of a request.
+    #[serde(skip)]
+    pub features: Option<Box<Features>>,
 }
 
-/// A candidate that the policy looked at.
+/// What a request was taken for: no text of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileRecord {
+    /// Field of knowledge.
+    pub domain: String,
+    /// Language.
+    pub language: String,
+    /// What it wants done.
+    pub task: String,
+    /// How long its caller can wait.
+    pub tolerance: String,
+    /// Messages of the user and of the assistant.
+    pub turns: u32,
+    /// It is unlike all that was judged, so that only the models' overall levels spoke.
+    pub strange: bool,
+}
+
+impl ProfileRecord {
+    /// Takes what a record may keep of a profile.
+    pub fn new(profile: &shoal_routing::RequestProfile, strange: bool) -> Self {
+        Self {
+            domain: profile.domain.as_str().into(),
+            language: profile.language.as_str().into(),
+            task: profile.task.as_str().into(),
+            tolerance: profile.tolerance.as_str().into(),
+            turns: profile.turns,
+            strange,
+        }
+    }
+}
+
+/// A candidate that the policy weighed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Considered {
     /// Model.
     pub model: String,
-    /// Its score in this request; higher is better.
+    /// Its score in this request: quality less what price and waiting take; higher is better.
     pub score: f64,
+    /// The same with its build: the name under which it is learnt about.
+    #[serde(default)]
+    pub arm: String,
+    /// Expected quality of its answer to this request, 0 to 1.
+    #[serde(default)]
+    pub quality: Option<f64>,
+    /// Standard deviation of that expectation.
+    #[serde(default)]
+    pub deviation: Option<f64>,
+    /// Price, US dollars.
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
+    /// Predicted time to the whole answer, milliseconds.
+    #[serde(default)]
+    pub latency_ms: Option<f64>,
+    /// Answers of it that were judged before, over the mesh.
+    #[serde(default)]
+    pub judged: u64,
 }
 
-/// One attempt of a request.
+impl From<&shoal_routing::Considered> for Considered {
+    fn from(weighed: &shoal_routing::Considered) -> Self {
+        Self {
+            model: weighed.model.to_string(),
+            score: weighed.score,
+            arm: weighed.arm.as_str().to_owned(),
+            quality: Some(weighed.quality),
+            deviation: Some(weighed.deviation),
+            cost_usd: Some(weighed.cost.as_usd()),
+            latency_ms: Some(weighed.latency_ms),
+            judged: weighed.judged,
+        }
+    }
+}
+
+/// A candidate that was not weighed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Model.
+    pub model: String,
+    /// Display name of its host or provider; empty for all of them.
+    pub upstream: String,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl From<&shoal_routing::Removed> for Removed {
+    fn from(removed: &shoal_routing::Removed) -> Self {
+        Self {
+            model: removed.model.to_string(),
+            upstream: removed.upstream.as_deref().unwrap_or_default().to_owned(),
+            why: removed.why.to_string(),
+        }
+    }
+}
+
+/// How an attempt ended whose answer was not good enough.
+pub const REJECTED: &str = "rejected";
+
+/// One attempt of a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AttemptRecord {
     /// Display name of the upstream.
     pub upstream: String,
-    /// `ok` or the error code.
+    /// Model that was asked there.
+    pub model: String,
+    /// `ok`, `rejected` where a stronger model took over, or the error code.
     pub ended: String,
+    /// Calibrated probability that this answer is good, as far as it was read; absent = unknown or no answer.
+    pub confidence: Option<f64>,
+    /// The same before calibration.
+    pub raw_confidence: Option<f64>,
+    /// Tokens of a rejected answer, as far as it was read.
+    pub rejected_tokens: Option<u64>,
+    /// What a rejected answer cost, by those tokens.
+    pub rejected_cost_usd: Option<f64>,
 }
 
 /// Where finished requests are handed in. Never blocks.
@@ -240,6 +350,17 @@ async fn write(store: &Store, batch: Vec<RequestRecord>) {
     }
 }
 
+/// Packs features in 32 bits each: 96 bytes a row.
+fn packed(features: &Features) -> Vec<u8> {
+    features.values().iter().flat_map(|value| (*value as f32).to_le_bytes()).collect()
+}
+
+fn unpacked(bytes: &[u8]) -> Option<Features> {
+    let values: Vec<f64> =
+        bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
+    Features::from_values(values.try_into().ok()?)
+}
+
 impl Store {
     fn write_history(&self, rows: &[RequestRecord]) -> Result<(), Error> {
         let mut connection = self.lock();
@@ -247,9 +368,17 @@ impl Store {
         for r in rows {
             let json = serde_json::to_string(r).expect("a record has only plain fields");
             transaction.execute(
-                "INSERT OR REPLACE INTO requests (id, started_ms, model, upstream, outcome, record)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                (&r.id, r.started_ms as i64, &r.model, &r.upstream, &r.outcome, json),
+                "INSERT OR REPLACE INTO requests (id, started_ms, model, upstream, outcome, record, features)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                (
+                    &r.id,
+                    r.started_ms as i64,
+                    &r.model,
+                    &r.upstream,
+                    &r.outcome,
+                    json,
+                    r.features.as_deref().map(packed),
+                ),
             )?;
         }
         transaction.commit()?;
@@ -275,10 +404,15 @@ impl Store {
     /// Returns one row by its id.
     pub fn request(&self, id: &str) -> Result<Option<RequestRecord>, Error> {
         let connection = self.lock();
-        let row: Option<String> = connection
-            .query_row("SELECT record FROM requests WHERE id = ?1", [id], |row| row.get(0))
+        let row: Option<(String, Option<Vec<u8>>)> = connection
+            .query_row("SELECT record, features FROM requests WHERE id = ?1", [id], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .optional()?;
-        Ok(row.and_then(|json| serde_json::from_str(&json).ok()))
+        Ok(row.and_then(|(json, features)| {
+            let record: RequestRecord = serde_json::from_str(&json).ok()?;
+            Some(RequestRecord { features: features.as_deref().and_then(unpacked).map(Box::new), ..record })
+        }))
     }
 
     fn prune_history(&self, keep_days: u32) -> Result<usize, Error> {
@@ -315,6 +449,41 @@ mod tests {
         assert_eq!(store.recent_requests(1000).unwrap().len(), 700);
         assert_eq!(store.request("req_42").unwrap().unwrap().id, "req_42");
         assert_eq!(writer.lost(), 0);
+    }
+
+    #[test]
+    fn a_row_keeps_the_features_of_its_request_and_shows_them_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let features =
+            Features::from_values(std::array::from_fn(|i| if i == 0 { 1.0 } else { 0.3 })).unwrap();
+        let row =
+            RequestRecord { id: "req_1".into(), features: Some(Box::new(features)), ..Default::default() };
+        assert!(!serde_json::to_string(&row).unwrap().contains("features"));
+        store.write_history(&[row]).unwrap();
+        let read = store.request("req_1").unwrap().unwrap().features.unwrap();
+        for (kept, known) in read.values().iter().zip(features.values()) {
+            assert!((kept - known).abs() < 1e-6);
+        }
+        store.lock().execute("UPDATE requests SET features = x'00'", []).unwrap();
+        assert_eq!(store.request("req_1").unwrap().unwrap().features, None);
+    }
+
+    #[test]
+    fn the_history_of_an_earlier_version_is_read_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = rusqlite::Connection::open(dir.path().join("shoal.db")).unwrap();
+        old.execute_batch(
+            "CREATE TABLE requests (id TEXT PRIMARY KEY, started_ms INTEGER NOT NULL, model TEXT NOT NULL,
+             upstream TEXT NOT NULL, outcome TEXT NOT NULL, record TEXT NOT NULL);
+             INSERT INTO requests VALUES ('req_1', 1, 'm', 'u', 'completed', '{\"id\": \"req_1\"}');",
+        )
+        .unwrap();
+        drop(old);
+        let store = Store::open(dir.path()).unwrap();
+        store.test_history_row(2);
+        let found = |id: &str| store.request(id).unwrap().unwrap();
+        assert_eq!((found("req_1").features, found("req_2").features), (None, None));
     }
 
     #[test]

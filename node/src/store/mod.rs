@@ -7,6 +7,7 @@
 mod history;
 mod judgements;
 mod keys;
+mod learning;
 mod open;
 mod spend;
 mod statistics;
@@ -18,8 +19,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
-pub use history::{AttemptRecord, Considered, HistoryWriter, RequestRecord};
+pub use history::{
+    AttemptRecord, Considered, HistoryWriter, ProfileRecord, REJECTED, Removed, RequestRecord,
+};
 pub use keys::{KeyRecord, KeyRing, NewKey};
+pub use learning::Learning;
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.

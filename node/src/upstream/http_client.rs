@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Client, Url, redirect};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
 /// Longest wait for a TCP or TLS connection on the local network.
@@ -70,10 +71,18 @@ pub enum Error {
 ///
 /// # Errors
 /// The TLS or HTTP library refused the settings.
-#[allow(clippy::disallowed_methods)] // the one place that the lint points to
 pub fn build(reach: Reach) -> Result<Client, Error> {
+    build_trusting(reach, &Trust::default())
+}
+
+/// As [`build`], with a say in which servers are believed.
+///
+/// # Errors
+/// The TLS or HTTP library refused the settings.
+#[allow(clippy::disallowed_methods)] // the one place that the lint points to
+pub fn build_trusting(reach: Reach, trust: &Trust) -> Result<Client, Error> {
     let builder = Client::builder()
-        .tls_backend_preconfigured(tls_config()?)
+        .tls_backend_preconfigured(tls_config(trust)?)
         .redirect(redirect::Policy::none())
         .tcp_nodelay(true)
         .pool_idle_timeout(POOL_IDLE)
@@ -93,24 +102,53 @@ pub fn build(reach: Reach) -> Result<Client, Error> {
 #[cfg(unix)]
 #[allow(clippy::disallowed_methods)] // the one place that the lint points to
 pub fn on_socket(path: &std::path::Path) -> Result<Client, Error> {
-    let builder = Client::builder().tls_backend_preconfigured(tls_config()?).no_proxy();
+    let builder = Client::builder().tls_backend_preconfigured(tls_config(&Trust::default())?).no_proxy();
     Ok(builder.redirect(redirect::Policy::none()).unix_socket(path).build()?)
 }
 
-fn tls_config() -> Result<ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let native = rustls_native_certs::load_native_certs();
-    let (_, ignored) = roots.add_parsable_certificates(native.certs);
-    if ignored > 0 || !native.errors.is_empty() {
-        tracing::debug!(
-            ignored,
-            errors = native.errors.len(),
-            "some of the host's root certificates are unusable"
-        );
+/// Roots that a client believes.
+#[derive(Debug, Clone)]
+pub enum Trust {
+    /// The web's and the host's, and these.
+    Also(Vec<CertificateDer<'static>>),
+    /// These alone.
+    Only(Vec<CertificateDer<'static>>),
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self::Also(Vec::new())
     }
+}
+
+impl Trust {
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        let given = match self {
+            Self::Only(given) => given,
+            Self::Also(given) => {
+                roots.roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+                let native = rustls_native_certs::load_native_certs();
+                let (_, ignored) = roots.add_parsable_certificates(native.certs);
+                if ignored > 0 || !native.errors.is_empty() {
+                    tracing::debug!(
+                        ignored,
+                        errors = native.errors.len(),
+                        "some of the host's root certificates are unusable"
+                    );
+                }
+                given
+            }
+        };
+        roots.add_parsable_certificates(given.iter().cloned());
+        roots
+    }
+}
+
+fn tls_config(trust: &Trust) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let mut config = builder.with_root_certificates(trust.roots()).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -8,8 +8,8 @@
 //!   easy ones; what counts is the *difference*, and that is largest in the middle. Odds say so, a linear
 //!   probability does not (area under the gain curve .68 against .66, on unseen subjects .60 against .56).
 //! * **Arms share what they have in common.** Hard prompts are hard for all. An arm's slopes are drawn towards slopes
-//!   fitted to all arms together, by as much as [`SHRINK`] judgements, so that an arm with few judgements differs
-//!   from its neighbours in level only, and a new one is a discriminant at once.
+//!   fitted to all arms together, the less the more its own judgements contradict those (empirical Bayes; Morris 1983):
+//!   an arm with few judgements differs from its neighbours in level only, and a new one is a discriminant at once.
 //! * **Strangers are ordinary.** A request unlike all that was judged is moved towards the mean of what was, the
 //!   more the farther it lies: far outside, only the arms' levels speak, which is the best fixed choice.
 //!
@@ -24,8 +24,14 @@ use crate::features::Features;
 use crate::ids::ArmId;
 use crate::units::Score;
 
-/// Judgements that the common slopes weigh against an arm's own: the strength of the ridge.
-const SHRINK: f64 = 1_000.0;
+/// Judgements that the common slopes weigh against an arm's own, at least and at most: the strength of the ridge.
+const SHRINK: (f64, f64) = (20.0, 3_000.0);
+
+/// What an arm's contradiction must exceed its expectation by before it counts: one standard deviation of it.
+const CHANCE: f64 = 6.8;
+
+/// Judgements that stand behind slopes which nobody contradicted, for what is not known of them.
+const TRUSTED: f64 = 1_000.0;
 
 /// Judgements that "no slope at all" weighs against the common slopes.
 const COMMON_SHRINK: f64 = 100.0;
@@ -134,7 +140,7 @@ impl Discriminant {
                 let variance = quality * (1.0 - quality);
                 (
                     (good / bad).ln() + dot(&common.slopes, &away),
-                    (1.0 / level.weight + dot(&away, &away) / SHRINK) / variance,
+                    (1.0 / level.weight + dot(&away, &away) / TRUSTED) / variance,
                 )
             }
             (None, None) => ((good / bad).ln(), 1.0 / level.weight / (quality * (1.0 - quality))),
@@ -219,7 +225,7 @@ impl Common {
         let slopes = within.inverse()?.times(&between);
         let mean = sum.scaled(1.0 / count);
         // Until enough is known of what is ordinary, the features' own scale stands for it.
-        let total = count + SHRINK.min(PRIOR * SIDE as f64);
+        let total = count + PRIOR * SIDE as f64;
         let covariance = Matrix::symmetric(|row, column| {
             let made_up = if row == column { total - count } else { 0.0 };
             let floor = if row == column { FLOOR } else { 0.0 };
@@ -231,7 +237,8 @@ impl Common {
 
 impl Fit {
     fn new(moments: &Moments, common: &Common) -> Option<Self> {
-        let shrink = SHRINK / moments.count;
+        let strength = strength(moments, common)?;
+        let shrink = strength / moments.count;
         let mut within = moments.within.clone();
         within.add_diagonal(shrink);
         let slopes = within.inverse()?.times(&moments.between().plus(&common.slopes, shrink));
@@ -241,7 +248,7 @@ impl Fit {
         let mean = moments.sum.scaled(1.0 / moments.count);
         let mut centred = moments.gram.clone();
         centred.add_outer(&mean, -moments.count);
-        centred.add_diagonal(SHRINK);
+        centred.add_diagonal(strength.min(TRUSTED));
         let uncertainty = centred.inverse()?.scaled(1.0 / variance);
         let offset = -dot(&midway, &slopes);
         Some(Self {
@@ -254,6 +261,21 @@ impl Fit {
             variance,
         })
     }
+}
+
+/// Returns how many judgements the common slopes weigh against an arm's own.
+///
+/// If they held for the arm, the distance between its good and its bad answers would differ from theirs by chance
+/// alone, and the square of that difference, in standard deviations, would be as large as the number of features.
+/// What is beyond is evidence against them.
+fn strength(moments: &Moments, common: &Common) -> Option<f64> {
+    let difference = moments.between().minus(&moments.within.times(&common.slopes));
+    let mut within = moments.within.clone();
+    within.add_diagonal(FLOOR);
+    let square = within.inverse()?.quadratic(&difference) * moments.good * moments.bad / moments.count;
+    let beyond = square - SIDE as f64 - CHANCE;
+    let strength = moments.count * SIDE as f64 / beyond.max(f64::MIN_POSITIVE);
+    Some(strength.clamp(SHRINK.0, SHRINK.1))
 }
 
 #[cfg(test)]

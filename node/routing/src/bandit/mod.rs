@@ -1,11 +1,12 @@
 //! Which model is worth it: statistics that add up over the mesh, and the policies that read them.
 //!
-//! Every node counts what it saw itself ([`ArmStats`]). Nodes exchange those sums, keyed by who observed them and
-//! in which life ([`Observations`]); a reader adds the origins when it reads, so no message order and no
-//! duplicate can count anything twice. A [`Policy`] turns the sums, a prior and what is known of price and speed
+//! Every node counts what it saw itself ([`ArmStats`], [`QualitySums`]). Nodes exchange those sums, keyed by who
+//! observed them and in which life ([`Evidence`]); a reader adds the origins when it reads, so no message order and
+//! no duplicate can count anything twice. A [`Policy`] turns the sums, a prior and what is known of price and speed
 //! into a choice, and says with what probability it made it.
 
 pub mod discriminant;
+pub mod evidence;
 mod linear;
 pub mod policy;
 pub mod prior;
@@ -15,6 +16,7 @@ pub mod sums;
 pub mod thompson;
 
 pub use discriminant::{Belief, Discriminant, Level, Placed};
+pub use evidence::{ArmEvidence, Evidence, Scrutiny, Suspicion, Testimony};
 pub use policy::{ArmView, Policy, Selection};
 pub use prior::SizeClass;
 pub use reward::Reward;

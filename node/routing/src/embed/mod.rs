@@ -5,8 +5,8 @@
 //! want dimensions of equal scale. No context is read, and for routing none is missed: on the MMLU outcomes that
 //! the project learns from, these vectors do as well as the encoder that they come from.
 //!
-//! The table is part of the binary ([`table`]), sorted by its principal components: the first [`LEADING`]
-//! dimensions are what the bandit learns on, all of them are for classification.
+//! The table is part of the binary. Its dimensions are principal components in their order: the first [`LEADING`]
+//! ones are what the bandit learns on, all of them are for classification.
 
 mod pieces;
 mod table;

@@ -99,6 +99,9 @@ mod tests {
             propensity: 1.0,
             reason: RouteReason::Named,
             considered: Vec::new(),
+            removed: Vec::new(),
+            explored: false,
+            strange: false,
             permitted: permitted.collect(),
         }
     }

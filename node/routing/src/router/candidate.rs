@@ -1,6 +1,7 @@
 //! Arms that may and can serve a request, with what is known of each.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::balance::Balancer;
 use crate::bandit::{ArmStats, ArmView, SizeClass};
@@ -8,6 +9,7 @@ use crate::profile::RequestProfile;
 use crate::registry::{ArmEntry, Offer, Registry};
 use crate::request::Request;
 use crate::router::Ask;
+use crate::router::account::Removal;
 use crate::router::filter::Filter;
 use crate::units::MicroUsd;
 
@@ -48,6 +50,21 @@ pub(super) fn gather<'a>(
     }
     prefer_known(&mut candidates, filter);
     candidates
+}
+
+/// Leaves out arms that are predicted to answer after the caller is gone; the quickest one stays in any case, since
+/// predictions err and an error is no answer either.
+pub(super) fn in_time<'a>(
+    weighed: Vec<(Candidate<'a>, ArmView<'a>)>,
+    limit: Option<Duration>,
+    filter: &mut Filter<'_>,
+) -> Vec<(Candidate<'a>, ArmView<'a>)> {
+    let Some(limit_ms) = limit.map(|limit| limit.as_secs_f64() * 1e3) else { return weighed };
+    let quickest = weighed.iter().map(|(_, view)| view.latency_ms).fold(f64::INFINITY, f64::min);
+    let bar = limit_ms.max(quickest);
+    let (kept, late): (Vec<_>, Vec<_>) = weighed.into_iter().partition(|(_, view)| view.latency_ms <= bar);
+    late.iter().for_each(|(candidate, _)| filter.note(&candidate.entry.model, None, Removal::Deadline));
+    kept
 }
 
 /// Leaves only what is in the cloud, if anything is: for prompts that devices should not be given.
@@ -107,10 +124,17 @@ fn expected_ms(size: SizeClass, offer: &Offer, profile: &RequestProfile, stats: 
 }
 
 /// Leaves out arms that may lack what the request needs, if some are known to have it.
-fn prefer_known(candidates: &mut Vec<Candidate<'_>>, filter: &Filter<'_>) {
-    let known =
-        |candidate: &Candidate<'_>| candidate.offers.iter().any(|offer| filter.is_known_to_fit(offer));
-    if candidates.iter().any(known) {
-        candidates.retain(known);
+fn prefer_known(candidates: &mut Vec<Candidate<'_>>, filter: &mut Filter<'_>) {
+    let is_known = |candidate: &Candidate<'_>, filter: &Filter<'_>| {
+        candidate.offers.iter().any(|offer| filter.is_known_to_fit(offer))
+    };
+    if candidates.iter().any(|candidate| is_known(candidate, filter)) {
+        candidates.retain(|candidate| {
+            let known = is_known(candidate, filter);
+            if !known {
+                filter.note(&candidate.entry.model, None, Removal::NotKnownToFit);
+            }
+            known
+        });
     }
 }

@@ -1,12 +1,15 @@
 //! What is allowed and what is possible, offer by offer; remembers why offers fell away, so that the client can
 //! be told the reason it can do something about.
 
+use std::sync::Arc;
+
 use crate::class::{DataClass, Mode};
 use crate::limit::MAX_HOPS;
 use crate::profile::RequestProfile;
 use crate::registry::Offer;
 use crate::request::Request;
 use crate::router::NoRoute;
+use crate::router::account::{MAX_REMOVED, Removal, Removed};
 use crate::tokens;
 use crate::units::Tokens;
 
@@ -25,6 +28,7 @@ pub(super) struct Filter<'a> {
     refused_dead: bool,
     refused_need: Option<&'static str>,
     longest_context: Option<Tokens>,
+    removed: Vec<Removed>,
 }
 
 impl<'a> Filter<'a> {
@@ -40,45 +44,60 @@ impl<'a> Filter<'a> {
             refused_dead: false,
             refused_need: None,
             longest_context: None,
+            removed: Vec::new(),
         }
     }
 
     /// True when the offer may and can serve the request. Policy first, then what is possible.
     pub(super) fn admits(&mut self, offer: &Offer) -> bool {
         self.seen = true;
-        self.is_allowed(offer) && self.is_possible(offer)
+        let Some(why) = self.forbidden(offer).or_else(|| self.impossible(offer)) else { return true };
+        self.note(&offer.model.id, Some(&offer.name), why);
+        false
     }
 
-    fn is_allowed(&mut self, offer: &Offer) -> bool {
+    fn forbidden(&mut self, offer: &Offer) -> Option<Removal> {
         if !offer.admits(self.request.data_class) {
             self.refused_class = true;
-            return false;
+            return Some(Removal::DataClass);
         }
         let wanted = match self.mode {
             Mode::Auto => true,
             Mode::Local => !offer.is_cloud(),
             Mode::Cloud => offer.is_cloud(),
         };
-        wanted && self.request.hop < MAX_HOPS
+        match wanted {
+            false => Some(Removal::Mode),
+            true if self.request.hop >= MAX_HOPS => Some(Removal::Hops),
+            true => None,
+        }
     }
 
-    fn is_possible(&mut self, offer: &Offer) -> bool {
+    fn impossible(&mut self, offer: &Offer) -> Option<Removal> {
         // A router that was forwarded to uses only what it reaches itself; a device that left it is gone for it.
         if !offer.is_alive() || offer.routes_at(self.request.hop).next().is_none() {
             self.refused_dead = true;
-            return false;
+            return Some(Removal::NotReachable);
         }
         if let Some(what) = self.missing(offer) {
             self.refused_need = Some(what);
-            return false;
+            return Some(Removal::Lacks(what));
         }
-        match offer.model.context {
-            Some(limit) if !self.fits(limit) => {
-                self.longest_context = self.longest_context.max(Some(limit));
-                false
-            }
-            Some(_) | None => true,
+        let limit = offer.model.context.filter(|limit| !self.fits(*limit))?;
+        self.longest_context = self.longest_context.max(Some(limit));
+        Some(Removal::Context)
+    }
+
+    /// Notes that a candidate is not weighed.
+    pub(super) fn note(&mut self, model: &Arc<str>, upstream: Option<&Arc<str>>, why: Removal) {
+        if self.removed.len() < MAX_REMOVED {
+            self.removed.push(Removed { model: model.clone(), upstream: upstream.cloned(), why });
         }
+    }
+
+    /// Returns who was not weighed, and why.
+    pub(super) fn removed(&mut self) -> Vec<Removed> {
+        std::mem::take(&mut self.removed)
     }
 
     /// Returns what the request needs and the model is known to lack.

@@ -3,6 +3,7 @@
 //! Policy filters before anything ranks, on every hop, so no ranking, retry or fallback can bring a forbidden
 //! upstream back: whatever a [`Decision`] holds passed the filter.
 
+mod account;
 mod candidate;
 mod filter;
 mod no_route;
@@ -27,6 +28,7 @@ use crate::request::Request;
 use crate::router::candidate::{Candidate, Scope};
 use crate::router::filter::Filter;
 
+pub use account::{Considered, Removal, Removed};
 pub use no_route::NoRoute;
 pub use permitted::Permitted;
 pub use reason::RouteReason;
@@ -74,8 +76,14 @@ pub struct Decision {
     pub propensity: f64,
     /// Why.
     pub reason: RouteReason,
-    /// Every model that was weighed with its expected utility, best first.
-    pub considered: Vec<(Arc<str>, f64)>,
+    /// Every arm that was weighed, best first; empty when the caller named the model.
+    pub considered: Vec<Considered>,
+    /// Who was not weighed, and why; up to 32.
+    pub removed: Vec<Removed>,
+    /// The choice is not the arm with the highest expected utility: it was drawn in order to learn.
+    pub explored: bool,
+    /// The request is unlike all that was judged, so that only the arms' levels spoke.
+    pub strange: bool,
     /// Every arm that the filter admitted, the chosen one among them: what [`ladder`](crate::escalate::ladder) ranks.
     /// Empty where no answer may be escalated: unless the mode is `auto`, the model was named or ours to choose,
     /// and this is the router where the client connected.
@@ -127,7 +135,7 @@ impl<P: Policy> Router<P> {
                 named(offers.iter().filter(on_device), &mut filter, RouteReason::PinnedDevice).map_err(|no| {
                     match (filter.has_seen(), offers) {
                         (true, _) => no.about(model),
-                        (false, []) => NoRoute::unknown(model, registry),
+                        (false, []) => NoRoute::unknown(model, request, registry),
                         (false, _) => NoRoute::NoDevice { model: Some(format!("{model} on {device}")) },
                     }
                 })
@@ -141,7 +149,11 @@ impl<P: Policy> Router<P> {
                 let offers = registry.offers().iter().filter(from_provider);
                 named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| {
                     let name = || format!("{provider}/{model}");
-                    if filter.has_seen() { no.about(&name()) } else { NoRoute::unknown(&name(), registry) }
+                    if filter.has_seen() {
+                        no.about(&name())
+                    } else {
+                        NoRoute::unknown(&name(), request, registry)
+                    }
                 })
             }
         }
@@ -192,7 +204,7 @@ impl<P: Policy> Router<P> {
                 cloud.flatten().ok_or(NoRoute::ContextTooLong { limit, tokens })
             }
             Err(no) if filter.has_seen() => Err(no.about(model)),
-            Err(_) => Err(NoRoute::unknown(model, snapshot.registry)),
+            Err(_) => Err(NoRoute::unknown(model, request, snapshot.registry)),
         }
     }
 
@@ -223,15 +235,22 @@ impl<P: Policy> Router<P> {
             candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.entry.size));
             candidates.truncate(MAX_ARMS);
         }
-        let views: Vec<ArmView<'_>> = candidates.iter().map(|candidate| candidate.view(ask)).collect();
+        let weighed = candidates.into_iter().map(|candidate| {
+            let view = candidate.view(ask);
+            (candidate, view)
+        });
+        let (candidates, views): (Vec<Candidate<'_>>, Vec<ArmView<'_>>) =
+            candidate::in_time(weighed.collect(), request.time_limit, filter).into_iter().unzip();
         let selection = self.policy.select(&views, rng);
         let reason =
             if candidates.len() == 1 { RouteReason::OnlyCandidate } else { RouteReason::AutoThompson };
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         order.sort_by(|a, b| selection.scores[*b].total_cmp(&selection.scores[*a]).then(a.cmp(b)));
-        let considered =
-            order.iter().map(|index| (candidates[*index].entry.model.clone(), selection.scores[*index]));
-        let considered = considered.collect();
+        let account = |index: &usize| {
+            Considered::new(&candidates[*index].entry.model, &views[*index], selection.scores[*index])
+        };
+        let considered = order.iter().map(account).collect();
+        let explored = order[0] != selection.index;
         let permitted = if may_escalate(request) {
             candidates.iter().flat_map(|candidate| permitted::split(candidate, ask)).collect()
         } else {
@@ -256,6 +275,9 @@ impl<P: Policy> Router<P> {
             propensity: selection.propensity,
             reason,
             considered,
+            removed: filter.removed(),
+            explored,
+            strange: ask.placed.strange,
             permitted,
         })
     }
@@ -307,6 +329,9 @@ fn named<'a>(
         propensity: 1.0,
         reason,
         considered: Vec::new(),
+        removed: filter.removed(),
+        explored: false,
+        strange: false,
         permitted: Vec::new(),
     })
 }

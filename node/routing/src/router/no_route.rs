@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::registry::Registry;
+use crate::class::Mode;
+use crate::registry::{Offer, Registry};
+use crate::request::Request;
 use crate::router::SUGGESTIONS;
 use crate::units::Tokens;
 
@@ -68,7 +70,14 @@ impl NoRoute {
     }
 
     /// Says that nobody serves a name, with served names near it.
-    pub(super) fn unknown(model: &str, registry: &Registry) -> Self {
+    ///
+    /// With no device alive it cannot be known: a device that went away took the names of its models with it. A request
+    /// that must stay on devices is then told that, which passes, and not that its model does not exist.
+    pub(super) fn unknown(model: &str, request: &Request<'_>, registry: &Registry) -> Self {
+        let on_devices = |offer: &Arc<Offer>| offer.is_alive() && !offer.is_cloud();
+        if request.effective_mode() == Mode::Local && !registry.offers().iter().any(on_devices) {
+            return Self::NoLocalCapacity;
+        }
         Self::UnknownModel { model: model.to_owned(), nearest: registry.nearest(model, SUGGESTIONS) }
     }
 

@@ -92,6 +92,20 @@ fn an_unknown_model_is_answered_with_near_names() {
 }
 
 #[test]
+fn without_a_living_device_a_name_that_must_stay_local_is_no_local_capacity() {
+    let mut dead = on_device("laptop", spec("other"));
+    dead.draining = true;
+    for offers in [vec![at_provider("openai", "openai/gpt-4o")], vec![dead.clone()], vec![]] {
+        for choice in ["llama3.2:1b", "device:laptop/llama3.2:1b"] {
+            let mut local = request(choice);
+            assert_eq!(decide(offers.clone(), &local).unwrap_err().code(), "model_not_found", "{choice}");
+            local.mode = Mode::Local;
+            assert_eq!(decide(offers.clone(), &local).unwrap_err(), NoRoute::NoLocalCapacity, "{choice}");
+        }
+    }
+}
+
+#[test]
 fn a_pinned_device_is_the_only_one_by_id_or_by_name() {
     for pin in ["device:gpu/llama3.2:1b", "device:Big Box/llama3.2:1b"] {
         let mut offers = mesh();
@@ -120,7 +134,7 @@ fn auto_weighs_every_model_and_ranks_the_rest_for_failover() {
     let decision = decide(mesh(), &request("auto")).unwrap();
     assert_eq!(decision.reason, RouteReason::AutoThompson);
     assert_eq!(decision.considered.len(), 3);
-    assert!(decision.considered.is_sorted_by(|a, b| a.1 >= b.1));
+    assert!(decision.considered.is_sorted_by(|a, b| a.score >= b.score));
     assert!(decision.propensity > 0.0 && decision.propensity < 1.0);
     let mut models = reachable(&decision);
     models.sort_unstable();
@@ -393,4 +407,36 @@ fn equal_inputs_and_seeds_give_equal_decisions() {
     let mut reversed = mesh();
     reversed.reverse();
     assert_eq!(shown(mesh()), shown(reversed));
+}
+
+#[test]
+fn a_decision_accounts_for_who_was_left_out_and_why() {
+    let mut asking = request("auto");
+    asking.data_class = DataClass::Restricted;
+    let mut offers = mesh();
+    let mut blind = spec("tiny");
+    blind.context = Some(Tokens(1));
+    offers.push(on_device("watch", blind));
+    let decision = decide(offers, &asking).unwrap();
+    let removed: Vec<_> = decision.removed.iter().map(|one| (&*one.model, one.why)).collect();
+    assert!(removed.contains(&("openai/gpt-4o", Removal::DataClass)), "{removed:?}");
+    assert!(removed.contains(&("tiny", Removal::Context)), "{removed:?}");
+    let weighed: Vec<&str> = decision.considered.iter().map(|one| &*one.model).collect();
+    assert!(!weighed.contains(&"tiny") && !weighed.contains(&"openai/gpt-4o"), "{weighed:?}");
+    let first = &decision.considered[0];
+    assert!((first.quality * 0.9 - first.penalty - first.score).abs() < 1e-9, "{first:?}");
+    assert_eq!(decision.explored, decision.considered[0].model != decision.model);
+}
+
+#[test]
+fn a_deadline_removes_arms_that_would_miss_it_but_never_the_quickest() {
+    let mut asking = request("auto:best");
+    let slow = || vec![on_device("laptop", spec("llama3.2:1b")), on_device("gpu", spec("qwen2.5:32b"))];
+    assert_eq!(decide(slow(), &asking).unwrap().considered.len(), 2);
+    asking.time_limit = Some(std::time::Duration::from_secs(10));
+    let decision = decide(slow(), &asking).unwrap();
+    assert_eq!(&*decision.model, "llama3.2:1b");
+    assert_eq!(decision.removed[0].why, Removal::Deadline);
+    asking.time_limit = Some(std::time::Duration::from_millis(1));
+    assert_eq!(&*decide(slow(), &asking).unwrap().model, "llama3.2:1b");
 }

@@ -14,6 +14,7 @@ mod network;
 mod place;
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde_json::json;
 use shoal_cluster::Identity;
@@ -71,6 +72,7 @@ async fn examine(args: &DoctorArgs, config: Config) -> Vec<Check> {
         place::disk(place::free_bytes(&dir)),
         place::lock(place::is_held(&dir), local_node.is_some(), role),
         network::api_port(&network::api(&config, local_node).await, config.listen, config.listen_chosen),
+        network::api_tls(&config, SystemTime::now()),
         network::mesh_port(&network::mesh(&config, local_node).await, config.mesh_listen, config.mesh_chosen),
         network::interfaces(config.mesh_listen, &shoal_cluster::advertise::interfaces(), &config.advertise),
     ];

@@ -1,7 +1,7 @@
 //! Ports and addresses: the API's, the mesh's, and what others would be told to dial.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::Url;
 use shoal_cluster::advertise::{self, Interface};
@@ -9,12 +9,19 @@ use tokio::net::TcpListener;
 
 use super::check::Check;
 use super::live::Live;
-use crate::config::Config;
+use crate::api::tls::examine;
+use crate::config::{ApiTls, Config};
 use crate::device::detect::NODE_HEADER;
 use crate::upstream::http_client;
 
 /// Longest wait for an answer from this very machine.
 const WAIT: Duration = Duration::from_secs(1);
+
+/// Days before its end from which an own certificate is worth a word; who renews by a timer does so at 30.
+const SOON_DAYS: u64 = 14;
+
+/// What to do about it.
+const RENEW: &str = "renew it; the node takes a changed file over by itself";
 
 /// What is behind the API's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +84,43 @@ pub(super) fn api_port(found: &Api, listen: SocketAddr, chosen: bool) -> Check {
             format!("another program listens on {listen}; the node would take the next free port"),
             other,
         ),
+    }
+}
+
+/// How the API's address is protected.
+pub(super) fn api_tls(config: &Config, now: SystemTime) -> Check {
+    const NAME: &str = "HTTPS";
+    match &config.tls {
+        ApiTls::Off if config.listen.ip().is_loopback() => {
+            Check::ok(NAME, "not needed: the API is on loopback")
+        }
+        ApiTls::Off => Check::warn(
+            NAME,
+            format!(
+                "the API on {} speaks plain HTTP: keys and prompts can be read on the way",
+                config.listen
+            ),
+            "drop `--tls off` (api.tls.mode), unless a proxy in front of it speaks HTTPS",
+        ),
+        ApiTls::Mesh { .. } => {
+            Check::ok(NAME, "with a certificate from the mesh; `shoal env` prints how clients trust it")
+        }
+        ApiTls::Own { certificate, key } => match examine(certificate, key) {
+            Err(error) => Check::bad(NAME, error.to_string(), "give the certificate and its key, both PEM"),
+            Ok(expires) => {
+                let days = expires.duration_since(now).map_or(0, |left| left.as_secs() / 86_400);
+                let cause = format!("{} is good for {days} more days", certificate.display());
+                match days {
+                    0 => Check::bad(
+                        NAME,
+                        format!("{} has expired or will today", certificate.display()),
+                        RENEW,
+                    ),
+                    1..SOON_DAYS => Check::warn(NAME, cause, RENEW),
+                    _ => Check::ok(NAME, cause),
+                }
+            }
+        },
     }
 }
 
@@ -270,6 +314,19 @@ mod tests {
         ] {
             assert_eq!(mesh_port(&found, mesh_listen, chosen).verdict, verdict, "{found:?}");
         }
+    }
+
+    #[test]
+    fn plain_http_beyond_loopback_and_a_bad_pair_are_told() {
+        let judged = |listen: &str, tls: ApiTls| {
+            let config = Config { tls, ..config(listen.parse().unwrap(), "[::]:0".parse().unwrap()) };
+            api_tls(&config, SystemTime::now()).verdict
+        };
+        assert_eq!(judged("127.0.0.1:8080", ApiTls::Off), Verdict::Ok);
+        assert_eq!(judged("0.0.0.0:8080", ApiTls::Off), Verdict::Warn);
+        assert_eq!(judged("0.0.0.0:8080", ApiTls::Mesh { names: vec![] }), Verdict::Ok);
+        let own = ApiTls::Own { certificate: "/nowhere/c".into(), key: "/nowhere/k".into() };
+        assert_eq!(judged("0.0.0.0:8080", own), Verdict::Bad);
     }
 
     #[test]
