@@ -135,9 +135,17 @@ fn mean(judge: Judge, learns: bool) -> Learnt {
     sum
 }
 
-/// Returns the largest change of an arm's share, in points.
-fn moved(a: &Learnt, b: &Learnt) -> f64 {
-    a.shares.iter().zip(b.shares).map(|(a, b)| 100.0 * (a - b).abs()).fold(0.0, f64::max)
+/// Returns the largest change of an arm's share between two judges, in points: the median over the seeds, and how many
+/// of them moved by more than two points. A run in which sampling settles on another arm moves all of its share, and a
+/// mean over two dozen runs would report that alone.
+fn moved(a: Judge, b: Judge) -> (f64, usize) {
+    let change = |seed| {
+        let (a, b) = (run(a, true, seed), run(b, true, seed));
+        a.shares.iter().zip(b.shares).map(|(a, b)| 100.0 * (a - b).abs()).fold(0.0, f64::max)
+    };
+    let mut changes: Vec<f64> = (0..SEEDS).map(change).collect();
+    changes.sort_by(f64::total_cmp);
+    (changes[changes.len() / 2], changes.iter().filter(|change| **change > 2.0).count())
 }
 
 #[test]
@@ -155,16 +163,14 @@ fn a_judge_with_30_percent_of_its_labels_flipped_costs_a_tenth_of_what_is_learnt
 fn a_judge_that_likes_100_more_tokens_moves_the_arms_shares_by_two_points_at_most() {
     // Grades between 0.2 and 0.8 leave room for the love of length on both sides.
     let moderate = Judge { grades: [0.2, 0.8], ..HONEST };
-    let plain = mean(moderate, true);
     let wordy = Judge { per_100_tokens: 0.1, ..moderate };
-    let corrected = mean(wordy, true);
-    let believed = mean(Judge { read: false, ..wordy }, true);
-    let honest_believed = mean(Judge { read: false, ..moderate }, true);
-    let (now, without) = (moved(&plain, &corrected), moved(&honest_believed, &believed));
+    let (now, runs) = moved(moderate, wordy);
+    let unread = |judge| Judge { read: false, ..judge };
+    let (without, believed_runs) = moved(unread(moderate), unread(wordy));
     println!(
-        "shares {:.3?}; corrected {:.3?}: {now:.2} points; believed {:.3?}: {without:.2}",
-        plain.shares, corrected.shares, believed.shares
+        "points moved, median of {SEEDS} runs: corrected {now:.2} ({runs} runs above 2), believed {without:.2} \
+         ({believed_runs} runs above 2)"
     );
-    assert!(without > 2.0, "the bias is strong enough to be seen: {without}");
-    assert!(now <= 2.0, "{now}");
+    assert!(now <= 2.0 && runs <= 2, "{now}, {runs} runs");
+    assert!(believed_runs > 2 * runs.max(1), "the bias is strong enough to be seen: {believed_runs}");
 }
