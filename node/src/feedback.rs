@@ -32,7 +32,7 @@ pub struct FeedbackHandle {
 #[derive(Debug)]
 enum Evidence {
     /// How a request ended, and what it looked like.
-    Outcome(Outcome, Option<Features>),
+    Outcome(Outcome),
     /// How good its answer was.
     Judgement(Judgement),
     /// What other origins observed, each proven by its signature; the sender hears when it was dealt with.
@@ -114,10 +114,9 @@ pub trait Announce: Send {
 }
 
 impl FeedbackHandle {
-    /// Hands an outcome in, with the features of its request if they are known; drops and counts it when the queue
-    /// is full.
-    pub fn observe(&self, outcome: Outcome, features: Option<Features>) {
-        if self.queue.try_send(Evidence::Outcome(outcome, features)).is_err() {
+    /// Hands an outcome in; drops and counts it when the queue is full.
+    pub fn observe(&self, outcome: Outcome) {
+        if self.queue.try_send(Evidence::Outcome(outcome)).is_err() {
             metrics::counter!("shoal_feedback_lost_total").increment(1);
         }
     }

@@ -6,6 +6,7 @@ use shoal_proto::FeedbackVerdict;
 use shoal_routing::{ArmId, Confidence, Score};
 
 use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
+use crate::judging::witness::WitnessHandle;
 use crate::store::{Error, HistoryWriter, Store};
 
 /// Longest comment that is kept, characters.
@@ -20,6 +21,8 @@ pub struct Judge {
     pub history: HistoryWriter,
     /// Where they are learnt from.
     pub feedback: FeedbackHandle,
+    /// Who compares them with what others say.
+    pub witness: WitnessHandle,
 }
 
 impl Judge {
@@ -53,6 +56,7 @@ impl Judge {
             .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
         match kept {
             Ok(judgement) => {
+                self.witness.explicit(id, judgement.arm.clone(), score);
                 self.feedback.judge(judgement).await;
                 Ok(FeedbackVerdict::Taken)
             }

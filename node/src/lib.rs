@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod feedback;
 pub mod inventory;
 pub mod judge;
+pub mod judging;
 pub mod mesh;
 pub mod model;
 pub mod node;

@@ -32,6 +32,7 @@ use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
 use crate::judge::Judge;
+use crate::judging::{evaluator, shadow, witness};
 use crate::mesh::{self, GossipPublisher, MeshResolver};
 use crate::pack;
 use crate::pipeline::Pipeline;
@@ -257,7 +258,13 @@ impl Started {
         let (history, history_task) =
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
         let live = Live::default();
-        let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
+        let (mut witness_service, witness) = witness::Service::new(feedback.clone());
+        let judge = Judge {
+            store: store.clone(),
+            history: history.clone(),
+            feedback: feedback.clone(),
+            witness: witness.clone(),
+        };
         let control = ControlService::routes(judge.clone(), keys.clone(), live.clone());
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
@@ -275,7 +282,7 @@ impl Started {
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let lfo_manners = config.lfo.is_some();
         let feedback_handle = feedback.clone();
-        let sinks = Sinks { feedback, history, live, totals: Arc::default(), lfo_manners };
+        let sinks = Sinks { feedback, witness, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
@@ -287,6 +294,21 @@ impl Started {
             keys: keys.clone(),
             no_auth: config.no_auth,
         };
+        let background = stop_background.clone();
+        let mut judges = Vec::new();
+        if let Some(settings) = config.evaluator.clone() {
+            let (share, short_id) = (settings.share, me.short().into());
+            let (service, sender) =
+                evaluator::Service::new(settings, pipeline.clone(), store.clone(), short_id)?;
+            witness_service = witness_service.graded_by(share, sender);
+            judges.push(tasks::spawn(TaskKind::Evaluator, service.run(background.clone())));
+            if config.learning.shadow_share > 0.0 {
+                let (service, sender) =
+                    shadow::Service::new(&config.learning, pipeline.clone(), me.short().into());
+                witness_service = witness_service.shadowed_by(config.learning.shadow_share, sender);
+                judges.push(tasks::spawn(TaskKind::Shadow, service.run(background.clone())));
+            }
+        }
         let node = Arc::new(Node {
             front,
             api_url,
@@ -307,9 +329,9 @@ impl Started {
             config,
         });
 
-        let background = stop_background.clone();
         let forwarded = TaskTracker::new();
         let mut tasks = vec![
+            tasks::spawn(TaskKind::Witness, witness_service.run(background.clone())),
             history_task,
             tasks::spawn(TaskKind::Cluster, {
                 let stop = background.clone();
@@ -338,6 +360,7 @@ impl Started {
             tasks::spawn(TaskKind::Keys, mesh::keep_keys_equal(mesh.clone(), keys, background.clone())),
             tasks::spawn(TaskKind::Store, remember_routers(mesh, store, background)),
         ];
+        tasks.append(&mut judges);
         let mut servers = vec![tasks::spawn(
             TaskKind::Api,
             crate::api::serve::tcp(

@@ -16,6 +16,7 @@ use shoal_cluster::{Handle, Identity, MemoryBook, Role, RouterAddr, Service, Set
 use shoal_node::control::ControlService;
 use shoal_node::feedback::{self, FeedbackHandle, JudgedBy, Judgement};
 use shoal_node::judge::Judge;
+use shoal_node::judging::witness;
 use shoal_node::mesh::{GossipPublisher, keep_statistics_equal};
 use shoal_node::pipeline::ticket::Live;
 use shoal_node::replication::statistics::testimony_from_blob;
@@ -51,7 +52,9 @@ fn start(identity: Arc<Identity>, folder: &Path, seeds: Vec<RouterAddr>) -> Node
     let (service, feedback) =
         feedback::Service::new(identity.node_id().as_str(), generation, store.clone()).unwrap();
     let (history, _) = HistoryWriter::start(store.clone(), 30, stop.clone());
-    let judge = Judge { store: store.clone(), history, feedback: feedback.clone() };
+    let (witness, told) = witness::Service::new(feedback.clone());
+    runtime.spawn(witness.run(stop.clone()));
+    let judge = Judge { store: store.clone(), history, feedback: feedback.clone(), witness: told };
     let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap(), Live::default());
     let (cluster, mesh, _) =
         Service::bind(settings(seeds, generation), identity, Arc::new(MemoryBook::new()), control).unwrap();

@@ -45,8 +45,9 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, Evidence, Level, Observations, Pack,
-    Placed, Policy, Posterior, Quality, QualitySums, Reward, Scrutiny, Selection, SizeClass, Suspicion,
+    ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
+    Form, Grading, LengthBias, Level, Observations, Pack, Placed, Policy, Posterior, Proportion, Quality,
+    QualitySums, Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, SizeClass, Suspicion,
     Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};

@@ -35,8 +35,8 @@ fn features(rng: &mut StdRng) -> Features {
 fn observe(testimony: &mut Testimony, rng: &mut StdRng) {
     let (arm, score) = (arm(rng.random_range(0..3)), Score::clamped(rng.random()));
     match rng.random_range(0..4) {
-        0 => testimony.record_end(&arm, Reward::Valid, Some(rng.random_range(1..900)), None),
-        1 => testimony.record_end(&arm, Reward::Failed, None, Some((&features(rng), 0.5))),
+        0 => testimony.record_end(&arm, Reward::Valid, Some(rng.random_range(1..900))),
+        1 => testimony.record_end(&arm, Reward::Failed, None),
         2 => testimony.record_score(&arm, Confidence::Known(score), score),
         _ => testimony.record_quality(&arm, &features(rng), score, 1.0),
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::judging::{FileEvaluator, FileLearning};
 use super::{Error, FileApi, FileTls, Limits, TlsMode};
 use crate::cloud::{FileProvider, PriceEntry};
 
@@ -57,6 +58,10 @@ pub struct FileConfig {
     pub prices: Vec<PriceEntry>,
     /// What routing starts from.
     pub router: FileRouter,
+    /// The model that grades answers.
+    pub evaluator: FileEvaluator,
+    /// What is done to learn more.
+    pub learning: FileLearning,
     /// Sizes, counts and waits.
     pub limits: FileLimits,
 }
@@ -211,6 +216,8 @@ impl FileConfig {
             providers: Vec::new(),
             prices: Vec::new(),
             router: FileRouter::default(),
+            evaluator: FileEvaluator { model: Some("auto:local".into()), ..FileEvaluator::default() },
+            learning: FileLearning::default(),
             limits: FileLimits::default(),
         }
     }

@@ -5,6 +5,7 @@
 //! safety setting must not be silent.
 
 mod file;
+mod judging;
 mod lfo_env;
 mod paths;
 mod tls;
@@ -18,8 +19,10 @@ use shoal_routing::Tokens;
 use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
 use crate::device::lfo;
+use crate::judging::{EvaluatorSettings, LearningSettings};
 
 pub use file::{FileConfig, FileDevice, FileLimits, FileRouter};
+pub use judging::{FileEvaluator, FileLearning};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
 pub(crate) use tls::is_dns_name;
@@ -117,6 +120,10 @@ pub struct Config {
     pub lfo: Option<LfoManners>,
     /// What routing starts from.
     pub router: FileRouter,
+    /// The model that grades answers; `None` = nobody does.
+    pub evaluator: Option<EvaluatorSettings>,
+    /// What is done to learn more.
+    pub learning: LearningSettings,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -170,6 +177,7 @@ impl Config {
         for device in &devices {
             check_device_url(&device.url)?;
         }
+        let evaluator = file.evaluator.check()?;
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| default_data_dir(env)),
             listen: address,
@@ -189,6 +197,8 @@ impl Config {
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
             router: file.router,
+            learning: file.learning.check(evaluator.as_ref())?,
+            evaluator,
             limits: Limits {
                 max_local_tokens: lfo.as_ref().map(|manners| Tokens(manners.max_local_tokens)),
                 ..file.limits.into_limits()?

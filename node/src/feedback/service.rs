@@ -11,14 +11,14 @@ use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
 use shoal_routing::{
-    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Features, Outcome, Pack, Posterior, Reliabilities,
-    Reward, Scrutiny, Testimony,
+    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Outcome, Pack, Posterior, Reliabilities, Reward,
+    Scrutiny, Testimony,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::weights::{FAILED, Weights};
+use super::weights::Weights;
 use super::{Announce, Evidence, FeedbackHandle, Judgement, Learnt, OriginState};
 use crate::replication::statistics;
 use crate::store::{Error, Learning, Store};
@@ -170,7 +170,7 @@ impl Service {
         let is_pressing = evidence.iter().any(|evidence| !matches!(evidence, Evidence::Outcome(..)));
         for evidence in evidence {
             match evidence {
-                Evidence::Outcome(outcome, features) => self.take_outcome(&outcome, features.as_ref()),
+                Evidence::Outcome(outcome) => self.take_outcome(&outcome),
                 Evidence::Judgement(judgement) => self.take_judgement(&judgement),
                 Evidence::Testimonies(blobs, done) => {
                     for blob in blobs {
@@ -195,10 +195,10 @@ impl Service {
         }
     }
 
-    fn take_outcome(&mut self, outcome: &Outcome, features: Option<&Features>) {
+    fn take_outcome(&mut self, outcome: &Outcome) {
         let Some(arm) = &outcome.arm else { return };
         let reward = Reward::from(outcome);
-        self.own.record_end(arm, reward, outcome.ttft_ms, features.map(|features| (features, FAILED)));
+        self.own.record_end(arm, reward, outcome.ttft_ms);
         if reward != Reward::Unknown {
             self.unsaved_arms.insert(arm.clone());
         }
@@ -337,7 +337,7 @@ impl Service {
         let evidence = std::iter::from_fn(|| self.queue.try_recv().ok());
         evidence
             .filter_map(|e| match e {
-                Evidence::Outcome(outcome, _) => Some(outcome),
+                Evidence::Outcome(outcome) => Some(outcome),
                 Evidence::Judgement(_) | Evidence::Testimonies(..) | Evidence::Priors(..) => None,
             })
             .collect()

@@ -14,9 +14,6 @@ const SIGNS: f64 = 0.25;
 /// An evaluator that always agrees with people; what it weighs falls with its disagreement. Half, since it judges
 /// many answers that nobody asked about, and a judge's errors are not independent of each other.
 const EVALUATOR: f64 = 0.5;
-/// A failure is a useless answer to this request, but mostly of a host's making, and many come at once from one
-/// cause; how often an arm fails at all is counted exactly beside it.
-pub(super) const FAILED: f64 = 0.25;
 
 /// Pairs of judgements that the belief in an evaluator weighs before any was seen, and their mean distance.
 const PRIOR_PAIRS: f64 = 10.0;

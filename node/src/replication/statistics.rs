@@ -137,7 +137,7 @@ mod tests {
                 let score = Score::clamped(f64::from(step) / 49.0);
                 testimony.record_quality(&arm, &features, score, 0.3);
                 testimony.record_score(&arm, Confidence::Known(score), score);
-                testimony.record_end(&arm, Reward::Valid, Some(123), None);
+                testimony.record_end(&arm, Reward::Valid, Some(123));
             }
         }
         testimony

@@ -107,6 +107,27 @@ pub struct RequestRecord {
     /// held across most awaits of a request.
     #[serde(skip)]
     pub features: Option<Box<Features>>,
+    /// For whom it ran: `client`, or the node itself: `shadow`, `evaluation`.
+    pub kind: String,
+    /// The client's request that a shadow call or a grade is about; empty for a client's own.
+    pub about: String,
+    /// What a grade said; absent unless this is an evaluation that gave one.
+    pub evaluation: Option<Box<EvaluationRecord>>,
+}
+
+/// A grade and what was made of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// Version of the prompt that asked for it.
+    pub prompt: String,
+    /// 1 (worst) to 10.
+    pub grade: f64,
+    /// The same as 0 to 1, without the judge's love of length.
+    pub corrected: f64,
+    /// What is learnt from, 0 to 1.
+    pub score: f64,
+    /// Probability with which it is learnt from, 0 to 1.
+    pub weight: f64,
 }
 
 /// What a request was taken for: no text of it.

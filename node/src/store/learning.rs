@@ -171,7 +171,7 @@ mod tests {
             let arm = ArmId::new(name, None);
             testimony.record_quality(&arm, &Features::default(), Score::clamped(0.3), 0.7);
             testimony.record_score(&arm, Confidence::Known(Score::clamped(0.8)), Score::ONE);
-            testimony.record_end(&arm, Reward::Valid, Some(12), None);
+            testimony.record_end(&arm, Reward::Valid, Some(12));
         }
         testimony.arms.into_iter().collect()
     }

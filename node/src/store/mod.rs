@@ -5,6 +5,7 @@
 //! last moment; a damaged file or table is set aside and never keeps the node from starting.
 
 mod decisions;
+pub mod evaluations;
 mod history;
 mod judgements;
 mod keys;
@@ -22,8 +23,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension};
 
 pub use decisions::{Decided, DecisionLog, decision_log_at};
+pub use evaluations::Evaluation;
 pub use history::{
-    AttemptRecord, Considered, HistoryWriter, ProfileRecord, REJECTED, Removed, RequestRecord,
+    AttemptRecord, Considered, EvaluationRecord, HistoryWriter, ProfileRecord, REJECTED, Removed,
+    RequestRecord,
 };
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use learning::Learning;

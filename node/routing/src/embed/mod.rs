@@ -31,6 +31,13 @@ pub fn table_file() -> &'static [u8] {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Embedding([f32; DIMS]);
 
+impl Default for Embedding {
+    /// Returns [`NEUTRAL`](Self::NEUTRAL).
+    fn default() -> Self {
+        Self::NEUTRAL
+    }
+}
+
 impl Embedding {
     /// What a text without a known word has: nothing that sets it apart.
     pub const NEUTRAL: Self = Self([0.0; DIMS]);

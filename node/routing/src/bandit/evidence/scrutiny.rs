@@ -119,7 +119,7 @@ mod tests {
     fn counted(generation: u64, version: u64) -> Testimony {
         let mut testimony = Testimony { generation, ..Testimony::default() };
         let arm = ArmId::new("m", None);
-        testimony.record_end(&arm, Reward::Valid, None, None);
+        testimony.record_end(&arm, Reward::Valid, None);
         let stats = &mut testimony.arms.get_mut(&arm).unwrap().stats;
         (stats.count, stats.version) = (version, version);
         testimony.version = version;

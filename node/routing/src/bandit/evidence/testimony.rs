@@ -91,24 +91,15 @@ impl Testimony {
         Self { generation, version, arms }
     }
 
-    /// Takes in how a request ended. A failure also counts as a useless answer, for `weight` of one, where the
-    /// features of the request are known: so that failing fast cannot attract what the arm fails at.
-    pub fn record_end(
-        &mut self,
-        arm: &ArmId,
-        reward: Reward,
-        ttft_ms: Option<u64>,
-        failed: Option<(&Features, f64)>,
-    ) {
+    /// Takes in how a request ended. A failure counts here alone, not as a bad answer too: a request's quality is the chance
+    /// of an answer × the answer's quality, so failing fast attracts nothing.
+    pub fn record_end(&mut self, arm: &ArmId, reward: Reward, ttft_ms: Option<u64>) {
         if reward == Reward::Unknown {
             return;
         }
         let evidence = self.arms.entry(arm.clone()).or_default();
         let before = evidence.version();
         evidence.stats.record(reward, ttft_ms);
-        if let (Reward::Failed, Some((features, weight))) = (reward, failed) {
-            evidence.quality.record_weighted(features, Score::ZERO, weight);
-        }
         self.version = self.version.saturating_add(evidence.version().saturating_sub(before));
     }
 
