@@ -60,10 +60,7 @@ pub fn admin(node: Arc<Node>) -> Router {
         .route("/admin/v1/dashboard-link", post(admin::dashboard_link))
         .route("/admin/v1/providers", post(clouds::add))
         .route("/admin/v1/providers/{name}", delete(clouds::remove))
-        .route(
-            "/admin/v1/router/pack",
-            get(packs::present).post(packs::import).delete(packs::remove).layer(packs::body_limit()),
-        )
+        .route("/admin/v1/router/pack", post(packs::import).delete(packs::remove).layer(packs::body_limit()))
         .route("/admin/v1/router/export", post(packs::export))
         .route("/admin/v1/router/eval", post(packs::eval).layer(packs::body_limit()))
         .route("/admin/v1/shutdown", post(admin::shutdown));

@@ -28,21 +28,6 @@ pub(super) fn body_limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(BODY_BYTES)
 }
 
-/// `GET /admin/v1/router/pack`: what routing starts from.
-pub(super) async fn present(State(node): State<Arc<Node>>) -> Result<Json<Value>, ApiError> {
-    let store = node.store.clone();
-    let adopted = blocking(move || store.adopted_pack()).await?;
-    let priors = node.pipeline.sinks.feedback.learnt().priors.clone();
-    Ok(Json(json!({
-        "shipped": node.config.router.shipped_pack,
-        "adopted": adopted.map(|kept| json!({
-            "name": kept.name, "trust": kept.trust, "adopted_unix_ms": kept.adopted_ms, "bytes": kept.bytes.len(),
-        })),
-        "arms": priors.arms.len(),
-        "classes": priors.classes.0.len(),
-    })))
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewExport {

@@ -191,6 +191,7 @@ pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
         }).collect::<Vec<_>>(),
         "calibration": learnt.calibration.arms().map(|(arm, sums, curve)| calibration_view(arm, sums, curve))
             .collect::<Vec<_>>(),
+        "priors": {"arms": learnt.priors.arms.len(), "classes": learnt.priors.classes.0.len()},
         "evaluator": {"pairs": learnt.agreement.pairs, "belief": learnt.agreement.belief()},
         "origins": origins(&learnt),
     }))
