@@ -3,8 +3,8 @@
 //! The node counts and publishes only what it observed itself; totals are formed when read, by adding the origins.
 //! A full queue drops the observation and counts it: a client never waits for learning.
 
+mod agreement;
 mod service;
-mod weights;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use shoal_routing::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub use agreement::Agreement;
 pub use service::Service;
-pub use weights::Agreement;
 
 /// Cheap handle: hands outcomes in, reads snapshots.
 #[derive(Clone)]

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::weights::Weights;
+use super::agreement::Pairs;
 use super::{Announce, Evidence, FeedbackHandle, Judgement, Learnt, OriginState};
 use crate::replication::statistics;
 use crate::store::{Error, Learning, Store};
@@ -46,7 +46,7 @@ pub struct Service {
     me: Arc<str>,
     /// Own sums, exact; what is published is rounded.
     own: Testimony,
-    weights: Weights,
+    pairs: Pairs,
     /// Everybody's, own ones as published.
     origins: Origins,
     scrutiny: Scrutiny,
@@ -77,7 +77,7 @@ impl Service {
         let handle = FeedbackHandle { queue: sender, snapshot: snapshot.clone() };
         let mut service = Self {
             own: Testimony::resume(generation, stored.own.into_iter().collect()),
-            weights: Weights::new(stored.agreement),
+            pairs: Pairs::new(stored.agreement),
             origins: Origins::default(),
             scrutiny: Scrutiny::default(),
             priors: Arc::default(),
@@ -206,16 +206,11 @@ impl Service {
 
     fn take_judgement(&mut self, judgement: &Judgement) {
         let Judgement { request, arm, score, raw, features, by } = judgement;
-        let weight = self.weights.weigh(request, *by, *score);
-        if weight <= 0.0 {
-            return;
-        }
+        self.pairs.note(request, *by, *score);
         if let Some(features) = features {
-            self.own.record_quality(arm, features, *score, weight);
+            self.own.record_quality(arm, features, *score, 1.0);
         }
-        if self.weights.counts_whole(arm, weight) {
-            self.own.record_score(arm, *raw, *score);
-        }
+        self.own.record_score(arm, *raw, *score);
         self.judged_since += 1;
         self.unsaved_arms.insert(arm.clone());
     }
@@ -305,7 +300,7 @@ impl Service {
             origins: origins.collect(),
             blobs: self.blobs.clone(),
             priors: self.priors.clone(),
-            agreement: self.weights.agreement(),
+            agreement: self.pairs.agreement(),
         }));
     }
 
@@ -319,7 +314,7 @@ impl Service {
         let others = others.map(|blob| blob.as_ref().clone()).collect();
         let gone: Vec<Arc<str>> =
             origins.iter().filter(|origin| !self.blobs.contains_key(*origin)).cloned().collect();
-        let learning = Learning { own, others, agreement: self.weights.agreement() };
+        let learning = Learning { own, others, agreement: self.pairs.agreement() };
         let store = self.store.clone();
         let written = tokio::task::spawn_blocking(move || store.write_learning(&learning, &gone)).await;
         if !matches!(written, Ok(Ok(()))) {

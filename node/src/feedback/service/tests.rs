@@ -191,13 +191,13 @@ async fn many_outcomes_make_few_snapshots_and_none_is_left_out() {
 }
 
 #[test]
-fn light_judges_teach_by_features_at_once_and_calibration_in_the_share_of_their_weight() {
+fn whoever_judges_is_counted_once_by_features_by_level_and_for_calibration() {
     let folder = tempfile::tempdir().unwrap();
     let (mut service, handle) = service(&folder, 1);
     service.take((0..8).map(|n| judgement(n, JudgedBy::Signs)).collect());
     let evidence = handle.learnt().totals[&arm()].clone();
-    assert_eq!((evidence.stats.scored, evidence.reliability.count(), evidence.quality.version), (2, 2, 8));
-    assert!((evidence.quality.weight() - 2.0).abs() < 1e-2);
+    assert_eq!((evidence.stats.scored, evidence.reliability.count(), evidence.quality.version), (8, 8, 8));
+    assert!((evidence.quality.weight() - 8.0).abs() < 1e-2);
 }
 
 #[test]
