@@ -19,6 +19,7 @@ pub mod tap;
 #[cfg(test)]
 mod tests;
 pub mod ticket;
+mod turns;
 mod watch;
 
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
 pub use self::purpose::Purpose;
 use self::ticket::{Sinks, Ticket};
+use self::turns::Turns;
 use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
 use crate::config::Limits;
@@ -109,6 +111,7 @@ pub struct Pipeline {
     /// Bounds.
     pub limits: Limits,
     router: Router,
+    turns: Turns,
     retries: RetryBudget,
     slots: Arc<Semaphore>,
 }
@@ -132,6 +135,7 @@ impl Pipeline {
             resolver,
             limits,
             router: Router::default(),
+            turns: Turns::default(),
             retries: RetryBudget::default(),
             slots,
         }
@@ -156,7 +160,16 @@ impl Pipeline {
             posterior: &learnt.posterior,
             loads: &self.loads,
         };
-        self.router.decide(request, &parsed.profile, &snapshot, Instant::now(), &mut rand::rng())
+        let now = Instant::now();
+        let previous = self.turns.previous(request, now);
+        self.router.decide_after(
+            previous.as_ref(),
+            request,
+            &parsed.profile,
+            &snapshot,
+            now,
+            &mut rand::rng(),
+        )
     }
 
     /// Accepts a request: from here on it has exactly one outcome.
@@ -237,7 +250,10 @@ impl Pipeline {
         let decided = self.decide(&parsed, request);
         metrics::histogram!("shoal_decision_seconds").record(started.elapsed().as_secs_f64());
         match decided {
-            Ok(decision) => Ok(Self::job(parsed, decision, origin, ticket)),
+            Ok(decision) => {
+                self.turns.note(request, &decision.arm, started);
+                Ok(Self::job(parsed, decision, origin, ticket))
+            }
             Err(no) => {
                 let error = no_route(&no, &self.inventory.load().registry);
                 ticket.reject(error.status, &error.code);

@@ -39,6 +39,10 @@ const SUGGESTIONS: usize = 3;
 /// Arms that a policy weighs; above that, those with the best prior. Bounds the time of a decision.
 const MAX_ARMS: usize = 32;
 
+/// Quality given up to let the model go on that called the tools whose results a request brings: a guess, as large as
+/// the step between two size classes.
+const SWITCHING: f64 = 0.1;
+
 /// What a decision is made from: one consistent picture, taken once per request.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot<'a> {
@@ -119,9 +123,26 @@ impl<P: Policy> Router<P> {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
+        self.decide_after(None, request, profile, snapshot, now, rng)
+    }
+
+    /// Decides where a request goes that brings the results of tools which an arm called in the turn before: any
+    /// other arm is charged for the change.
+    ///
+    /// # Errors
+    /// As [`decide`](Self::decide).
+    pub fn decide_after(
+        &self,
+        previous: Option<&ArmId>,
+        request: &Request<'_>,
+        profile: &RequestProfile,
+        snapshot: &Snapshot<'_>,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Result<Decision, NoRoute> {
         let placed = snapshot.posterior.qualities().place(&profile.features);
         let weights = Weights::of(request.effective_preference());
-        let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, now };
+        let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, previous, now };
         let registry = snapshot.registry;
         match &request.choice {
             ModelChoice::Auto(_) | ModelChoice::AutoLocal => {
@@ -235,8 +256,13 @@ impl<P: Policy> Router<P> {
             candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.entry.size));
             candidates.truncate(MAX_ARMS);
         }
+        let stays = |candidate: &Candidate<'_>| ask.previous == Some(&candidate.entry.id);
+        let can_stay = candidates.iter().any(stays);
         let weighed = candidates.into_iter().map(|candidate| {
-            let view = candidate.view(ask);
+            let mut view = candidate.view(ask);
+            if can_stay && !stays(&candidate) {
+                view.penalty += SWITCHING;
+            }
             (candidate, view)
         });
         let (candidates, views): (Vec<Candidate<'_>>, Vec<ArmView<'_>>) =
@@ -300,6 +326,8 @@ struct Ask<'a> {
     snapshot: &'a Snapshot<'a>,
     placed: &'a Placed,
     weights: &'a Weights,
+    /// Who called the tools whose results the request brings.
+    previous: Option<&'a ArmId>,
     now: Instant,
 }
 

@@ -440,3 +440,23 @@ fn a_deadline_removes_arms_that_would_miss_it_but_never_the_quickest() {
     asking.time_limit = Some(std::time::Duration::from_millis(1));
     assert_eq!(&*decide(slow(), &asking).unwrap().model, "llama3.2:1b");
 }
+
+#[test]
+fn the_model_that_called_the_tools_goes_on_unless_it_is_gone() {
+    let offers = vec![on_device("laptop", spec("a:7b")), on_device("gpu", spec("b:7b"))];
+    let (registry, loads, posterior) = (Registry::new(offers), LoadBook::default(), Posterior::default());
+    let snapshot = Snapshot { registry: &registry, posterior: &posterior, loads: &loads };
+    let request = request("auto");
+    let profile = RequestProfile::of(&request);
+    let scores = |previous: Option<&str>| {
+        let previous = previous.map(|name| ArmId::new(name, None));
+        let decision = Router::<Thompson>::default()
+            .decide_after(previous.as_ref(), &request, &profile, &snapshot, start(), &mut seeded(1))
+            .unwrap();
+        ["a:7b", "b:7b"].map(|name| decision.considered.iter().find(|one| &*one.model == name).unwrap().score)
+    };
+    let [a, b] = scores(None);
+    let [stays, other] = scores(Some("a:7b"));
+    assert!((stays - a).abs() < 1e-9 && (b - other - SWITCHING).abs() < 1e-9);
+    assert_eq!(scores(Some("gone:7b")), [a, b], "nobody is charged for what cannot be helped");
+}
