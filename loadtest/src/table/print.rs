@@ -59,6 +59,7 @@ impl Line {
             "restricted": total.restricted.round(),
             "restricted_leaked": total.leaked,
             "points_above_best_fixed_mix": self.above,
+            "points_above_best_fixed_mix_unrestricted": self.above_free,
         })
     }
 }
@@ -68,11 +69,19 @@ fn share_of(total: &Tally, cloud_cost: f64) -> f64 {
     if cloud_cost > 0.0 { total.mean_cost() / cloud_cost } else { 0.0 }
 }
 
+/// Writes the mean over splits with the least and the most.
+fn spread(points: &[f64]) -> String {
+    let mean = points.iter().sum::<f64>() / points.len().max(1) as f64;
+    let least = points.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = points.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{mean:+.1} ({least:+.1} to {most:+.1} by split)")
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| outcomes | policy | cost of always cloud | USD per 1,000 | latency | right | of unseen domains | restricted prompts leaked |"
+            "| outcomes | policy | share of the cloud's cost | USD per 1,000 | latency | right | in unseen domains | restricted leaked |"
         )?;
         writeln!(f, "|---|---|--:|--:|--:|--:|--:|--:|")?;
         for set in &self.sets {
@@ -103,13 +112,12 @@ impl fmt::Display for Table {
                 set.name, set.local, set.cloud, self.splits, self.seed,
             )?;
             for line in set.lines.iter().filter(|line| !line.above.is_empty()) {
-                let mean = line.above.iter().sum::<f64>() / line.above.len() as f64;
-                let least = line.above.iter().copied().fold(f64::INFINITY, f64::min);
-                let most = line.above.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 writeln!(
                     f,
-                    "{} is {mean:+.1} points from the best fixed mix at its cost, {least:+.1} to {most:+.1} by split.",
+                    "{} against the best fixed mix at its cost: {} points; {} over the requests that may leave the devices.",
                     line.policy,
+                    spread(&line.above),
+                    spread(&line.above_free),
                 )?;
             }
             let ceiling = &set.ceiling;
