@@ -2,9 +2,10 @@
 //!
 //! Knows nodes, devices and keys; knows nothing of models' quality, requests' meaning or policy.
 //! [`identity`] holds keys, certificates and join tokens; [`quic`] the one endpoint with everything that
-//! runs on it; [`keyspace`] and [`view`] are pure; [`gossip`] owns chitchat; [`service`] ties them together.
+//! runs on it; [`keyspace`], [`blob`] and [`view`] are pure; [`gossip`] owns chitchat; [`service`] ties them together.
 
 pub mod advertise;
+pub mod blob;
 mod directory;
 pub mod gossip;
 pub mod identity;
@@ -17,6 +18,7 @@ pub mod sim;
 pub mod tasks;
 pub mod view;
 
+pub use blob::BlobRefusal;
 pub use identity::{
     BookError, Identity, JoinError, JoinToken, Joined, MemoryBook, Refusal, TokenBook, TokenRecord, join,
 };

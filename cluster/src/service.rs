@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use shoal_proto::control_client::ControlClient;
-use shoal_proto::{InferRequest, NodeInfo};
+use shoal_proto::{InferRequest, NodeInfo, SignedBlob};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 
 use crate::advertise;
+use crate::blob::{self, BlobRefusal};
 use crate::directory::MeshDirectory;
 use crate::gossip::{self, Gossip, GossipHandle, TooLarge};
 use crate::identity::{self, Admission, Identity, JoinToken, TokenBook, obtain_issuer};
@@ -335,6 +336,22 @@ impl Handle {
     /// [`Error::Net`] when it cannot be reached within 5 s.
     pub async fn control(&self, to: &NodeId) -> Result<ControlClient<Channel>, Error> {
         Ok(ControlClient::new(self.channels.to(to).await?))
+    }
+
+    /// Signs bytes of this router that other routers may keep and pass on; see [`blob`].
+    ///
+    /// # Errors
+    /// [`BlobRefusal::Oversized`] above [`blob::MAX_PAYLOAD_BYTES`].
+    pub fn seal(&self, generation: u64, version: u64, payload: Vec<u8>) -> Result<SignedBlob, BlobRefusal> {
+        blob::seal(self.net.identity(), generation, version, unix_ms(SystemTime::now()), payload)
+    }
+
+    /// Verifies that a router of this mesh, alive or not, wrote a blob; returns which.
+    ///
+    /// # Errors
+    /// The [`BlobRefusal`]; nothing of the blob may be believed then.
+    pub fn open_blob(&self, blob: &SignedBlob) -> Result<NodeId, BlobRefusal> {
+        blob::open(self.net.identity(), blob, SystemTime::now())
     }
 
     /// Devices that are linked to this router now.

@@ -218,7 +218,7 @@ async fn three_routers_and_a_device_over_real_sockets() {
 
     // Statistics, draining, withdrawal: read at the others.
     let arm = ArmSummary { arm: "m".into(), count: 3, reward_sum: 2.5, version: 3, ..ArmSummary::default() };
-    let stats = ArmSummaries { arms: vec![arm] };
+    let stats = ArmSummaries { arms: vec![arm], generation: 1, version: 4 };
     a.handle.publish(Value::Stats(stats.clone())).unwrap();
     sees(&c, "the statistics", |view| view.members[a.handle.node_id()].stats.as_ref() == Some(&stats)).await;
     b.handle.set_draining(true);

@@ -1,10 +1,11 @@
 //! The command `shoal-loadtest`: parses its line and calls the library.
 
-use std::{io::Write, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use shoal_loadtest::{
+    cascade::{self, Cascade},
     replay,
     run::{self, Load},
     script::Script,
@@ -32,6 +33,8 @@ enum Command {
     /// Serves a stub upstream.
     #[command(subcommand)]
     Stub(StubCommand),
+    /// Answers requests with the signals of a local answer by confidence and gain, a JSON object a line.
+    Cascade(CascadeArgs),
 }
 
 #[derive(Subcommand)]
@@ -175,6 +178,35 @@ struct DeviceArgs {
     key: Option<String>,
 }
 
+#[derive(Args)]
+struct CascadeArgs {
+    /// Names of the models of a set (X.models.json).
+    #[arg(long)]
+    models: Option<PathBuf>,
+    /// Local model, by number or name.
+    #[arg(long)]
+    local: String,
+    /// Strong model, by number or name.
+    #[arg(long)]
+    strong: String,
+    /// Local models whose agreement with the local one is a signal, by number or name.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Set to learn from first, with the outcomes of both models (JSON lines).
+    #[arg(long)]
+    warm: Option<PathBuf>,
+    /// Table of option probabilities to learn from first and to look signals up in by id (CSV with columns
+    /// MODEL:pmax, MODEL:margin, MODEL:entropy, MODEL:ok).
+    #[arg(long)]
+    signals: Option<PathBuf>,
+    /// Price of a strong call in units of quality; a larger gain escalates.
+    #[arg(long, default_value_t = 0.147, value_parser = not_negative)]
+    lambda: f64,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
 fn not_negative(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -197,6 +229,7 @@ async fn main() -> Result<ExitCode> {
         Command::Replay(args) => replay_stream(args),
         Command::Report(ReportCommand::Table(args)) => report_table(args),
         Command::Stub(StubCommand::Device(args) | StubCommand::Provider(args)) => device(args).await,
+        Command::Cascade(args) => cascade(args),
     }
 }
 
@@ -244,6 +277,21 @@ async fn load(args: RunArgs) -> Result<ExitCode> {
     std::io::stdout().write_all(text.as_bytes()).context("writing the report")?;
     let good = report.forbidden() == 0 && report.not_ok() <= args.allow_failed;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cascade(args: CascadeArgs) -> Result<ExitCode> {
+    let mut cascade = Cascade::new(&cascade::Options {
+        models: args.models,
+        local: args.local,
+        strong: args.strong,
+        peers: args.peers,
+        warm: args.warm,
+        signals: args.signals,
+        lambda: args.lambda,
+        seed: args.seed,
+    })?;
+    cascade.run(std::io::stdin().lock(), std::io::stdout().lock())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn device(args: DeviceArgs) -> Result<ExitCode> {

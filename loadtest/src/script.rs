@@ -43,6 +43,10 @@ pub struct Script {
     pub split: Option<usize>,
     /// Answers by a call of the first tool, if the request has tools (`tool=1`).
     pub tool: bool,
+    /// Answers with this text (`say`, `_` for a space), in pieces of a word.
+    pub say: Option<String>,
+    /// Shows the text of the last user message in the log (`show=1`).
+    pub show: bool,
     /// Ignores a wish for logprobs (`no_logprobs=1`).
     pub no_logprobs: bool,
     /// Logprob of each token (`logprob`, at most 0). Default -0.1.
@@ -75,6 +79,8 @@ impl Default for Script {
             noise: false,
             split: None,
             tool: false,
+            say: None,
+            show: false,
             no_logprobs: false,
             logprob: -0.1,
             confidence: Some(0.9),
@@ -145,6 +151,8 @@ impl Script {
             "noise" => self.noise = flag(value)?,
             "split" => self.split = Some(count(value).filter(|bytes| *bytes > 0)?),
             "tool" => self.tool = flag(value)?,
+            "say" => self.say = Some(value.replace('_', " ")),
+            "show" => self.show = flag(value)?,
             "no_logprobs" => self.no_logprobs = flag(value)?,
             "logprob" => self.logprob = value.parse().ok().filter(|lp: &f64| lp.is_finite() && *lp <= 0.0)?,
             "conf" if value == "none" => self.confidence = None,

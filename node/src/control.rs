@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shoal_cluster::Caller;
 use shoal_proto::control_server::{Control, ControlServer};
 use shoal_proto::{
     Empty, FeedbackReply, FeedbackRequest, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords,
@@ -11,6 +12,7 @@ use shoal_routing::Score;
 use tonic::{Request, Response, Status};
 
 use crate::judge::Judge;
+use crate::mesh;
 use crate::pipeline::ticket::Live;
 use crate::replication;
 use crate::store::KeyRing;
@@ -23,13 +25,12 @@ pub struct ControlService {
     judge: Judge,
     keys: Arc<KeyRing>,
     live: Live,
-    me: Arc<str>,
 }
 
 impl ControlService {
     /// Makes the gRPC routes of this node.
-    pub fn routes(judge: Judge, keys: Arc<KeyRing>, live: Live, me: &str) -> tonic::service::Routes {
-        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, live, me: me.into() }))
+    pub fn routes(judge: Judge, keys: Arc<KeyRing>, live: Live) -> tonic::service::Routes {
+        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, live }))
     }
 }
 
@@ -86,20 +87,10 @@ impl Control for ControlService {
         &self,
         request: Request<PullStatisticsRequest>,
     ) -> Result<Response<PullStatisticsReply>, Status> {
+        let caller = request.extensions().get::<Caller>().and_then(|caller| caller.peer.clone());
         let learnt = self.judge.feedback.learnt();
-        let own = learnt
-            .origins
-            .iter()
-            .filter(|(origin, _, _)| *origin == self.me)
-            .map(|(_, arm, stats)| (arm, stats));
-        let summaries = replication::summaries(own);
-        let version = summaries.arms.iter().map(|a| a.version).sum();
-        let blob = if version > request.into_inner().known_version {
-            prost::Message::encode_to_vec(&summaries)
-        } else {
-            Vec::new()
-        };
-        Ok(Response::new(PullStatisticsReply { version, blob }))
+        let caller = caller.map(|peer| peer.id);
+        Ok(Response::new(mesh::newer_than(&request.into_inner(), &learnt, caller.as_ref())))
     }
 
     async fn health(&self, _: Request<Empty>) -> Result<Response<HealthReply>, Status> {

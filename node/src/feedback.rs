@@ -1,30 +1,24 @@
-//! The task that owns what the node has learnt: outcomes in, posterior snapshots out.
+//! The task that owns what the node has learnt: outcomes and judgements in, posterior snapshots out.
 //!
-//! The node counts and gossips only what it observed itself; totals are formed when read, by adding the origins.
+//! The node counts and publishes only what it observed itself; totals are formed when read, by adding the origins.
 //! A full queue drops the observation and counts it: a client never waits for learning.
 
+mod service;
+mod weights;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use shoal_cluster::ClusterView;
 use shoal_cluster::keyspace::Value;
+use shoal_proto::SignedBlob;
 use shoal_routing::{
-    ArmId, ArmStats, Calibration, Confidence, Features, Observations, Outcome, Posterior, Reliabilities,
-    Reward, Score,
+    ArmEvidence, ArmId, Calibration, Confidence, Features, Outcome, Posterior, QualitySums, Score, Testimony,
 };
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::replication;
-use crate::store::Store;
-
-/// Outcomes that may wait: a few seconds of the busiest node.
-const QUEUE: usize = 4096;
-/// Most outcomes taken between two snapshots.
-const BATCH: usize = 256;
-/// How often changed sums are stored and published.
-const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+pub use service::Service;
+pub use weights::Agreement;
 
 /// Cheap handle: hands outcomes in, reads snapshots.
 #[derive(Clone)]
@@ -36,10 +30,12 @@ pub struct FeedbackHandle {
 /// Something to learn from.
 #[derive(Debug)]
 enum Evidence {
-    /// How a request ended.
+    /// How a request ended, and what it looked like.
     Outcome(Outcome),
     /// How good its answer was.
     Judgement(Judgement),
+    /// What other origins observed, each proven by its signature; the sender hears when it was dealt with.
+    Testimonies(Vec<SignedBlob>, oneshot::Sender<()>),
 }
 
 /// Who judged an answer.
@@ -56,6 +52,8 @@ pub enum JudgedBy {
 /// How good one answer was.
 #[derive(Debug, Clone)]
 pub struct Judgement {
+    /// The request that it answered.
+    pub request: Arc<str>,
     /// The arm that answered.
     pub arm: ArmId,
     /// How good.
@@ -71,12 +69,42 @@ pub struct Judgement {
 /// What the mesh has learnt, as this node sees it now.
 #[derive(Debug, Default)]
 pub struct Learnt {
-    /// Sums over all origins, for decisions.
+    /// Sums over all origins, each within its influence, for decisions.
     pub posterior: Posterior,
-    /// How far the models' confidence can be trusted, from feedback on this node.
+    /// Judgements by features over all origins, each within its influence, for decisions.
+    pub quality: BTreeMap<ArmId, QualitySums>,
+    /// How far the models' confidence can be trusted.
     pub calibration: Calibration,
-    /// Who contributed to each arm, for people: origin and its outcomes.
-    pub origins: Vec<(Arc<str>, ArmId, ArmStats)>,
+    /// Plain sums over all origins: the same on every node that heard the same.
+    pub totals: BTreeMap<ArmId, ArmEvidence>,
+    /// Who contributed what, this node included.
+    pub origins: Vec<OriginState>,
+    /// The newest testimony of each origin as it was signed, for other nodes.
+    pub blobs: BTreeMap<Arc<str>, Arc<SignedBlob>>,
+    /// How near the evaluator is to explicit feedback, on this node.
+    pub agreement: Agreement,
+}
+
+/// What one origin contributes.
+#[derive(Debug, Clone)]
+pub struct OriginState {
+    /// Its node id.
+    pub origin: Arc<str>,
+    /// When it said so, by its own clock, milliseconds since the Unix epoch; 0 = not published yet.
+    pub issued_ms: u64,
+    /// It was lately caught at what honest counting cannot reach.
+    pub flagged: bool,
+    /// What it observed.
+    pub testimony: Arc<Testimony>,
+}
+
+/// The mesh, as far as what was learnt is told to it.
+pub trait Announce: Send {
+    /// Replicates a value by gossip.
+    fn publish(&self, value: Value);
+
+    /// Signs a testimony of this node, so that others may keep it and pass it on; `None` if that failed.
+    fn seal(&self, generation: u64, version: u64, payload: Vec<u8>) -> Option<SignedBlob>;
 }
 
 impl FeedbackHandle {
@@ -94,155 +122,18 @@ impl FeedbackHandle {
         }
     }
 
+    /// Hands in what other origins observed, after their signatures were verified; returns when the snapshot shows
+    /// what was believed of it.
+    pub async fn testify(&self, blobs: Vec<SignedBlob>) {
+        let (done, heard) = oneshot::channel();
+        if self.queue.send(Evidence::Testimonies(blobs, done)).await.is_ok() {
+            // An error means that the task has ended: nothing is learnt any more.
+            let _ = heard.await;
+        }
+    }
+
     /// Returns the newest snapshot.
     pub fn learnt(&self) -> Arc<Learnt> {
         self.snapshot.load_full()
     }
-}
-
-/// The owning task.
-pub struct Service {
-    me: Arc<str>,
-    generation: u64,
-    observations: Observations,
-    reliabilities: Reliabilities,
-    dirty: bool,
-    store: Store,
-    queue: mpsc::Receiver<Evidence>,
-    snapshot: Arc<ArcSwap<Learnt>>,
-}
-
-impl Service {
-    /// Makes the service; own sums of earlier runs continue from the store.
-    pub fn new(
-        me: &str,
-        generation: u64,
-        store: Store,
-    ) -> Result<(Self, FeedbackHandle), crate::store::Error> {
-        let me: Arc<str> = me.into();
-        let mut observations = Observations::default();
-        for (arm, stats) in store.read_statistics()? {
-            // Read back plausible or not at all: the store checks.
-            let _ = observations.put(&me, generation, &arm, stats);
-        }
-        let snapshot =
-            Arc::new(ArcSwap::from_pointee(snapshot_of(&observations, &Reliabilities::default(), &[])));
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let handle = FeedbackHandle { queue: sender, snapshot: snapshot.clone() };
-        Ok((
-            Self {
-                me,
-                generation,
-                observations,
-                reliabilities: Reliabilities::default(),
-                dirty: true,
-                store,
-                queue,
-                snapshot,
-            },
-            handle,
-        ))
-    }
-
-    /// Runs until shutdown; then stores what is left.
-    pub async fn run(
-        mut self,
-        mut view: watch::Receiver<Arc<ClusterView>>,
-        publish: impl Fn(Value) + Send,
-        shutdown: CancellationToken,
-    ) {
-        let mut tick = tokio::time::interval(PUBLISH_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut others: Vec<Arc<str>> = Vec::new();
-        let mut mesh_runs = true;
-        loop {
-            let mut batch = Vec::new();
-            tokio::select! {
-                n = self.queue.recv_many(&mut batch, BATCH) => {
-                    if n == 0 { break }
-                    self.take(batch);
-                }
-                changed = view.changed(), if mesh_runs => {
-                    // A mesh that stopped brings nothing new; learning from own requests goes on.
-                    mesh_runs = changed.is_ok();
-                    let now = view.borrow_and_update().clone();
-                    replication::observe_view(&mut self.observations, &now);
-                    others = now.members.keys().filter(|id| **id != now.me).map(|id| id.as_str().into()).collect();
-                }
-                _ = tick.tick() => {
-                    if std::mem::take(&mut self.dirty) {
-                        publish(Value::Stats(replication::summaries(self.observations.of(&self.me))));
-                        self.save().await;
-                    }
-                    continue;
-                }
-                () = shutdown.cancelled() => break,
-            }
-            let mut origins = others.clone();
-            origins.push(self.me.clone());
-            self.snapshot.store(Arc::new(snapshot_of(&self.observations, &self.reliabilities, &origins)));
-        }
-        let mut rest = Vec::new();
-        while let Ok(evidence) = self.queue.try_recv() {
-            rest.push(evidence);
-        }
-        self.take(rest);
-        self.save().await;
-    }
-
-    fn take(&mut self, evidence: Vec<Evidence>) {
-        for evidence in evidence {
-            let (arm, reward, ttft_ms) = match evidence {
-                Evidence::Outcome(outcome) => {
-                    let reward = Reward::from(&outcome);
-                    let Some(arm) = outcome.arm else { continue };
-                    (arm, reward, outcome.ttft_ms)
-                }
-                Evidence::Judgement(Judgement { arm, score, raw, .. }) => {
-                    self.reliabilities.record(&self.me, self.generation, &arm, raw, score);
-                    (arm, Reward::Scored(score), None)
-                }
-            };
-            self.observations.record(&self.me, self.generation, &arm, reward, ttft_ms);
-            self.dirty = true;
-        }
-    }
-
-    /// Takes the outcomes that wait, without learning from them.
-    #[cfg(test)]
-    pub(crate) fn waiting(&mut self) -> Vec<Outcome> {
-        let evidence = std::iter::from_fn(|| self.queue.try_recv().ok());
-        evidence
-            .filter_map(|e| match e {
-                Evidence::Outcome(outcome) => Some(outcome),
-                Evidence::Judgement(_) => None,
-            })
-            .collect()
-    }
-
-    /// Learns from what waits, and returns what would be published.
-    #[cfg(test)]
-    pub(crate) fn learn_waiting(&mut self) -> Value {
-        let evidence = std::iter::from_fn(|| self.queue.try_recv().ok()).collect();
-        self.take(evidence);
-        Value::Stats(replication::summaries(self.observations.of(&self.me)))
-    }
-
-    async fn save(&self) {
-        let rows: Vec<(ArmId, ArmStats)> =
-            self.observations.of(&self.me).map(|(a, s)| (a.clone(), *s)).collect();
-        let store = self.store.clone();
-        let written = tokio::task::spawn_blocking(move || store.write_statistics(&rows)).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "statistics could not be stored; they stay in memory");
-        }
-    }
-}
-
-fn snapshot_of(observations: &Observations, reliabilities: &Reliabilities, origins: &[Arc<str>]) -> Learnt {
-    let origins = origins
-        .iter()
-        .flat_map(|o| observations.of(o).map(move |(arm, stats)| (o.clone(), arm.clone(), *stats)))
-        .collect();
-    Learnt { posterior: observations.posterior(), calibration: reliabilities.calibration(), origins }
 }

@@ -6,6 +6,7 @@ use shoal_proto::FeedbackVerdict;
 use shoal_routing::{ArmId, Confidence, Score};
 
 use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
+use crate::judging::witness::WitnessHandle;
 use crate::store::{Error, HistoryWriter, Store};
 
 /// Longest comment that is kept, characters.
@@ -20,6 +21,8 @@ pub struct Judge {
     pub history: HistoryWriter,
     /// Where they are learnt from.
     pub feedback: FeedbackHandle,
+    /// Who compares them with what others say.
+    pub witness: WitnessHandle,
 }
 
 impl Judge {
@@ -27,26 +30,33 @@ impl Judge {
     pub async fn take(&self, id: &str, score: Score, comment: &str) -> Result<FeedbackVerdict, Error> {
         let (judge, wanted) = (self.clone(), id.to_owned());
         let comment: String = comment.chars().take(MAX_COMMENT).collect();
-        let kept = tokio::task::spawn_blocking(
-            move || -> Result<Result<(String, Confidence), FeedbackVerdict>, Error> {
+        let kept =
+            tokio::task::spawn_blocking(move || -> Result<Result<Judgement, FeedbackVerdict>, Error> {
                 let Some(record) = judge.history.find(&wanted)? else {
                     return Ok(Err(FeedbackVerdict::Unknown));
                 };
                 if record.outcome != "completed" || record.arm.is_empty() {
                     return Ok(Err(FeedbackVerdict::NoAnswer));
                 }
-                let new = judge.store.keep_score(&wanted, score.value(), &comment)?;
+                if !judge.store.keep_score(&wanted, score.value(), &comment)? {
+                    return Ok(Err(FeedbackVerdict::Repeated));
+                }
                 let raw = record.raw_confidence.and_then(|c| Score::new(c).ok());
                 let raw = raw.map_or(Confidence::Unknown, Confidence::Known);
-                Ok(if new { Ok((record.arm, raw)) } else { Err(FeedbackVerdict::Repeated) })
-            },
-        )
-        .await
-        .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
+                Ok(Ok(Judgement {
+                    request: wanted.into(),
+                    arm: ArmId(record.arm.into()),
+                    score,
+                    raw,
+                    features: record.features.map(|features| *features),
+                    by: JudgedBy::Client,
+                }))
+            })
+            .await
+            .unwrap_or(Ok(Err(FeedbackVerdict::Unspecified)))?;
         match kept {
-            Ok((arm, raw)) => {
-                let judgement =
-                    Judgement { arm: ArmId(arm.into()), score, raw, features: None, by: JudgedBy::Client };
+            Ok(judgement) => {
+                self.witness.explicit(id, judgement.arm.clone(), score);
                 self.feedback.judge(judgement).await;
                 Ok(FeedbackVerdict::Taken)
             }

@@ -16,6 +16,7 @@ pub mod egress;
 pub mod feedback;
 pub mod inventory;
 pub mod judge;
+pub mod judging;
 pub mod mesh;
 pub mod model;
 pub mod node;

@@ -32,6 +32,7 @@ use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
 use crate::judge::Judge;
+use crate::judging::{evaluator, shadow, witness};
 use crate::mesh::{self, GossipPublisher, MeshResolver};
 use crate::pipeline::Pipeline;
 use crate::pipeline::ticket::{Live, Sinks};
@@ -254,8 +255,14 @@ impl Started {
         let (history, history_task) =
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
         let live = Live::default();
-        let judge = Judge { store: store.clone(), history: history.clone(), feedback: feedback.clone() };
-        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone(), me.as_str());
+        let (mut witness_service, witness) = witness::Service::new(feedback.clone());
+        let judge = Judge {
+            store: store.clone(),
+            history: history.clone(),
+            feedback: feedback.clone(),
+            witness: witness.clone(),
+        };
+        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone());
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
@@ -271,7 +278,8 @@ impl Started {
         let (inventory_service, snapshot) =
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
         let lfo_manners = config.lfo.is_some();
-        let sinks = Sinks { feedback, history, live, totals: Arc::default(), lfo_manners };
+        let feedback_handle = feedback.clone();
+        let sinks = Sinks { feedback, witness, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
         let pipeline =
@@ -283,6 +291,21 @@ impl Started {
             keys: keys.clone(),
             no_auth: config.no_auth,
         };
+        let background = stop_background.clone();
+        let mut judges = Vec::new();
+        if let Some(settings) = config.evaluator.clone() {
+            let (share, short_id) = (settings.share, me.short().into());
+            let (service, sender) =
+                evaluator::Service::new(settings, pipeline.clone(), store.clone(), short_id)?;
+            witness_service = witness_service.graded_by(share, sender);
+            judges.push(tasks::spawn(TaskKind::Evaluator, service.run(background.clone())));
+            if config.learning.shadow_share > 0.0 {
+                let (service, sender) =
+                    shadow::Service::new(&config.learning, pipeline.clone(), me.short().into());
+                witness_service = witness_service.shadowed_by(config.learning.shadow_share, sender);
+                judges.push(tasks::spawn(TaskKind::Shadow, service.run(background.clone())));
+            }
+        }
         let node = Arc::new(Node {
             front,
             api_url,
@@ -303,11 +326,9 @@ impl Started {
             config,
         });
 
-        let background = stop_background.clone();
         let forwarded = TaskTracker::new();
-        let publisher = GossipPublisher(mesh.clone());
-        let publish = move |value| inventory::Publish::publish(&publisher, value);
         let mut tasks = vec![
+            tasks::spawn(TaskKind::Witness, witness_service.run(background.clone())),
             history_task,
             tasks::spawn(TaskKind::Cluster, {
                 let stop = background.clone();
@@ -321,7 +342,14 @@ impl Started {
                 TaskKind::Inventory,
                 inventory_service.run(GossipPublisher(mesh.clone()), background.clone()),
             ),
-            tasks::spawn(TaskKind::Feedback, feedback_service.run(mesh.view(), publish, background.clone())),
+            tasks::spawn(
+                TaskKind::Feedback,
+                feedback_service.run(GossipPublisher(mesh.clone()), background.clone()),
+            ),
+            tasks::spawn(
+                TaskKind::Statistics,
+                mesh::keep_statistics_equal(mesh.clone(), feedback_handle, background.clone()),
+            ),
             tasks::spawn(
                 TaskKind::Inbound,
                 mesh::receive(inbound, links, pipeline, forwarded.clone(), background.clone()),
@@ -329,6 +357,7 @@ impl Started {
             tasks::spawn(TaskKind::Keys, mesh::keep_keys_equal(mesh.clone(), keys, background.clone())),
             tasks::spawn(TaskKind::Store, remember_routers(mesh, store, background)),
         ];
+        tasks.append(&mut judges);
         let mut servers = vec![tasks::spawn(
             TaskKind::Api,
             crate::api::serve::tcp(

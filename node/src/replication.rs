@@ -1,14 +1,16 @@
 //! Between the mesh's messages and the node's own types, in both directions; pure.
 //!
 //! What comes from another member is checked here once: names are cut and cleaned, numbers bounded, so that the
-//! registry and the statistics never hold what a peer made up beyond what it may claim.
+//! registry and the [`statistics`] never hold what a peer made up beyond what it may claim.
+
+pub mod statistics;
 
 use std::sync::Arc;
 
 use shoal_cluster::ClusterView;
 use shoal_cluster::ids::NodeId;
 use shoal_proto as proto;
-use shoal_routing::{ArmId, ArmStats, ModelSpec, Observations, Offer, Registry, Route, Tokens, UpstreamId};
+use shoal_routing::{ModelSpec, Offer, Registry, Route, Tokens, UpstreamId};
 
 use crate::store::KeyRecord;
 
@@ -42,46 +44,6 @@ pub fn key_from_proto(key: proto::KeyRecord) -> Option<KeyRecord> {
         created_ms: key.created_unix_ms,
         revoked_ms: key.revoked_unix_ms,
     })
-}
-
-/// Makes the gossip summary of own statistics.
-pub fn summaries<'a>(arms: impl Iterator<Item = (&'a ArmId, &'a ArmStats)>) -> proto::ArmSummaries {
-    let arms = arms
-        .map(|(arm, s)| proto::ArmSummary {
-            arm: arm.as_str().to_owned(),
-            count: s.count,
-            reward_sum: s.reward_sum,
-            failures: s.failures,
-            version: s.version,
-            scored: s.scored,
-            ttft_count: s.ttft_count,
-            ttft_ms_sum: s.ttft_ms_sum,
-        })
-        .collect();
-    proto::ArmSummaries { arms }
-}
-
-/// Takes the statistics of all members of a view in; implausible ones are skipped and counted.
-pub fn observe_view(observations: &mut Observations, view: &ClusterView) {
-    for member in view.members.values().filter(|m| m.id != view.me) {
-        let Some(stats) = &member.stats else { continue };
-        let origin: Arc<str> = member.id.as_str().into();
-        for arm in &stats.arms {
-            let stats = ArmStats {
-                count: arm.count,
-                failures: arm.failures,
-                scored: arm.scored,
-                reward_sum: arm.reward_sum,
-                ttft_count: arm.ttft_count,
-                ttft_ms_sum: arm.ttft_ms_sum,
-                version: arm.version,
-            };
-            let id = ArmId(clean(&arm.arm, NAME_LEN).into());
-            if observations.put(&origin, member.generation, &id, stats).is_err() {
-                metrics::counter!("shoal_gossip_rejected_total", "reason" => "implausible").increment(1);
-            }
-        }
-    }
 }
 
 /// Builds the registry: what is linked here directly, then what live routers say they have.
@@ -229,28 +191,6 @@ mod tests {
         draining.info.draining = true;
         let view = view(vec![member(2, vec![device(9, "a", 1)], false), draining]);
         assert!(registry(std::iter::empty(), &view, &[]).models().is_empty());
-    }
-
-    #[test]
-    fn statistics_of_others_are_taken_once_and_lies_are_not() {
-        let mut honest = member(2, vec![], true);
-        let summary = proto::ArmSummary {
-            arm: "m".into(),
-            count: 4,
-            scored: 4,
-            reward_sum: 3.0,
-            version: 1,
-            ..Default::default()
-        };
-        honest.stats = Some(proto::ArmSummaries { arms: vec![summary.clone()] });
-        let mut liar = member(3, vec![], true);
-        liar.stats =
-            Some(proto::ArmSummaries { arms: vec![proto::ArmSummary { reward_sum: 1e9, ..summary }] });
-        let view = view(vec![honest, liar]);
-        let mut observations = Observations::default();
-        observe_view(&mut observations, &view);
-        observe_view(&mut observations, &view);
-        assert_eq!(observations.posterior().arm(&ArmId("m".into())).count, 4);
     }
 
     #[test]

@@ -26,6 +26,14 @@ pub enum TaskKind {
     Inventory,
     /// Owns statistics: outcomes in, posterior snapshots out.
     Feedback,
+    /// Fetches what other routers learnt. On error: what is known stays, and the router is asked again later.
+    Statistics,
+    /// Looks at answers: signs, retries. On error: nothing is learnt from them.
+    Witness,
+    /// Asks a model for grades.
+    Evaluator,
+    /// Lets other models answer, too.
+    Shadow,
     /// Writes history rows in batches. On error: rows are dropped and counted.
     Store,
     /// Probes an engine and keeps its model list fresh.

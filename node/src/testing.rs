@@ -19,8 +19,9 @@ use crate::api::parse::{self, Floor};
 use crate::config::Limits;
 use crate::feedback;
 use crate::inventory::Inventory;
+use crate::judging::witness;
 use crate::pipeline::ticket::{Live, Sinks};
-use crate::pipeline::{Job, Origin, Pipeline, Resolve};
+use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve};
 use crate::store::{HistoryWriter, KeyRing, RequestRecord, Store};
 use crate::upstream::{
     ApiPath, BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse,
@@ -183,7 +184,10 @@ pub(crate) struct Scene {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) front: Front,
     scripted: Arc<Scripted>,
-    learning: feedback::Service,
+    pub(crate) learning: feedback::Service,
+    /// Looks at answers only when a test asks it to.
+    pub(crate) witness: Option<witness::Service>,
+    pub(crate) store: Store,
     offers: Vec<Offer>,
     disk: CancellationToken,
     dir: tempfile::TempDir,
@@ -208,9 +212,16 @@ impl Scene {
         let (learning, feedback) = feedback::Service::new("me", 1, store.clone()).unwrap();
         // Rows stay in memory, where the tests look for them; nobody waits for the disk.
         let disk = CancellationToken::new();
+        let (witness_service, witness) = witness::Service::new(feedback.clone());
         let (history, _) = HistoryWriter::start(store.clone(), 30, disk.clone());
-        let sinks =
-            Sinks { feedback, history, live: Live::default(), totals: Arc::default(), lfo_manners: false };
+        let sinks = Sinks {
+            feedback,
+            witness,
+            history,
+            live: Live::default(),
+            totals: Arc::default(),
+            lfo_manners: false,
+        };
         let registry = Registry::new(offers.clone());
         let is_provider = |offer: &&Offer| matches!(offer.upstream, UpstreamId::Provider(_));
         let providers = offers.iter().filter(is_provider).map(|offer| offer.name.clone()).collect();
@@ -228,6 +239,7 @@ impl Scene {
         let resolver = Arc::new(Resolver(scripted.clone()));
         let loads = Arc::new(LoadBook::new(1));
         let pipeline = Arc::new(Pipeline::new("me", inventory, loads, sinks, resolver, limits));
+        let judged = store.clone();
         let keys = KeyRing::load(store).unwrap();
         let front = Front {
             name: "me".into(),
@@ -236,7 +248,17 @@ impl Scene {
             keys,
             no_auth: true,
         };
-        Self { pipeline, front, scripted, learning, offers, disk, dir }
+        Self {
+            pipeline,
+            front,
+            scripted,
+            learning,
+            witness: Some(witness_service),
+            store: judged,
+            offers,
+            disk,
+            dir,
+        }
     }
 
     /// Adds to what happens on a way.
@@ -286,6 +308,7 @@ impl Scene {
             attempts_left: MAX_ATTEMPTS,
             key_id: "test".into(),
             deadline,
+            purpose: Purpose::Client,
         };
         self.pipeline.accept(parsed, &request, origin)
     }

@@ -228,7 +228,7 @@ async fn lossy_paths_delay_gossip_and_break_nothing() {
     }
     within(Duration::from_secs(10), "met", || (0..5).all(|a| (0..5).all(|b| mesh.alive(a, b)))).await;
     let arm = ArmSummary { arm: "model".into(), count: 7, reward_sum: 3.5, ..ArmSummary::default() };
-    let stats = ArmSummaries { arms: vec![arm] };
+    let stats = ArmSummaries { arms: vec![arm], generation: 1, version: 4 };
     mesh.nodes[1].handle.publish(Key::Stats, Value::Stats(stats.clone())).unwrap();
     within(Duration::from_secs(3), "spread", || {
         (0..5).all(|n| mesh.view(n).members[&mesh.nodes[1].id].stats.as_ref() == Some(&stats))

@@ -47,9 +47,13 @@ fn called_tool<'a>(request: &'a Request, script: &Script) -> Option<&'a Tool> {
 fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
     let words = Words::new(&request.prompt, nonce);
     let allowed = request.max_tokens.unwrap_or(usize::MAX);
-    let mut pieces: Vec<String> = (0..script.tokens.min(allowed))
-        .map(|i| if i == 0 { words.word(i) } else { format!(" {}", words.word(i)) })
-        .collect();
+    let wanted = script.say.as_ref().map_or(script.tokens, |text| text.split_inclusive(' ').count());
+    let mut pieces: Vec<String> = match &script.say {
+        Some(text) => text.split_inclusive(' ').take(allowed).map(str::to_owned).collect(),
+        None => (0..wanted.min(allowed))
+            .map(|i| if i == 0 { words.word(i) } else { format!(" {}", words.word(i)) })
+            .collect(),
+    };
     let whole = pieces.concat();
     let stop_at = request.stop.iter().filter_map(|word| whole.find(word.as_str())).min();
     let finish = match stop_at {
@@ -57,7 +61,7 @@ fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
             truncate(&mut pieces, at);
             "stop"
         }
-        None if allowed < script.tokens => "length",
+        None if allowed < wanted => "length",
         None => "stop",
     };
     Choice { pieces, tool: None, finish }
@@ -124,6 +128,19 @@ mod tests {
         assert_eq!((choices[0].pieces.len(), choices[0].finish), (3, "length"));
         let choices = plan(&request(json!({"max_tokens": 8})), &script(8), 1);
         assert_eq!((choices[0].pieces.len(), choices[0].finish), (8, "stop"));
+    }
+
+    #[test]
+    fn a_scripted_text_is_said_word_by_word() {
+        let mut script = script(8);
+        script.apply("say={\"grade\":_7}").expect("a text");
+        let choice = plan(&request(json!({})), &script, 1).remove(0);
+        assert_eq!(
+            (choice.text().as_str(), choice.pieces.len(), choice.finish),
+            ("{\"grade\": 7}", 2, "stop")
+        );
+        let cut = plan(&request(json!({"max_tokens": 1})), &script, 1).remove(0);
+        assert_eq!((cut.pieces.len(), cut.finish), (1, "length"));
     }
 
     #[test]

@@ -49,7 +49,9 @@ async fn infer(shared: &Arc<Shared>, connection: Connection, path: Path, body: &
             return error(StatusCode::BAD_REQUEST, &message, "invalid_request_error", param);
         }
     };
-    let guard = shared.log.open(entry(path, Some(&request), script.tag.clone()));
+    let mut entry = entry(path, Some(&request), script.tag.clone());
+    entry.prompt = script.show.then(|| request.prompt.clone());
+    let guard = shared.log.open(entry);
     if !shared.options.models.contains(&request.model) {
         let message = format!("The model '{}' does not exist.", request.model);
         return refuse(guard, error(StatusCode::NOT_FOUND, &message, "model_not_found", Some("model")));
@@ -167,6 +169,7 @@ pub(super) fn entry(path: Path, request: Option<&Request>, tag: Option<String>) 
         model: request.map(|request| request.model.clone()).unwrap_or_default(),
         stream: request.is_some_and(|request| request.stream),
         tag,
+        prompt: None,
         fields: request.map(|request| request.fields.clone()).unwrap_or_default(),
         phase: Phase::Queued,
         end: End::Open,

@@ -92,6 +92,7 @@ async fn run(shared: &Shared, path: &'static str, body: &[u8]) -> (Outcome, Guar
             model: String::new(),
             stream: false,
             tag: script.and_then(|script| script.tag.clone()),
+            prompt: None,
             fields: question.map(|question| question.fields.clone()).unwrap_or_default(),
             phase: Phase::Queued,
             end: End::Open,

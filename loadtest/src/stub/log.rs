@@ -54,6 +54,8 @@ pub struct Entry {
     pub stream: bool,
     /// `tag` of the script.
     pub tag: Option<String>,
+    /// Text of the last user message, if the script shows it.
+    pub prompt: Option<String>,
     /// Top-level fields of the body, sorted: what reached the upstream.
     pub fields: Vec<String>,
     /// How far it came.

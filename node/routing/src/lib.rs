@@ -45,8 +45,9 @@ mod testing;
 
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
-    ArmStats, ArmView, Belief, Discriminant, Level, Observations, Placed, Policy, Posterior, Quality,
-    QualitySums, Reward, Selection, Thompson,
+    ArmEvidence, ArmStats, ArmView, Belief, Discriminant, EvaluatorTrust, Evidence, Fingerprint, Form,
+    Grading, LengthBias, Level, Observations, Placed, Policy, Posterior, Proportion, Quality, QualitySums,
+    Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, Reliabilities, Reliability};

@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::front::Front;
 use super::relay::{self, Asked};
 use super::{parse, sse};
-use crate::pipeline::{Failed, Job, Origin, Running, Whole};
+use crate::pipeline::{Failed, Job, Origin, Purpose, Running, Whole};
 use crate::store::{Considered, ProfileRecord, Removed};
 use crate::upstream::ApiPath;
 
@@ -161,8 +161,14 @@ fn accept(
         return Err(ApiError::new(415, "unsupported_encoding", message));
     }
     let bytes = readable(body)?;
-    let origin =
-        Origin { id, hop: 0, attempts_left: MAX_ATTEMPTS, key_id: caller.key_id.clone(), deadline: None };
+    let origin = Origin {
+        id,
+        hop: 0,
+        attempts_left: MAX_ATTEMPTS,
+        key_id: caller.key_id.clone(),
+        deadline: None,
+        purpose: Purpose::Client,
+    };
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let (parsed, mut request) =
         parse::parse(path, &bytes, headers, caller.floor, front.pipeline.naming(&is_provider))?;

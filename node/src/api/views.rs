@@ -11,11 +11,14 @@ use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_proto::DeviceInfo;
-use shoal_routing::{Route, UpstreamId};
+use shoal_routing::bandit::sums::at;
+use shoal_routing::features::DIM;
+use shoal_routing::{ArmEvidence, ArmId, Curve, QualitySums, Reliability, Route, UpstreamId};
 
 use super::error::ApiError;
+use crate::feedback::Learnt;
 use crate::node::Node;
-use crate::store::RequestRecord;
+use crate::store::{RequestRecord, unix_ms};
 
 /// Most rows of one answer.
 const MAX_ROWS: usize = 1000;
@@ -173,30 +176,105 @@ pub(crate) async fn status(State(node): State<Arc<Node>>) -> Json<Value> {
     }))
 }
 
-/// `GET /shoal/v1/router`
+/// `GET /shoal/v1/router`: what was learnt, by arm and by who observed it.
+///
+/// `totals` are plain sums, the same on every node; `believed` is what this node decides by, each origin within its
+/// influence.
 pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
     let learnt = node.pipeline.sinks.feedback.learnt();
-    let origins: Vec<Value> = learnt
-        .origins
+    Json(json!({
+        "policy": "thompson",
+        "statistics": statistics(&node),
+        "totals": arms(&learnt.totals),
+        "believed": learnt.quality.iter().map(|(arm, quality)| {
+            json!({"arm": arm.as_str(), "quality": quality_view(quality)})
+        }).collect::<Vec<_>>(),
+        "calibration": learnt.calibration.arms().map(|(arm, sums, curve)| calibration_view(arm, sums, curve))
+            .collect::<Vec<_>>(),
+        "evaluator": {"pairs": learnt.agreement.pairs, "belief": learnt.agreement.belief()},
+        "origins": origins(&learnt),
+    }))
+}
+
+fn origins(learnt: &Learnt) -> Vec<Value> {
+    let now_ms = unix_ms();
+    let rows = learnt.origins.iter().flat_map(|state| {
+        let age_s = (state.issued_ms > 0).then(|| now_ms.saturating_sub(state.issued_ms) / 1000);
+        state.testimony.arms.iter().map(move |(arm, evidence)| {
+            let mut row = arm_view(arm, evidence);
+            row["origin"] = json!(&*state.origin);
+            row["generation"] = json!(state.testimony.generation);
+            row["age_s"] = json!(age_s);
+            row["flagged"] = json!(state.flagged);
+            row
+        })
+    });
+    rows.collect()
+}
+
+fn arms(arms: &BTreeMap<ArmId, ArmEvidence>) -> Vec<Value> {
+    arms.iter().map(|(arm, evidence)| arm_view(arm, evidence)).collect()
+}
+
+fn arm_view(arm: &ArmId, evidence: &ArmEvidence) -> Value {
+    let s = &evidence.stats;
+    json!({
+        "arm": arm.as_str(),
+        "count": s.count,
+        "failures": s.failures,
+        "scored": s.scored,
+        "reward_sum": s.reward_sum,
+        "mean_reward": (s.scored > 0).then(|| s.reward_sum / s.scored as f64),
+        "mean_ttft_ms": s.ttft_ms(),
+        "version": evidence.version(),
+        "judged": evidence.reliability.count(),
+        "ece": evidence.reliability.ece(),
+        "quality": quality_view(&evidence.quality),
+    })
+}
+
+/// Judgements by features: what they weigh, their mean, and enough of the sums to compare two nodes by.
+fn quality_view(quality: &QualitySums) -> Value {
+    let trace: f64 = (0..DIM).map(|row| quality.gram[at(row, row)]).sum();
+    json!({
+        "n": quality.weight(),
+        "mean": quality.mean(),
+        "version": quality.version,
+        "trace": trace,
+        "reward": quality.reward,
+    })
+}
+
+fn calibration_view(arm: &ArmId, sums: &Reliability, curve: &Curve) -> Value {
+    let mean = |sum: f64, count: u64| (count > 0).then(|| sum / count as f64);
+    let bins: Vec<Value> = sums
+        .bins
         .iter()
-        .map(|(origin, arm, s)| {
-            json!({"origin": &**origin, "arm": arm.as_str(), "count": s.count, "failures": s.failures,
-                   "scored": s.scored, "reward_sum": s.reward_sum, "version": s.version})
+        .map(|bin| {
+            json!({
+                "count": bin.count,
+                "mean_confidence": mean(bin.raw_sum, bin.count),
+                "mean_score": mean(bin.score_sum, bin.count),
+            })
         })
         .collect();
-    Json(json!({"policy": "thompson", "statistics": statistics(&node), "origins": origins}))
+    json!({
+        "arm": arm.as_str(), "judged": sums.count(), "ece": sums.ece(), "ece_calibrated": sums.ece_with(curve),
+        "bins": bins,
+    })
 }
 
 fn statistics(node: &Node) -> Vec<Value> {
     let learnt = node.pipeline.sinks.feedback.learnt();
-    let mut sources: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, arm, _) in &learnt.origins {
-        *sources.entry(arm.as_str()).or_default() += 1;
+    let mut sources: BTreeMap<&ArmId, usize> = BTreeMap::new();
+    for arm in learnt.origins.iter().flat_map(|state| state.testimony.arms.keys()) {
+        *sources.entry(arm).or_default() += 1;
     }
     learnt
-        .posterior
-        .arms()
-        .map(|(arm, s)| {
+        .totals
+        .iter()
+        .map(|(arm, evidence)| {
+            let s = &evidence.stats;
             json!({
                 "arm": arm.as_str(),
                 "count": s.count,
@@ -204,7 +282,9 @@ fn statistics(node: &Node) -> Vec<Value> {
                 "scored": s.scored,
                 "mean_reward": (s.scored > 0).then(|| s.reward_sum / s.scored as f64),
                 "mean_ttft_ms": s.ttft_ms(),
-                "origins": sources.get(arm.as_str()).copied().unwrap_or(0),
+                "version": evidence.version(),
+                "ece": evidence.reliability.ece(),
+                "origins": sources.get(arm).copied().unwrap_or(0),
             })
         })
         .collect()

@@ -25,6 +25,8 @@ pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     for (label, key) in [
         ("request", "id"),
         ("accepted by", "node"),
+        ("ran for", "kind"),
+        ("about", "about"),
         ("asked for", "model_requested"),
         ("answered by", "upstream"),
         ("model", "model"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::judging::{FileEvaluator, FileLearning};
 use super::{Error, FileApi, FileTls, Limits, TlsMode};
 use crate::cloud::{FileProvider, PriceEntry};
 
@@ -55,6 +56,10 @@ pub struct FileConfig {
     pub providers: Vec<FileProvider>,
     /// Prices that replace built-in ones.
     pub prices: Vec<PriceEntry>,
+    /// The model that grades answers.
+    pub evaluator: FileEvaluator,
+    /// What is done to learn more.
+    pub learning: FileLearning,
     /// Sizes, counts and waits.
     pub limits: FileLimits,
 }
@@ -199,6 +204,8 @@ impl FileConfig {
             devices: Vec::new(),
             providers: Vec::new(),
             prices: Vec::new(),
+            evaluator: FileEvaluator { model: Some("auto:local".into()), ..FileEvaluator::default() },
+            learning: FileLearning::default(),
             limits: FileLimits::default(),
         }
     }

@@ -5,6 +5,7 @@
 //! safety setting must not be silent.
 
 mod file;
+mod judging;
 mod lfo_env;
 mod paths;
 mod tls;
@@ -18,8 +19,10 @@ use shoal_routing::Tokens;
 use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
 use crate::device::lfo;
+use crate::judging::{EvaluatorSettings, LearningSettings};
 
 pub use file::{FileConfig, FileDevice, FileLimits};
+pub use judging::{FileEvaluator, FileLearning};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
 pub(crate) use tls::is_dns_name;
@@ -115,6 +118,10 @@ pub struct Config {
     pub prices: Vec<PriceEntry>,
     /// What LFO's variables ask for; `None` if none is set.
     pub lfo: Option<LfoManners>,
+    /// The model that grades answers; `None` = nobody does.
+    pub evaluator: Option<EvaluatorSettings>,
+    /// What is done to learn more.
+    pub learning: LearningSettings,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -168,6 +175,7 @@ impl Config {
         for device in &devices {
             check_device_url(&device.url)?;
         }
+        let evaluator = file.evaluator.check()?;
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| default_data_dir(env)),
             listen: address,
@@ -186,6 +194,8 @@ impl Config {
             providers: configured(file.providers, env)
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
+            learning: file.learning.check(evaluator.as_ref())?,
+            evaluator,
             limits: Limits {
                 max_local_tokens: lfo.as_ref().map(|manners| Tokens(manners.max_local_tokens)),
                 ..file.limits.into_limits()?

@@ -15,7 +15,7 @@ use crate::api::error::ApiError;
 use crate::api::parse::{self, Floor};
 use crate::inventory::LinkEvent;
 use crate::pipeline::ticket::Ticket;
-use crate::pipeline::{Committed, Job, Origin, Pipeline, Running, Step, Whole};
+use crate::pipeline::{Committed, Job, Origin, Pipeline, Purpose, Running, Step, Whole};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::reply::{Gone, Reply, Respond};
 use crate::upstream::{ServedBy, UpstreamError, UpstreamRequest, wire};
@@ -109,7 +109,7 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
     if let Some(device) = device {
         routing.choice = ModelChoice::OnDevice { device, model };
     }
-    let origin = Origin { id, hop, attempts_left, key_id: "peer".into(), deadline };
+    let origin = Origin { id, hop, attempts_left, key_id: "peer".into(), deadline, purpose: Purpose::Client };
     pipeline.accept(parsed, &routing, origin)
 }
 

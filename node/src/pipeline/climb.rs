@@ -86,6 +86,7 @@ impl Climb {
             match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, &mut ticket).await {
                 Ok(better) => {
                     metrics::counter!("shoal_escalations_total", "reason" => reason.as_str()).increment(1);
+                    ticket.saw_rejected(&answered.choice.arm, &signals);
                     let weaker = std::mem::replace(&mut answered, better);
                     let price = weaker.choice.offer.price;
                     ticket.rejected(attempt, weaker.begun.reject(), price);

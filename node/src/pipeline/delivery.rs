@@ -50,6 +50,7 @@ pub struct Whole {
 impl Whole {
     pub(super) fn new(body: Bytes, tap: &Tap, guard: InFlight, mut ticket: Ticket) -> Self {
         ticket.read(tap);
+        ticket.saw_body(&body);
         Self { body, ticket, guard }
     }
 
@@ -135,6 +136,9 @@ impl Committed {
             self.guard.token(Instant::now());
         }
         self.ticket.read(&self.tap);
+        if matches!(kind, Payload::Content | Payload::Finish) {
+            self.ticket.saw_payload(&payload);
+        }
         Step::Payload(kind, self.unasked.removed_from(payload))
     }
 

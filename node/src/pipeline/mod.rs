@@ -13,6 +13,8 @@ mod climb;
 #[cfg(test)]
 mod climb_tests;
 mod delivery;
+pub(crate) mod exhibit;
+pub mod purpose;
 pub mod tap;
 #[cfg(test)]
 mod tests;
@@ -33,13 +35,15 @@ use self::attempts::Attempts;
 use self::candidates::Candidates;
 use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
+use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
+pub use self::purpose::Purpose;
 use self::ticket::{Sinks, Ticket};
 use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
 use crate::config::Limits;
 use crate::inventory::Snapshot;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
-use crate::upstream::{BoxUpstream, UpstreamError};
+use crate::upstream::{ApiPath, BoxUpstream, UpstreamError};
 
 /// Longest time that a request waits for its turn in the retry budget before it gives the error back.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
@@ -68,6 +72,8 @@ pub struct Origin {
     pub key_id: Arc<str>,
     /// When the whole request gives up.
     pub deadline: Option<tokio::time::Instant>,
+    /// For whom it runs.
+    pub purpose: Purpose,
 }
 
 /// An accepted request with its decision, ready to run.
@@ -155,6 +161,46 @@ impl Pipeline {
 
     /// Accepts a request: from here on it has exactly one outcome.
     pub fn accept(&self, parsed: Parsed, request: &Request<'_>, origin: Origin) -> Result<Job, ApiError> {
+        let mut ticket = self.open(&parsed, &origin)?;
+        ticket.attach(self.exhibit(&parsed, &origin));
+        self.route(parsed, request, origin, ticket)
+    }
+
+    /// Accepts a request of the node itself, whose way was decided before.
+    pub(crate) fn accept_decided(
+        &self,
+        parsed: Parsed,
+        decision: Decision,
+        origin: Origin,
+    ) -> Result<Job, ApiError> {
+        let mut ticket = self.open(&parsed, &origin)?;
+        ticket.attach(self.exhibit(&parsed, &origin));
+        Ok(Self::job(parsed, decision, origin, ticket))
+    }
+
+    /// Makes what the judges are shown, and tells them that somebody asks; `None` for what is not judged here: the
+    /// router where the client connected does that, and vectors and several answers at once have no single quality.
+    fn exhibit(&self, parsed: &Parsed, origin: &Origin) -> Option<Box<Exhibit>> {
+        let is_judged = match origin.purpose {
+            Purpose::Client | Purpose::Shadow { .. } => {
+                origin.hop == 0
+                    && parsed.path == ApiPath::ChatCompletions
+                    && parsed.shape.answers == 1
+                    && parsed.body.len() <= MAX_REQUEST
+            }
+            Purpose::Evaluation { .. } => false,
+        };
+        if !is_judged {
+            return None;
+        }
+        let looks = origin.purpose.is_client().then(Looks::default);
+        if let Some(looks) = &looks {
+            self.sinks.witness.asked(origin.key_id.clone(), parsed.body.clone(), looks.clone());
+        }
+        Some(Box::new(Exhibit::new(parsed.clone(), looks, origin.key_id.clone())))
+    }
+
+    fn open(&self, parsed: &Parsed, origin: &Origin) -> Result<Ticket, ApiError> {
         let Ok(permit) = self.slots.clone().try_acquire_owned() else {
             metrics::counter!("shoal_shed_total").increment(1);
             let message = "this node has as many requests in progress as it may; try again, or another node";
@@ -172,10 +218,12 @@ impl Pipeline {
             egress: "none".into(),
             cost_usd: Some(0.0),
             key_id: origin.key_id.to_string(),
+            features: Some(Box::new(parsed.profile.features)),
+            kind: origin.purpose.as_str().into(),
+            about: origin.purpose.of().into(),
             ..RequestRecord::default()
         };
-        let ticket = Ticket::open(record, origin.hop, parsed.shape.data_class, self.sinks.clone(), permit);
-        self.route(parsed, request, origin, ticket)
+        Ok(Ticket::open(record, origin, parsed.shape.data_class, self.sinks.clone(), permit))
     }
 
     fn route(
@@ -183,26 +231,28 @@ impl Pipeline {
         parsed: Parsed,
         request: &Request<'_>,
         origin: Origin,
-        mut ticket: Ticket,
+        ticket: Ticket,
     ) -> Result<Job, ApiError> {
         let started = Instant::now();
         let decided = self.decide(&parsed, request);
         metrics::histogram!("shoal_decision_seconds").record(started.elapsed().as_secs_f64());
         match decided {
-            Ok(decision) => {
-                ticket.record.propensity = Some(decision.propensity);
-                ticket.record.considered = decision.considered.iter().map(Considered::from).collect();
-                ticket.record.removed = decision.removed.iter().map(Removed::from).collect();
-                ticket.record.explored = decision.explored;
-                ticket.record.profile = Some(ProfileRecord::new(&parsed.profile, decision.strange));
-                Ok(Job { parsed, decision, origin, ticket })
-            }
+            Ok(decision) => Ok(Self::job(parsed, decision, origin, ticket)),
             Err(no) => {
                 let error = no_route(&no, &self.inventory.load().registry);
                 ticket.reject(error.status, &error.code);
                 Err(error)
             }
         }
+    }
+
+    fn job(parsed: Parsed, decision: Decision, origin: Origin, mut ticket: Ticket) -> Job {
+        ticket.record.propensity = Some(decision.propensity);
+        ticket.record.considered = decision.considered.iter().map(Considered::from).collect();
+        ticket.record.removed = decision.removed.iter().map(Removed::from).collect();
+        ticket.record.explored = decision.explored;
+        ticket.record.profile = Some(ProfileRecord::new(&parsed.profile, decision.strange));
+        Job { parsed, decision, origin, ticket }
     }
 
     /// Makes attempts until one commits, and asks a stronger model where the answer is not good enough. Dropping

@@ -7,16 +7,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bytes::Bytes;
 use serde::Serialize;
 use shoal_routing::{
-    ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Tokens,
-    UpstreamId,
+    ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Score, Signals,
+    Tokens, UpstreamId,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::exhibit::Exhibit;
 use super::tap::Tap;
+use super::{Origin, Purpose};
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
+use crate::judging::witness::{Answered, WitnessHandle};
 use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
 
 /// Requests in progress, for `shoal ps`.
@@ -83,6 +87,8 @@ fn running(record: &RequestRecord, now_ms: u64) -> RequestRecord {
 pub struct Sinks {
     /// Learning.
     pub feedback: FeedbackHandle,
+    /// Who looks at answers.
+    pub witness: WitnessHandle,
     /// The request log.
     pub history: HistoryWriter,
     /// Requests in progress.
@@ -129,14 +135,16 @@ pub struct Metadata<'a> {
 
 /// Guard of one accepted request.
 pub struct Ticket {
-    /// What is known of it so far.
-    pub record: RequestRecord,
+    /// What is known of it so far. Boxed: the ticket is held across every await of the request.
+    pub record: Box<RequestRecord>,
     id: Arc<str>,
     /// Its number among those in progress.
     live: u64,
     started: Instant,
     hop: u32,
+    purpose: Purpose,
     data_class: DataClass,
+    exhibit: Option<Box<Exhibit>>,
     reason: RouteReason,
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
@@ -165,21 +173,25 @@ impl Ticket {
     /// Opens the ticket of a request just accepted.
     pub fn open(
         record: RequestRecord,
-        hop: u32,
+        origin: &Origin,
         data_class: DataClass,
         sinks: Sinks,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let id: Arc<str> = record.id.as_str().into();
-        sinks.totals.add("accepted");
+        if origin.purpose.is_client() {
+            sinks.totals.add("accepted");
+        }
         let live = sinks.live.insert(record.clone());
         Self {
-            record,
+            record: Box::new(record),
             id,
             live,
             started: Instant::now(),
-            hop,
+            hop: origin.hop,
+            purpose: origin.purpose.clone(),
             data_class,
+            exhibit: None,
             reason: RouteReason::None,
             arm: None,
             upstream: None,
@@ -281,6 +293,32 @@ impl Ticket {
         self.priced(mark.price);
     }
 
+    /// Sets what the judges will be shown.
+    pub(super) fn attach(&mut self, exhibit: Option<Box<Exhibit>>) {
+        self.exhibit = exhibit;
+    }
+
+    /// Looks at a payload with content on its way to the client.
+    pub(super) fn saw_payload(&mut self, payload: &[u8]) {
+        if let Some(exhibit) = &mut self.exhibit {
+            exhibit.payload(payload);
+        }
+    }
+
+    /// Looks at a whole answer.
+    pub(super) fn saw_body(&mut self, body: &Bytes) {
+        if let Some(exhibit) = &mut self.exhibit {
+            exhibit.body(body);
+        }
+    }
+
+    /// Tells the judges of an answer that was given up for a stronger model's.
+    pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals) {
+        if let Some(exhibit) = &self.exhibit {
+            self.sinks.witness.rejected(arm.clone(), exhibit.parsed.profile.features, *signals);
+        }
+    }
+
     /// Notes the first byte of content; later calls change nothing.
     pub fn first_content(&mut self) {
         if self.record.ttft_ms.is_none() {
@@ -365,6 +403,28 @@ impl Ticket {
         self.record.status = status;
         self.record.error = error.to_owned();
         self.record.duration_ms = self.elapsed_ms();
+        match self.purpose {
+            Purpose::Client => self.count(word),
+            Purpose::Shadow { .. } | Purpose::Evaluation { .. } => {
+                let kind = self.purpose.as_str();
+                metrics::counter!("shoal_background_requests_total", "kind" => kind, "outcome" => word)
+                    .increment(1);
+                metrics::counter!("shoal_background_tokens_total", "kind" => kind)
+                    .increment(self.record.prompt_tokens + self.record.completion_tokens);
+            }
+        }
+        self.tell_judges(&outcome);
+        // The entry node observed the whole request; a router in the middle would count it a second time. A request
+        // for a grade is not of the kind that clients send.
+        if self.hop == 0 && !matches!(self.purpose, Purpose::Evaluation { .. }) {
+            self.sinks.feedback.observe(self.outcome(outcome));
+        }
+        self.sinks.history.record(*std::mem::take(&mut self.record));
+        // Last: who looks among the running and then among the finished misses it at no moment.
+        self.sinks.live.lock().records.remove(&self.live);
+    }
+
+    fn count(&self, word: &'static str) {
         self.sinks.totals.add(word);
         metrics::counter!("shoal_requests_total", "outcome" => word, "hop" => if self.hop == 0 { "entry" } else { "peer" }).increment(1);
         metrics::histogram!("shoal_request_seconds", "outcome" => word)
@@ -375,13 +435,24 @@ impl Ticket {
         metrics::counter!("shoal_tokens_total", "type" => "prompt").increment(self.record.prompt_tokens);
         metrics::counter!("shoal_tokens_total", "type" => "completion")
             .increment(self.record.completion_tokens);
-        // The entry node observed the whole request; a router in the middle would count it a second time.
-        if self.hop == 0 {
-            self.sinks.feedback.observe(self.outcome(outcome));
+    }
+
+    fn tell_judges(&mut self, outcome: &OutcomeStatus) {
+        let (Some(exhibit), Some(arm)) = (self.exhibit.take(), self.arm.clone()) else { return };
+        if *outcome != OutcomeStatus::Completed {
+            return;
         }
-        self.sinks.history.record(std::mem::take(&mut self.record));
-        // Last: who looks among the running and then among the finished misses it at no moment.
-        self.sinks.live.lock().records.remove(&self.live);
+        let r = &self.record;
+        let raw = r.raw_confidence.and_then(|c| Score::new(c).ok());
+        self.sinks.witness.answered(Answered {
+            id: self.id.clone(),
+            arm,
+            exhibit,
+            finish: (!r.finish_reason.is_empty()).then(|| FinishReason::parse(&r.finish_reason)),
+            tokens: r.completion_tokens,
+            raw: raw.map_or(Confidence::Unknown, Confidence::Known),
+            purpose: self.purpose.clone(),
+        });
     }
 
     fn outcome(&self, status: OutcomeStatus) -> Outcome {

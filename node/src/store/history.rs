@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
+use shoal_routing::Features;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -102,6 +103,31 @@ pub struct RequestRecord {
     pub cost_usd: Option<f64>,
     /// Id of the API key; never its secret.
     pub key_id: String,
+    /// What the request looked like to the bandit, for feedback that comes later; never shown. Boxed: a record is
+    /// held across most awaits of a request.
+    #[serde(skip)]
+    pub features: Option<Box<Features>>,
+    /// For whom it ran: `client`, or the node itself: `shadow`, `evaluation`.
+    pub kind: String,
+    /// The client's request that a shadow call or a grade is about; empty for a client's own.
+    pub about: String,
+    /// What a grade said; absent unless this is an evaluation that gave one.
+    pub evaluation: Option<Box<EvaluationRecord>>,
+}
+
+/// A grade and what was made of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// Version of the prompt that asked for it.
+    pub prompt: String,
+    /// 1 (worst) to 10.
+    pub grade: f64,
+    /// The same as 0 to 1, without the judge's love of length.
+    pub corrected: f64,
+    /// What is learnt from, 0 to 1.
+    pub score: f64,
+    /// Probability with which it is learnt from, 0 to 1.
+    pub weight: f64,
 }
 
 /// What a request was taken for: no text of it.
@@ -345,6 +371,17 @@ async fn write(store: &Store, batch: Vec<RequestRecord>) {
     }
 }
 
+/// Packs features in 32 bits each: 96 bytes a row.
+fn packed(features: &Features) -> Vec<u8> {
+    features.values().iter().flat_map(|value| (*value as f32).to_le_bytes()).collect()
+}
+
+fn unpacked(bytes: &[u8]) -> Option<Features> {
+    let values: Vec<f64> =
+        bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
+    Features::from_values(values.try_into().ok()?)
+}
+
 impl Store {
     fn write_history(&self, rows: &[RequestRecord]) -> Result<(), Error> {
         let mut connection = self.lock();
@@ -352,9 +389,17 @@ impl Store {
         for r in rows {
             let json = serde_json::to_string(r).expect("a record has only plain fields");
             transaction.execute(
-                "INSERT OR REPLACE INTO requests (id, started_ms, model, upstream, outcome, record)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                (&r.id, r.started_ms as i64, &r.model, &r.upstream, &r.outcome, json),
+                "INSERT OR REPLACE INTO requests (id, started_ms, model, upstream, outcome, record, features)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                (
+                    &r.id,
+                    r.started_ms as i64,
+                    &r.model,
+                    &r.upstream,
+                    &r.outcome,
+                    json,
+                    r.features.as_deref().map(packed),
+                ),
             )?;
         }
         transaction.commit()?;
@@ -380,10 +425,15 @@ impl Store {
     /// Returns one row by its id.
     pub fn request(&self, id: &str) -> Result<Option<RequestRecord>, Error> {
         let connection = self.lock();
-        let row: Option<String> = connection
-            .query_row("SELECT record FROM requests WHERE id = ?1", [id], |row| row.get(0))
+        let row: Option<(String, Option<Vec<u8>>)> = connection
+            .query_row("SELECT record, features FROM requests WHERE id = ?1", [id], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .optional()?;
-        Ok(row.and_then(|json| serde_json::from_str(&json).ok()))
+        Ok(row.and_then(|(json, features)| {
+            let record: RequestRecord = serde_json::from_str(&json).ok()?;
+            Some(RequestRecord { features: features.as_deref().and_then(unpacked).map(Box::new), ..record })
+        }))
     }
 
     fn prune_history(&self, keep_days: u32) -> Result<usize, Error> {
@@ -420,6 +470,41 @@ mod tests {
         assert_eq!(store.recent_requests(1000).unwrap().len(), 700);
         assert_eq!(store.request("req_42").unwrap().unwrap().id, "req_42");
         assert_eq!(writer.lost(), 0);
+    }
+
+    #[test]
+    fn a_row_keeps_the_features_of_its_request_and_shows_them_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let features =
+            Features::from_values(std::array::from_fn(|i| if i == 0 { 1.0 } else { 0.3 })).unwrap();
+        let row =
+            RequestRecord { id: "req_1".into(), features: Some(Box::new(features)), ..Default::default() };
+        assert!(!serde_json::to_string(&row).unwrap().contains("features"));
+        store.write_history(&[row]).unwrap();
+        let read = store.request("req_1").unwrap().unwrap().features.unwrap();
+        for (kept, known) in read.values().iter().zip(features.values()) {
+            assert!((kept - known).abs() < 1e-6);
+        }
+        store.lock().execute("UPDATE requests SET features = x'00'", []).unwrap();
+        assert_eq!(store.request("req_1").unwrap().unwrap().features, None);
+    }
+
+    #[test]
+    fn the_history_of_an_earlier_version_is_read_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = rusqlite::Connection::open(dir.path().join("shoal.db")).unwrap();
+        old.execute_batch(
+            "CREATE TABLE requests (id TEXT PRIMARY KEY, started_ms INTEGER NOT NULL, model TEXT NOT NULL,
+             upstream TEXT NOT NULL, outcome TEXT NOT NULL, record TEXT NOT NULL);
+             INSERT INTO requests VALUES ('req_1', 1, 'm', 'u', 'completed', '{\"id\": \"req_1\"}');",
+        )
+        .unwrap();
+        drop(old);
+        let store = Store::open(dir.path()).unwrap();
+        store.test_history_row(2);
+        let found = |id: &str| store.request(id).unwrap().unwrap();
+        assert_eq!((found("req_1").features, found("req_2").features), (None, None));
     }
 
     #[test]

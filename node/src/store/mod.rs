@@ -4,9 +4,11 @@
 //! with a full sync before the caller goes on; history is written in batches by one thread and may lose its
 //! last moment; a damaged file or table is set aside and never keeps the node from starting.
 
+pub mod evaluations;
 mod history;
 mod judgements;
 mod keys;
+mod learning;
 mod open;
 mod spend;
 mod statistics;
@@ -18,10 +20,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
+pub use evaluations::Evaluation;
 pub use history::{
-    AttemptRecord, Considered, HistoryWriter, ProfileRecord, REJECTED, Removed, RequestRecord,
+    AttemptRecord, Considered, EvaluationRecord, HistoryWriter, ProfileRecord, REJECTED, Removed,
+    RequestRecord,
 };
 pub use keys::{KeyRecord, KeyRing, NewKey};
+pub use learning::Learning;
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.

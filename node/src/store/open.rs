@@ -72,7 +72,23 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     }
     connection.execute_batch(SCHEMA)?;
     connection.execute_batch(&super::statistics::create_table())?;
+    super::learning::create_tables(&connection)?;
+    add_column(&connection, "requests", "features", "BLOB")?;
+    connection.execute_batch(super::evaluations::TABLE)?;
     Ok(connection)
+}
+
+/// Adds a column to a table of an earlier version; its old rows have NULL there.
+fn add_column(connection: &Connection, table: &str, column: &str, kind: &str) -> rusqlite::Result<()> {
+    let known: bool = connection.query_row(
+        "SELECT count(*) > 0 FROM pragma_table_info(?1) WHERE name = ?2",
+        (table, column),
+        |row| row.get(0),
+    )?;
+    if known {
+        return Ok(());
+    }
+    connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind};"))
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {

@@ -1,8 +1,9 @@
-//! What this node has learnt itself, per arm, kept across restarts.
+//! What this node has counted itself, per arm, kept across restarts.
 //!
-//! Only own observations are stored: others' come again by gossip. Rows that make no sense are set aside with
+//! Rows that make no sense are set aside with
 //! their table, since a wrong number in here would be believed by the whole mesh.
 
+use rusqlite::Connection;
 use shoal_routing::{ArmId, ArmStats};
 
 use super::{Error, Store, unix_ms};
@@ -53,31 +54,26 @@ impl Store {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
 
-    /// Writes arms in one transaction.
-    pub fn write_statistics(&self, rows: &[(ArmId, ArmStats)]) -> Result<(), Error> {
-        let mut connection = self.lock();
-        let transaction = connection.transaction()?;
-        for (arm, s) in rows {
-            transaction.execute(
-                "INSERT OR REPLACE INTO statistics
-                 (arm, count, failures, scored, reward_sum, ttft_count, ttft_ms_sum, version)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                (
-                    arm.as_str(),
-                    s.count as i64,
-                    s.failures as i64,
-                    s.scored as i64,
-                    s.reward_sum,
-                    s.ttft_count as i64,
-                    s.ttft_ms_sum,
-                    s.version as i64,
-                ),
-            )?;
-        }
-        transaction.commit()?;
-        Ok(())
-    }
+/// Writes one arm.
+pub(super) fn write_row(connection: &Connection, arm: &ArmId, s: &ArmStats) -> rusqlite::Result<()> {
+    connection.execute(
+        "INSERT OR REPLACE INTO statistics
+         (arm, count, failures, scored, reward_sum, ttft_count, ttft_ms_sum, version)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        (
+            arm.as_str(),
+            s.count as i64,
+            s.failures as i64,
+            s.scored as i64,
+            s.reward_sum,
+            s.ttft_count as i64,
+            s.ttft_ms_sum,
+            s.version as i64,
+        ),
+    )?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -88,10 +84,14 @@ mod tests {
         (ArmId(arm.into()), ArmStats { count: 9, scored, reward_sum, ..ArmStats::default() })
     }
 
+    fn write(store: &Store, (arm, stats): &(ArmId, ArmStats)) {
+        write_row(&store.lock(), arm, stats).unwrap();
+    }
+
     #[test]
     fn what_was_learnt_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        Store::open(dir.path()).unwrap().write_statistics(&[row("a", 3, 2.5)]).unwrap();
+        write(&Store::open(dir.path()).unwrap(), &row("a", 3, 2.5));
         assert_eq!(Store::open(dir.path()).unwrap().read_statistics().unwrap(), [row("a", 3, 2.5)]);
     }
 
@@ -100,10 +100,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         for bad in [row("a", 1, 1e9), row("a", 1, -4.0), row("a", 1, f64::INFINITY)] {
-            store.write_statistics(&[bad]).unwrap();
+            write(&store, &bad);
             assert!(store.read_statistics().unwrap().is_empty());
         }
-        store.write_statistics(&[row("b", 1, 1.0)]).unwrap();
+        write(&store, &row("b", 1, 1.0));
         assert_eq!(store.read_statistics().unwrap().len(), 1);
     }
 
@@ -116,6 +116,6 @@ mod tests {
             .execute_batch("DROP TABLE statistics; CREATE TABLE statistics (nonsense BLOB);")
             .unwrap();
         assert!(store.read_statistics().unwrap().is_empty());
-        store.write_statistics(&[row("b", 1, 1.0)]).unwrap();
+        write(&store, &row("b", 1, 1.0));
     }
 }

@@ -90,7 +90,7 @@ impl ArmStats {
     }
 
     /// Orders two states of the same origin and arm. Total, so that every reader keeps the same one.
-    fn newness(&self, other: &Self) -> Ordering {
+    pub(crate) fn newness(&self, other: &Self) -> Ordering {
         let sums = |s: &Self| (s.version, s.count, s.failures, s.scored, s.ttft_count);
         sums(self)
             .cmp(&sums(other))
@@ -206,6 +206,11 @@ pub struct Posterior {
 }
 
 impl Posterior {
+    /// Makes a snapshot of sums that were added up elsewhere.
+    pub fn of(arms: BTreeMap<ArmId, ArmStats>) -> Self {
+        Self { arms, ..Self::default() }
+    }
+
     /// Adds what was learnt of the arms' quality by the features of requests.
     pub fn with_qualities(self, qualities: Discriminant) -> Self {
         Self { qualities, ..self }

@@ -11,9 +11,10 @@ use crate::units::Score;
 /// Numbers of the lower triangle of the Gram matrix, row by row.
 pub const PACKED: usize = DIM * (DIM + 1) / 2;
 
-/// What each new judgement leaves of the sums: the memory of an arm is some 10,000 judgements long, so that a model
-/// behind an unchanged name that gets better or worse is noticed.
-const KEEP: f64 = 1.0 - 1e-4;
+/// Judgements that the memory of an arm is long, so that a model behind an unchanged name that gets better or worse
+/// is noticed: each judgement of weight 1 leaves of the older ones all but one part in so many. No honest origin's
+/// sums ever weigh more.
+pub const MEMORY: f64 = 10_000.0;
 
 /// Relative slack of plausibility checks: sums travel as 32-bit floats.
 const SLACK: f64 = 1e-3;
@@ -38,17 +39,34 @@ impl Default for QualitySums {
 impl QualitySums {
     /// Takes in a judgement. Older ones lose a ten-thousandth of their weight.
     pub fn record(&mut self, features: &Features, score: Score) {
+        self.record_weighted(features, score, 1.0);
+    }
+
+    /// Takes in a judgement that counts for `weight` of one, 0 to 1; what is not a number counts for nothing.
+    ///
+    /// Older ones lose in proportion, so that many light judgements forget no more than the heavy ones they equal.
+    pub fn record_weighted(&mut self, features: &Features, score: Score, weight: f64) {
+        let weight = if weight.is_finite() { weight.clamp(0.0, 1.0) } else { 0.0 };
+        let keep = 1.0 - weight / MEMORY;
         let x = features.values();
         let mut packed = self.gram.iter_mut();
         for (row, left) in x.iter().enumerate() {
             for (right, sum) in x[..=row].iter().zip(&mut packed) {
-                *sum = *sum * KEEP + left * right;
+                *sum = *sum * keep + weight * left * right;
             }
         }
         for (sum, value) in self.reward.iter_mut().zip(x) {
-            *sum = *sum * KEEP + score.value() * value;
+            *sum = *sum * keep + weight * score.value() * value;
         }
         self.version = self.version.saturating_add(1);
+    }
+
+    /// Returns the sums as they travel: each rounded to 32 bits.
+    pub fn rounded(mut self) -> Self {
+        for number in self.gram.iter_mut().chain(&mut self.reward) {
+            *number = f64::from(*number as f32);
+        }
+        self
     }
 
     /// Adds the sums of another origin, at a share of their weight between 0 and 1.
@@ -152,6 +170,23 @@ mod tests {
         assert!(a.is_plausible() && b.is_plausible() && both.is_plausible());
         assert!((both.weight() - a.weight() - b.weight()).abs() < 1e-9);
         assert_eq!(both.version, 403);
+    }
+
+    #[test]
+    fn light_judgements_weigh_and_forget_as_much_as_the_heavy_ones_they_equal() {
+        let features = Features::default();
+        let (mut heavy, mut light) = (QualitySums::default(), QualitySums::default());
+        for _ in 0..1_000 {
+            heavy.record(&features, Score::ONE);
+        }
+        for _ in 0..4_000 {
+            light.record_weighted(&features, Score::ONE, 0.25);
+        }
+        assert!((heavy.weight() - light.weight()).abs() < 1.0, "{} {}", heavy.weight(), light.weight());
+        let before = light.clone();
+        light.record_weighted(&features, Score::ZERO, f64::NAN);
+        assert_eq!((light.weight(), light.mean()), (before.weight(), before.mean()));
+        assert_eq!(light.version, before.version + 1);
     }
 
     #[test]

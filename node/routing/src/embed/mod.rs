@@ -26,6 +26,13 @@ pub const LEADING: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Embedding([f32; DIMS]);
 
+impl Default for Embedding {
+    /// Returns [`NEUTRAL`](Self::NEUTRAL).
+    fn default() -> Self {
+        Self::NEUTRAL
+    }
+}
+
 impl Embedding {
     /// What a text without a known word has: nothing that sets it apart.
     pub const NEUTRAL: Self = Self([0.0; DIMS]);

@@ -5,6 +5,7 @@
 //! model's quality less the answer's, not for the chance that the answer is wrong: a question that nobody answers
 //! well is not worth a dearer bad answer (on MMLU-Pro, gain ranks better than p(wrong) at each price).
 
+pub mod gain;
 pub mod held;
 mod ladder;
 

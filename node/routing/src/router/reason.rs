@@ -23,6 +23,8 @@ pub enum RouteReason {
     Fallback,
     /// The answer of a weaker model was not good enough.
     Escalated,
+    /// Asked beside another model that answered the client, to compare them; nobody gets its answer.
+    Shadow,
     /// No decision was made.
     None,
 }
@@ -40,6 +42,7 @@ impl RouteReason {
             Self::ModeCloud => "mode_cloud",
             Self::Fallback => "fallback",
             Self::Escalated => "escalated",
+            Self::Shadow => "shadow",
             Self::None => "none",
         }
     }

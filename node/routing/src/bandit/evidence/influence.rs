@@ -1,0 +1,168 @@
+//! How much each origin weighs in what a node believes.
+//!
+//! The totals of a mesh are plain sums, and a plain mean has a breakdown point of 0: one origin that invents
+//! judgements decides. A median over origins would cost what a small mesh has to learn from. So weight is capped
+//! instead, for each arm by itself: from four origins up no foreign one weighs more than the larger of what this node
+//! observed itself and twice the median of all origins. With three origins a cap could not tell the honest busy node
+//! from a liar; from four up a lone liar moves the median by one place at most, and gains no more than two honest
+//! nodes have. An origin that was caught lying never weighs more than own evidence, however few the origins are.
+
+use crate::bandit::evidence::testimony::ArmEvidence;
+use crate::bandit::stats::ArmStats;
+use crate::calibration::Reliability;
+
+/// Origins of an arm from which caps apply.
+const CAPPED_FROM: usize = 4;
+
+/// Medians that a foreign origin may weigh: traffic is seldom even, and an honest node with twice its share counts
+/// in full.
+const MEDIANS: f64 = 2.0;
+
+/// In what regard an origin stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// This node.
+    Own,
+    /// Another node.
+    Good,
+    /// Another node that lately sent what honest counting cannot reach.
+    Flagged,
+}
+
+/// What one origin says of an arm.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Voice<'a> {
+    pub evidence: &'a ArmEvidence,
+    pub standing: Standing,
+}
+
+/// Bounds on the weight of foreign origins, of one arm and one kind of evidence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Influence {
+    /// Most that a foreign origin may weigh.
+    pub cap: f64,
+    /// Most that a flagged one may.
+    pub flagged: f64,
+}
+
+impl Influence {
+    /// Works the bounds out from what this node observed and the weights of all origins, this one included.
+    pub fn of(own: f64, weights: impl Iterator<Item = f64>) -> Self {
+        let mut weights: Vec<f64> = weights.filter(|weight| *weight > 0.0).collect();
+        weights.sort_by(f64::total_cmp);
+        let cap = match weights.get(weights.len().saturating_sub(1) / 2) {
+            // The lower of two medians: half of an even number may be one liar and whom it speaks for.
+            Some(median) if weights.len() >= CAPPED_FROM => own.max(MEDIANS * median),
+            _ => f64::INFINITY,
+        };
+        Self { cap, flagged: own.min(cap) }
+    }
+
+    /// Returns the share of its weight at which a foreign origin counts, 0 to 1.
+    pub fn share(&self, weight: f64, is_flagged: bool) -> f64 {
+        let cap = if is_flagged { self.flagged } else { self.cap };
+        if weight > cap { (cap / weight).clamp(0.0, 1.0) } else { 1.0 }
+    }
+}
+
+/// Adds up what the origins say of one arm, each within its bounds.
+pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
+    let share = |weigh: fn(&ArmEvidence) -> f64| {
+        let own = voices.iter().find(|voice| voice.standing == Standing::Own);
+        let own = own.map_or(0.0, |voice| weigh(voice.evidence));
+        let influence = Influence::of(own, voices.iter().map(|voice| weigh(voice.evidence)));
+        move |voice: &Voice<'_>| match voice.standing {
+            Standing::Own => 1.0,
+            Standing::Good => influence.share(weigh(voice.evidence), false),
+            Standing::Flagged => influence.share(weigh(voice.evidence), true),
+        }
+    };
+    // Requests that ended and answers that were judged differ by orders of magnitude: each kind has its own bounds.
+    let ends = share(|evidence| evidence.stats.count as f64);
+    let scores = share(|evidence| evidence.stats.scored as f64);
+    let judged = share(|evidence| evidence.reliability.count() as f64);
+    let quality = share(|evidence| evidence.quality.weight());
+    let mut sum = ArmEvidence::default();
+    for voice in voices {
+        let evidence = voice.evidence;
+        sum.stats.add(&lighter_stats(&evidence.stats, ends(voice), scores(voice)));
+        sum.reliability.add(&lighter_reliability(&evidence.reliability, judged(voice)));
+        sum.quality.add(&evidence.quality, quality(voice));
+    }
+    sum
+}
+
+/// Takes a count down to a share of it; returns it with the exact share that is left.
+fn lighter(count: u64, share: f64) -> (u64, f64) {
+    if share >= 1.0 || count == 0 {
+        return (count, 1.0);
+    }
+    let left = (count as f64 * share).floor();
+    (left as u64, left / count as f64)
+}
+
+fn lighter_stats(stats: &ArmStats, ends: f64, scores: f64) -> ArmStats {
+    let (count, end_share) = lighter(stats.count, ends);
+    let (scored, score_share) = lighter(stats.scored, scores);
+    let (ttft_count, ttft_share) = lighter(stats.ttft_count, ends);
+    ArmStats {
+        count,
+        failures: ((stats.failures as f64 * end_share).round() as u64).min(count),
+        scored,
+        reward_sum: stats.reward_sum * score_share,
+        ttft_count,
+        ttft_ms_sum: stats.ttft_ms_sum * ttft_share,
+        version: stats.version,
+    }
+}
+
+fn lighter_reliability(reliability: &Reliability, share: f64) -> Reliability {
+    let mut lighter_one = *reliability;
+    for bin in &mut lighter_one.bins {
+        let (count, share) = lighter(bin.count, share);
+        bin.count = count;
+        bin.raw_sum *= share;
+        bin.score_sum *= share;
+    }
+    lighter_one
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_origins_count_in_full_and_of_four_none_outweighs_two_others() {
+        let influence = Influence::of(10.0, [10.0, 20.0, 9_000.0].into_iter());
+        assert_eq!(influence.share(9_000.0, false), 1.0);
+        let influence = Influence::of(10.0, [10.0, 20.0, 30.0, 9_000.0].into_iter());
+        assert_eq!(influence.share(9_000.0, false) * 9_000.0, 40.0);
+        assert_eq!(influence.share(30.0, false), 1.0);
+    }
+
+    #[test]
+    fn own_evidence_lifts_the_cap_and_bounds_a_flagged_origin() {
+        let influence = Influence::of(500.0, [500.0, 1.0, 2.0, 9_000.0].into_iter());
+        assert_eq!(influence.share(9_000.0, false) * 9_000.0, 500.0);
+        let influence = Influence::of(5.0, [5.0, 9_000.0].into_iter());
+        assert!((influence.share(9_000.0, true) * 9_000.0 - 5.0).abs() < 1e-9);
+        assert_eq!(Influence::of(0.0, [9_000.0].into_iter()).share(9_000.0, true), 0.0);
+    }
+
+    #[test]
+    fn what_is_made_lighter_keeps_its_means_and_stays_possible() {
+        let stats = ArmStats {
+            count: 1_000,
+            failures: 500,
+            scored: 400,
+            reward_sum: 300.0,
+            ttft_count: 10,
+            ttft_ms_sum: 5_000.0,
+            version: 1_400,
+        };
+        let light = lighter_stats(&stats, 0.0105, 0.01);
+        assert_eq!((light.count, light.failures, light.scored, light.reward_sum), (10, 5, 4, 3.0));
+        assert_eq!((light.ttft_count, light.ttft_ms_sum), (0, 0.0));
+        assert!(light.is_plausible());
+    }
+}

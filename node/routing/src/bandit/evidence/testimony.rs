@@ -1,0 +1,152 @@
+//! All that one origin says it observed, of every arm, in one state of one life.
+//!
+//! A testimony is replaced as a whole, never arm by arm: a node that starts again carries its sums on under a newer
+//! generation, and a reader goes from the old life to the new one in one step, without a gap in the totals.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use crate::bandit::reward::Reward;
+use crate::bandit::stats::ArmStats;
+use crate::bandit::sums::{MEMORY, QualitySums};
+use crate::calibration::Reliability;
+use crate::confidence::Confidence;
+use crate::features::Features;
+use crate::ids::ArmId;
+use crate::units::Score;
+
+/// Most arms of a published testimony: 64 take under 100 kB on the wire.
+pub const MAX_ARMS: usize = 64;
+
+/// Relative slack of the bound on weight: sums travel as 32-bit floats.
+const SLACK: f64 = 1e-3;
+
+/// What one origin observed of one arm. Sums, so those of several origins add up.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ArmEvidence {
+    /// How its requests ended, and the plain mean of their judgements.
+    pub stats: ArmStats,
+    /// How far its confidence could be trusted.
+    pub reliability: Reliability,
+    /// Its judgements by the features of their requests.
+    pub quality: QualitySums,
+}
+
+impl ArmEvidence {
+    /// Adds what another origin observed.
+    pub fn add(&mut self, other: &Self) {
+        self.stats.add(&other.stats);
+        self.reliability.add(&other.reliability);
+        self.quality.add(&other.quality, 1.0);
+    }
+
+    /// Returns the observations taken in; grows with each change.
+    pub fn version(&self) -> u64 {
+        self.stats.version.saturating_add(self.quality.version)
+    }
+
+    fn is_plausible(&self) -> bool {
+        self.stats.is_plausible()
+            && self.reliability.is_plausible()
+            && self.quality.is_plausible()
+            && self.quality.weight() <= MEMORY * (1.0 + SLACK)
+    }
+
+    fn rounded(&self) -> Self {
+        let mut rounded = Self { quality: self.quality.clone().rounded(), ..self.clone() };
+        for bin in &mut rounded.reliability.bins {
+            bin.raw_sum = f64::from(bin.raw_sum as f32);
+            bin.score_sum = f64::from(bin.score_sum as f32);
+        }
+        rounded
+    }
+
+    /// Orders two states by all their numbers.
+    fn order(&self, other: &Self) -> Ordering {
+        let bins = |evidence: &Self| {
+            evidence.reliability.bins.map(|bin| (bin.count, bin.raw_sum.to_bits(), bin.score_sum.to_bits()))
+        };
+        self.stats
+            .newness(&other.stats)
+            .then_with(|| self.quality.newness(&other.quality))
+            .then_with(|| bins(self).cmp(&bins(other)))
+    }
+}
+
+/// What an origin testifies in one state of one life.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Testimony {
+    /// Start number of the origin; grows at each restart.
+    pub generation: u64,
+    /// Observations ever taken in; grows with each change, also over restarts.
+    pub version: u64,
+    /// What it observed.
+    pub arms: BTreeMap<ArmId, ArmEvidence>,
+}
+
+impl Testimony {
+    /// Carries sums of earlier lives on.
+    pub fn resume(generation: u64, arms: BTreeMap<ArmId, ArmEvidence>) -> Self {
+        let version = arms.values().fold(0, |sum: u64, arm| sum.saturating_add(arm.version()));
+        Self { generation, version, arms }
+    }
+
+    /// Takes in how a request ended. A failure counts here alone, not as a bad answer too: a request's quality is the chance
+    /// of an answer × the answer's quality, so failing fast attracts nothing.
+    pub fn record_end(&mut self, arm: &ArmId, reward: Reward, ttft_ms: Option<u64>) {
+        if reward == Reward::Unknown {
+            return;
+        }
+        let evidence = self.arms.entry(arm.clone()).or_default();
+        let before = evidence.version();
+        evidence.stats.record(reward, ttft_ms);
+        self.version = self.version.saturating_add(evidence.version().saturating_sub(before));
+    }
+
+    /// Takes in a judgement by the features of its request, for `weight` of one.
+    pub fn record_quality(&mut self, arm: &ArmId, features: &Features, score: Score, weight: f64) {
+        self.arms.entry(arm.clone()).or_default().quality.record_weighted(features, score, weight);
+        self.version = self.version.saturating_add(1);
+    }
+
+    /// Takes in a judgement as one of the plain count, and what it says of the answer's confidence.
+    pub fn record_score(&mut self, arm: &ArmId, raw: Confidence, score: Score) {
+        let evidence = self.arms.entry(arm.clone()).or_default();
+        evidence.stats.record(Reward::Scored(score), None);
+        if let Some(raw) = raw.score() {
+            evidence.reliability.record(raw, score);
+        }
+        self.version = self.version.saturating_add(1);
+    }
+
+    /// Returns the state as it travels: every sum that is sent in 32 bits rounded to them, and of more than
+    /// [`MAX_ARMS`] arms those most was observed of. Totals of these are the same on every node, bit by bit.
+    pub fn published(&self) -> Self {
+        let mut arms: Vec<_> = self.arms.iter().collect();
+        arms.sort_by_key(|(_, evidence)| std::cmp::Reverse(evidence.version()));
+        arms.truncate(MAX_ARMS);
+        let arms = arms.into_iter().map(|(arm, evidence)| (arm.clone(), evidence.rounded())).collect();
+        Self { generation: self.generation, version: self.version, arms }
+    }
+
+    /// True when honest counting can lead here.
+    pub fn is_plausible(&self) -> bool {
+        let counted = self.arms.values().fold(0, |sum: u64, arm| sum.saturating_add(arm.version()));
+        self.arms.len() <= MAX_ARMS
+            && counted <= self.version
+            && self.arms.values().all(ArmEvidence::is_plausible)
+    }
+
+    /// Orders two states of one origin. Total, so that every reader keeps the same one: newest life, then most
+    /// observations; the rest only decides between two states that no honest origin can both have been in.
+    pub fn newness(&self, other: &Self) -> Ordering {
+        let position = |testimony: &Self| (testimony.generation, testimony.version);
+        position(self).cmp(&position(other)).then_with(|| self.order(other))
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        let names = self.arms.keys().cmp(other.arms.keys());
+        let states = self.arms.values().zip(other.arms.values()).map(|(a, b)| a.order(b));
+        names.then_with(|| states.fold(Ordering::Equal, Ordering::then))
+    }
+}

@@ -1,0 +1,201 @@
+//! The owning task without a network: what is believed, refused, kept and published when.
+
+use std::sync::Mutex;
+
+use shoal_routing::{Confidence, Features, OutcomeStatus, Score};
+
+use super::*;
+use crate::feedback::JudgedBy;
+
+/// A mesh that writes down what it is told.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<(u64, u64)>>>);
+
+impl Announce for Notes {
+    fn publish(&self, value: Value) {
+        let Value::Stats(summaries) = value else { panic!("only statistics are published here") };
+        self.0.lock().unwrap().push((summaries.generation, summaries.version));
+    }
+
+    fn seal(&self, generation: u64, version: u64, payload: Vec<u8>) -> Option<SignedBlob> {
+        Some(SignedBlob { origin: "me".into(), generation, version, payload, ..SignedBlob::default() })
+    }
+}
+
+fn service(folder: &tempfile::TempDir, generation: u64) -> (Service, FeedbackHandle) {
+    Service::new("me", generation, Store::open(folder.path()).unwrap()).unwrap()
+}
+
+fn arm() -> ArmId {
+    ArmId::new("m", None)
+}
+
+fn judgement(n: usize, by: JudgedBy) -> Evidence {
+    Evidence::Judgement(Judgement {
+        request: format!("req_{n}").into(),
+        arm: arm(),
+        score: Score::clamped(0.5),
+        raw: Confidence::Known(Score::clamped(0.8)),
+        features: Some(Features::default()),
+        by,
+    })
+}
+
+fn judgements(count: usize) -> Vec<Evidence> {
+    (0..count).map(|n| judgement(n, JudgedBy::Client)).collect()
+}
+
+/// What another origin testifies after `count` judgements.
+fn testimony(generation: u64, count: u64) -> Testimony {
+    let mut testimony = Testimony { generation, ..Testimony::default() };
+    for _ in 0..count {
+        testimony.record_quality(&arm(), &Features::default(), Score::ONE, 1.0);
+    }
+    testimony
+}
+
+fn blob(origin: &str, testimony: &Testimony) -> SignedBlob {
+    SignedBlob {
+        origin: origin.into(),
+        generation: testimony.generation,
+        version: testimony.version,
+        issued_unix_ms: testimony.version,
+        payload: statistics::testimony_to_bytes(testimony),
+        ..SignedBlob::default()
+    }
+}
+
+fn weight(learnt: &Learnt) -> f64 {
+    learnt.totals.get(&arm()).map_or(0.0, |evidence| evidence.quality.weight())
+}
+
+fn ended(status: OutcomeStatus) -> Outcome {
+    Outcome {
+        request_id: "req_1".into(),
+        upstream: None,
+        arm: Some(arm()),
+        status,
+        finish_reason: None,
+        prompt_tokens: shoal_routing::Tokens(1),
+        completion_tokens: shoal_routing::Tokens(1),
+        ttft_ms: None,
+        duration_ms: 1,
+        attempts: 1,
+        hop: 0,
+        data_class: shoal_routing::DataClass::Internal,
+        escalated: false,
+        propensity: 1.0,
+        reason: shoal_routing::RouteReason::Named,
+    }
+}
+
+#[tokio::test]
+async fn fifty_judgements_are_published_at_once_and_what_is_published_is_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 7);
+    let notes = Notes::default();
+    service.keep_up(&notes).await;
+    assert!(notes.0.lock().unwrap().is_empty(), "nothing was learnt");
+    service.take(judgements(1));
+    service.keep_up(&notes).await;
+    service.take(judgements(49));
+    service.keep_up(&notes).await;
+    assert_eq!(*notes.0.lock().unwrap(), [(7, 2)], "49 more may wait");
+    service.take(judgements(1));
+    service.keep_up(&notes).await;
+    assert_eq!(*notes.0.lock().unwrap(), [(7, 2), (7, 102)]);
+    service.keep_up(&notes).await;
+    assert_eq!(notes.0.lock().unwrap().len(), 2, "nothing changed");
+    let published = handle.learnt().blobs["me"].version;
+    drop(service);
+    let (next_life, _) = self::service(&folder, 8);
+    assert_eq!((next_life.own.generation, next_life.own.version), (8, published));
+}
+
+#[test]
+fn lies_and_old_news_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    let honest = testimony(3, 10);
+    service.believe(blob("other", &honest));
+    let mut impossible = testimony(3, 11);
+    impossible.arms.get_mut(&arm()).unwrap().quality.reward[0] = 1e9;
+    let mut too_fast = testimony(3, 11);
+    too_fast.version = 1_000_000_000;
+    let garbage = SignedBlob { payload: vec![0xff; 9], ..blob("other", &testimony(3, 12)) };
+    let mine = testimony(u64::MAX, 500);
+    for (offered, what) in [
+        (blob("other", &impossible), "impossible sums"),
+        (blob("other", &too_fast), "counts faster than traffic"),
+        (garbage, "not a testimony"),
+        (blob("other", &testimony(3, 9)), "older"),
+        (blob("other", &testimony(2, 99)), "an older life"),
+        (blob("me", &mine), "somebody speaks for this node"),
+    ] {
+        service.believe(offered);
+        service.show();
+        assert_eq!(weight(&handle.learnt()).round(), 10.0, "{what}");
+    }
+    let learnt = handle.learnt();
+    assert!(learnt.origins.iter().any(|state| &*state.origin == "other" && state.flagged));
+    assert!(learnt.quality[&arm()].weight() < 1e-9, "who was caught weighs no more than own evidence");
+    service.believe(blob("other", &testimony(4, 2)));
+    service.show();
+    assert_eq!(weight(&handle.learnt()).round(), 2.0, "a new life replaces the old one");
+}
+
+#[test]
+fn other_origins_are_bounded_and_those_that_spoke_last_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    for n in 1..=MAX_ORIGINS as u64 + 20 {
+        service.believe(blob(&format!("n{n}"), &testimony(1, n)));
+    }
+    service.show();
+    let learnt = handle.learnt();
+    assert_eq!(learnt.blobs.len(), MAX_ORIGINS);
+    assert!(!learnt.blobs.contains_key("n20") && learnt.blobs.contains_key("n21"));
+    assert_eq!(service.scrutiny.flagged(Instant::now()).len(), 0);
+}
+
+#[test]
+fn a_failure_counts_as_none_answered_and_not_as_a_bad_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    service.take(judgements(1));
+    let before = handle.learnt().totals[&arm()].clone();
+    let failed = OutcomeStatus::Failed { code: "upstream_error".into() };
+    service.take(
+        [OutcomeStatus::Completed, failed, OutcomeStatus::Cancelled]
+            .map(|s| Evidence::Outcome(ended(s)))
+            .into(),
+    );
+    service.show();
+    let evidence = handle.learnt().totals[&arm()].clone();
+    assert_eq!((evidence.stats.count, evidence.stats.failures), (2, 1));
+    assert_eq!(evidence.quality, before.quality);
+}
+
+#[tokio::test]
+async fn many_outcomes_make_few_snapshots_and_none_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    let mut snapshots = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        service.take(vec![Evidence::Outcome(ended(OutcomeStatus::Completed))]);
+        snapshots.insert(handle.learnt().totals.get(&arm()).map_or(0, |evidence| evidence.stats.count));
+    }
+    assert!(snapshots.len() < 100, "{} snapshots", snapshots.len());
+    service.keep_up(&Notes::default()).await;
+    assert_eq!(handle.learnt().totals[&arm()].stats.count, 200);
+}
+
+#[test]
+fn light_judges_teach_by_features_at_once_and_calibration_in_the_share_of_their_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    service.take((0..8).map(|n| judgement(n, JudgedBy::Signs)).collect());
+    let evidence = handle.learnt().totals[&arm()].clone();
+    assert_eq!((evidence.stats.scored, evidence.reliability.count(), evidence.quality.version), (2, 2, 8));
+    assert!((evidence.quality.weight() - 2.0).abs() < 1e-2);
+}

@@ -1,0 +1,210 @@
+//! What a node observed, between the routing core's types and what travels; pure.
+//!
+//! Only shapes and lengths are checked here, whether honest counting can lead to the sums is for
+//! [`Scrutiny`](shoal_routing::Scrutiny).
+
+use std::cmp::Reverse;
+
+use prost::Message;
+use shoal_proto as proto;
+use shoal_routing::bandit::sums::PACKED;
+use shoal_routing::calibration::BINS;
+use shoal_routing::features::DIM;
+use shoal_routing::{ArmEvidence, ArmId, ArmStats, QualitySums, Reliability, Testimony};
+
+use super::{NAME_LEN, clean};
+
+/// Most bytes of summaries in a gossip value, before its envelope and base64: 8 KiB of text hold 6,100.
+const MAX_SUMMARY_BYTES: usize = 5_500;
+
+/// Encodes a testimony as the payload of a signed blob; its generation and version stand in the envelope.
+pub fn testimony_to_bytes(testimony: &Testimony) -> Vec<u8> {
+    let arms = testimony.arms.iter().map(|(arm, evidence)| evidence_to_proto(arm, evidence)).collect();
+    proto::Testimony { arms }.encode_to_vec()
+}
+
+/// Reads the testimony in a blob; `None` if the payload is not one.
+pub fn testimony_from_blob(blob: &proto::SignedBlob) -> Option<Testimony> {
+    let payload = proto::Testimony::decode(blob.payload.as_slice()).ok()?;
+    let arms = payload.arms.into_iter().map(evidence_from_proto).collect::<Option<_>>()?;
+    Some(Testimony { generation: blob.generation, version: blob.version, arms })
+}
+
+/// Makes the gossip value that announces a testimony: as many arms as fit, those most was observed of first.
+pub fn summaries(testimony: &Testimony) -> proto::ArmSummaries {
+    let mut arms: Vec<_> = testimony.arms.iter().collect();
+    arms.sort_by_key(|(_, evidence)| Reverse(evidence.version()));
+    let mut bytes = 0;
+    let fits = |summary: &proto::ArmSummary| {
+        // A tag and a length go before each.
+        bytes += summary.encoded_len() + 3;
+        bytes <= MAX_SUMMARY_BYTES
+    };
+    proto::ArmSummaries {
+        arms: arms.into_iter().map(|(arm, evidence)| summary(arm, evidence)).take_while(fits).collect(),
+        generation: testimony.generation,
+        version: testimony.version,
+    }
+}
+
+fn summary(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmSummary {
+    let s = &evidence.stats;
+    proto::ArmSummary {
+        arm: arm.as_str().to_owned(),
+        count: s.count,
+        reward_sum: s.reward_sum,
+        failures: s.failures,
+        version: evidence.version(),
+        scored: s.scored,
+        ttft_count: s.ttft_count,
+        ttft_ms_sum: s.ttft_ms_sum,
+        quality_weight: evidence.quality.weight() as f32,
+        quality_mean: evidence.quality.mean().unwrap_or_default() as f32,
+    }
+}
+
+fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence {
+    let ArmEvidence { stats, reliability, quality } = evidence;
+    let bins: &[_] = if reliability.count() > 0 { &reliability.bins } else { &[] };
+    let judged = quality.version > 0;
+    let sums = quality.gram.iter().chain(&quality.reward).map(|number| *number as f32);
+    proto::ArmEvidence {
+        arm: arm.as_str().to_owned(),
+        count: stats.count,
+        failures: stats.failures,
+        scored: stats.scored,
+        reward_sum: stats.reward_sum,
+        ttft_count: stats.ttft_count,
+        ttft_ms_sum: stats.ttft_ms_sum,
+        version: stats.version,
+        bin_count: bins.iter().map(|bin| bin.count).collect(),
+        bin_raw_sum: bins.iter().map(|bin| bin.raw_sum as f32).collect(),
+        bin_score_sum: bins.iter().map(|bin| bin.score_sum as f32).collect(),
+        quality_version: quality.version,
+        quality: if judged { sums.collect() } else { Vec::new() },
+    }
+}
+
+fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, ArmEvidence)> {
+    let stats = ArmStats {
+        count: arm.count,
+        failures: arm.failures,
+        scored: arm.scored,
+        reward_sum: arm.reward_sum,
+        ttft_count: arm.ttft_count,
+        ttft_ms_sum: arm.ttft_ms_sum,
+        version: arm.version,
+    };
+    let mut reliability = Reliability::default();
+    if !arm.bin_count.is_empty() {
+        let lengths = [arm.bin_count.len(), arm.bin_raw_sum.len(), arm.bin_score_sum.len()];
+        if lengths != [BINS; 3] {
+            return None;
+        }
+        let sums = arm.bin_raw_sum.iter().zip(&arm.bin_score_sum);
+        for ((bin, count), (raw, score)) in reliability.bins.iter_mut().zip(&arm.bin_count).zip(sums) {
+            (bin.count, bin.raw_sum, bin.score_sum) = (*count, f64::from(*raw), f64::from(*score));
+        }
+    }
+    let mut quality = QualitySums { version: arm.quality_version, ..QualitySums::default() };
+    if !arm.quality.is_empty() {
+        if arm.quality.len() != PACKED + DIM {
+            return None;
+        }
+        let sums = quality.gram.iter_mut().chain(&mut quality.reward);
+        sums.zip(&arm.quality).for_each(|(sum, sent)| *sum = f64::from(*sent));
+    }
+    let name = clean(&arm.arm, NAME_LEN);
+    (name == arm.arm).then(|| (ArmId(name.into()), ArmEvidence { stats, reliability, quality }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_routing::{Confidence, Features, Reward, Score};
+
+    fn learnt(arms: usize) -> Testimony {
+        let mut testimony = Testimony { generation: u64::MAX / 2, ..Testimony::default() };
+        for n in 0..arms {
+            let arm = ArmId::new(&format!("meta-llama/Llama-3.1-70B-Instruct-{n}"), Some("0123456789abcdef"));
+            for step in 0..50_u32 {
+                let values = std::array::from_fn(|i| {
+                    if i == 0 { 1.0 } else { f64::from((step * 7 + i as u32) % 5) - 2.0 }
+                });
+                let features = Features::from_values(values).unwrap();
+                let score = Score::clamped(f64::from(step) / 49.0);
+                testimony.record_quality(&arm, &features, score, 0.3);
+                testimony.record_score(&arm, Confidence::Known(score), score);
+                testimony.record_end(&arm, Reward::Valid, Some(123));
+            }
+        }
+        testimony
+    }
+
+    fn blob(testimony: &Testimony) -> proto::SignedBlob {
+        proto::SignedBlob {
+            generation: testimony.generation,
+            version: testimony.version,
+            payload: testimony_to_bytes(testimony),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_published_testimony_survives_the_wire_bit_by_bit() {
+        let published = learnt(3).published();
+        let read = testimony_from_blob(&blob(&published)).unwrap();
+        assert_eq!(read, published);
+        assert!(read.is_plausible());
+        assert_eq!(testimony_from_blob(&blob(&Testimony::default())), Some(Testimony::default()));
+    }
+
+    #[test]
+    fn six_arms_take_less_than_20_kb_and_64_fit_a_blob() {
+        let six = testimony_to_bytes(&learnt(6).published()).len();
+        assert!(six <= 12_000, "{six} bytes");
+        let most = testimony_to_bytes(&learnt(100).published()).len();
+        assert!(most <= shoal_cluster::blob::MAX_PAYLOAD_BYTES, "{most} bytes");
+    }
+
+    #[test]
+    fn a_summary_takes_at_most_96_bytes_beside_the_arms_name() {
+        let mut widest = learnt(1);
+        for evidence in widest.arms.values_mut() {
+            let s = &mut evidence.stats;
+            for count in [&mut s.count, &mut s.failures, &mut s.scored, &mut s.ttft_count, &mut s.version] {
+                *count = u64::MAX;
+            }
+        }
+        let summaries = summaries(&widest);
+        let summary = &summaries.arms[0];
+        assert!(summary.encoded_len() - summary.arm.len() <= 96, "{} bytes", summary.encoded_len());
+    }
+
+    #[test]
+    fn many_arms_are_announced_as_far_as_gossip_carries_them() {
+        let summaries = summaries(&learnt(100));
+        assert!((20..100).contains(&summaries.arms.len()));
+        assert!(summaries.encoded_len() <= MAX_SUMMARY_BYTES + 32);
+    }
+
+    #[test]
+    fn a_payload_of_another_shape_is_not_a_testimony() {
+        let published = learnt(1).published();
+        let good = proto::Testimony::decode(testimony_to_bytes(&published).as_slice()).unwrap();
+        let changes: [fn(&mut proto::ArmEvidence); 4] = [
+            |arm| arm.quality.truncate(300),
+            |arm| arm.bin_count.truncate(9),
+            |arm| arm.bin_raw_sum.clear(),
+            |arm| arm.arm.push('\u{1b}'),
+        ];
+        for change in changes {
+            let mut bad = good.clone();
+            change(&mut bad.arms[0]);
+            let payload = bad.encode_to_vec();
+            assert_eq!(testimony_from_blob(&proto::SignedBlob { payload, ..blob(&published) }), None);
+        }
+        let garbage = proto::SignedBlob { payload: vec![0xff; 40], ..Default::default() };
+        assert_eq!(testimony_from_blob(&garbage), None);
+    }
+}
