@@ -4,14 +4,16 @@ Small seeded splits, so that a development build plays them in seconds; `score_r
 """
 
 import json
+import pathlib
 import random
+import re
 import subprocess
 
 import pytest
 
 import kit
 from score_replay import mean_costs, play, warm_file
-from splits import area_under_gain, load, split
+from splits import DATA, area_under_gain, load, split
 
 pytestmark = pytest.mark.skipif(not kit.LOADTEST, reason="shoal-loadtest is missing: set SHOAL_LOADTEST_BIN")
 
@@ -101,3 +103,18 @@ def test_a_malformed_line_ends_the_replay_and_is_named(mmlu, lines, names):
     ended = replay(mmlu[1], *lines)
     assert ended.returncode == 1
     assert names in ended.stderr and "panicked" not in ended.stderr
+
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@pytest.mark.skipif("debug" in pathlib.Path(kit.LOADTEST).parts, reason="a development build plays the table for a minute")
+def test_the_page_on_routing_opens_with_the_table_as_printed():
+    printed = subprocess.run([kit.LOADTEST, "report", "table", "--data", DATA], capture_output=True, text=True, check=True, timeout=120)
+    page = (DATA.parent / "docs" / "routing.md").read_text()
+    start = page.index("| outcomes |")
+    kept = page[start : page.index("\n\n**How to read it.**")].strip()
+    assert NUMBER.sub("#", kept) == NUMBER.sub("#", printed.stdout.strip())
+    # Mathematical functions differ in their last digit from machine to machine, and so now and then a choice.
+    for ours, theirs in zip(NUMBER.findall(kept), NUMBER.findall(printed.stdout)):
+        assert float(ours) == pytest.approx(float(theirs), abs=0.6), (ours, theirs)
