@@ -108,13 +108,13 @@ impl fmt::Display for Table {
             let requests = set.lines.first().map_or(0.0, |line| self.mean_a_split(line.total.requests()));
             writeln!(
                 f,
-                "\n{}: local is {}, cloud is {}; means over {} splits (seeds from {}) of {requests:.0} requests each.",
+                "\n{}: local is {}, cloud is {}; means over {} splits (seeds from {}) of {requests:.0} requests each.\n",
                 set.name, set.local, set.cloud, self.splits, self.seed,
             )?;
             for line in set.lines.iter().filter(|line| !line.above.is_empty()) {
                 writeln!(
                     f,
-                    "{} against the best fixed mix at its cost: {} points; {} over the requests that may leave the devices.",
+                    "- {} against the best fixed mix at its cost: {} points; {} over the requests that may leave the devices.",
                     line.policy,
                     spread(&line.above),
                     spread(&line.above_free),
@@ -123,7 +123,7 @@ impl fmt::Display for Table {
             let ceiling = &set.ceiling;
             writeln!(
                 f,
-                "Two models: at most {:.1} % at {:.1} % calls (local alone {:.1} %; an oracle has a use for {:.1} % calls).",
+                "- Two models: at most {:.1} % at {:.1} % calls (local alone {:.1} %; an oracle has a use for {:.1} % calls).",
                 100.0 * ceiling.most,
                 100.0 * ceiling.calls,
                 100.0 * ceiling.local,
