@@ -1,6 +1,6 @@
 """Does the router find out by itself that two harmless symptoms together are none?
 
-    python examples/triage/triage.py path/to/shoal-loadtest [--seeds N]
+    python examples/triage/triage.py path/to/shoal-loadtest [--seeds N] [--price P]
 
 A small model on a phone answers questions about one symptom well. When chest pain and shortness of breath come together
 its advice is bad, and the strong model's is good. Nobody tells the router: no rule, no keyword, only which answer was
@@ -43,10 +43,10 @@ def outcome(kind, arm, chance):
     return float(chance.random() < good)
 
 
-def run(binary, seed, learn=1000, probe=300):
+def run(binary, seed, price, learn=1000, probe=300):
     """Returns the share of the strong arm by kind of prompt, after learning."""
     chance = random.Random(seed)
-    command = [binary, "replay", "--models", str(HERE / "triage.models.json"), "--lambda", "0.3", "--seed", str(seed)]
+    command = [binary, "replay", "--models", str(HERE / "triage.models.json"), "--lambda", str(price), "--seed", str(seed)]
     pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(number, text):
@@ -74,8 +74,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--price", type=float, default=0.3, help="of an answer of the strong model, in units of quality")
     given = parser.parse_args()
-    results = [run(given.binary, seed) for seed in range(given.seeds)]
+    results = [run(given.binary, seed, given.price) for seed in range(given.seeds)]
     print("share of prompts that go to the strong model after 1,000 outcomes")
     for kind, words in (("both", "chest pain and shortness of breath"), ("one", "one of the two"), ("none", "neither")):
         shares = [result[kind] for result in results]

@@ -13,5 +13,6 @@ pub mod run;
 pub mod script;
 pub mod sse;
 pub mod stub;
+pub mod table;
 pub mod tasks;
 pub mod words;

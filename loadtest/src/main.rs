@@ -10,6 +10,7 @@ use shoal_loadtest::{
     run::{self, Load},
     script::Script,
     stub::{Kind, Options, Stub},
+    table,
 };
 
 /// Load and stub upstreams for Shoal, through its public API.
@@ -26,11 +27,20 @@ enum Command {
     Run(RunArgs),
     /// Chooses a model for each request of a stream, and learns from what the choice was worth: routing evaluation by pipe.
     Replay(ReplayArgs),
+    /// Prints what was measured.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Serves a stub upstream.
     #[command(subcommand)]
     Stub(StubCommand),
     /// Answers requests with the signals of a local answer by confidence and gain, a JSON object a line.
     Cascade(CascadeArgs),
+}
+
+#[derive(Subcommand)]
+enum ReportCommand {
+    /// Routing against its rivals on public outcomes: cost, latency, accuracy, leaks of restricted prompts.
+    Table(TableArgs),
 }
 
 #[derive(Subcommand)]
@@ -122,6 +132,22 @@ struct ReplayArgs {
 }
 
 #[derive(Args)]
+struct TableArgs {
+    /// The folder of public outcomes.
+    #[arg(long, default_value = "data")]
+    data: std::path::PathBuf,
+    /// Splits to play and average.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    splits: u32,
+    /// Seed of the first split: equal seeds print equal tables.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct DeviceArgs {
     /// Address to listen on; port 0 takes a free one. The first line of output names it.
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -204,6 +230,7 @@ async fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Run(args) => load(args).await,
         Command::Replay(args) => replay_stream(args),
+        Command::Report(ReportCommand::Table(args)) => report_table(args),
         Command::Stub(StubCommand::Device(args) | StubCommand::Provider(args)) => device(args).await,
         Command::Cascade(args) => cascade(args),
     }
@@ -226,6 +253,13 @@ fn replay_stream(args: ReplayArgs) -> Result<ExitCode> {
         mode: args.mode,
     };
     replay::run(&options, std::io::stdin().lock(), std::io::stdout().lock())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report_table(args: TableArgs) -> Result<ExitCode> {
+    let table = table::play(&table::Options { data: args.data, splits: args.splits, seed: args.seed })?;
+    let text = if args.json { format!("{:#}\n", table.json()) } else { table.to_string() };
+    std::io::stdout().write_all(text.as_bytes()).context("writing the table")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,10 @@
 """Scores `shoal-loadtest replay` on outcomes that it cannot see: prints each figure beside its baselines.
 
-    python tests/routing/score_replay.py BINARY frozen|stream|arms|mesh [--seeds N]
+    python tests/routing/score_replay.py BINARY frozen|stream|arms|mesh [--seeds N] [--set NAME] [--price P] [--full] [--cold]
+
+frozen and stream play the two models of a set, arms all of its models, mesh several routers that share.
+--full warms by every model's outcome, which no router ever sees: what the features could give at most.
+--cold streams a whole set without warming.
 """
 
 import argparse
@@ -56,51 +60,67 @@ def figures(name, values):
     print(f"{name:32s} mean {statistics.fmean(values):8.3f}  worst {min(values):8.3f}   [{spread}]", flush=True)
 
 
-def frozen(binary, seeds):
+def frozen(binary, seeds, name="routellm_mmlu", full=False):
     """Area under the gain curve after one pass of bandit feedback."""
-    rows, models = load("routellm_mmlu")
-    random_part, unseen_part = [], []
+    rows, models = load(name)
+    scored = {}
     for seed in seeds:
         train, held, out, _ = split(rows, seed)
-        for part, result in ((held, random_part), (out, unseen_part)):
-            answers = play(binary, models, [0, 1], part, ["--warm", warm_file(train), "--seed", seed], mean_costs(train), frozen=True)
-            gain = [a["scores"][1] - a["scores"][0] for a in answers]
-            result.append(area_under_gain(gain, [r["y"][0] for r in part], [r["y"][1] for r in part]))
-    figures("APGR random", random_part)
-    figures("APGR unseen domains", unseen_part)
-    return random_part, unseen_part
+        chance = random.Random(seed)
+        for place, part in (("random part", held), ("unseen domains", out)):
+            if not part:
+                continue
+            warm = ["--warm", warm_file(train), "--seed", seed, *(["--warm-full"] if full else [])]
+            answers = play(binary, models, [0, 1], part, warm, mean_costs(train), frozen=True)
+            for who, gain in (
+                ("ours", [a["scores"][1] - a["scores"][0] for a in answers]),
+                ("oracle", [r["y"][1] - r["y"][0] for r in part]),
+                ("random", [chance.random() for _ in part]),
+            ):
+                area = area_under_gain(gain, [r["y"][0] for r in part], [r["y"][1] for r in part])
+                scored.setdefault(f"APGR {place}, {who}", []).append(area)
+    for what, values in scored.items():
+        figures(what, values)
+    return scored
 
 
-def stream(binary, seeds, price=0.147, length=5370):
+def stream(binary, seeds, price=0.147, length=5370, name="routellm_mmlu", full=False, cold=False):
     """Utility above the best fixed arm over a stream of unseen rows, learning on."""
-    rows, models = load("routellm_mmlu")
-    above = []
+    rows, models = load(name)
+    above = {"ours": [], "oracle": [], "random": []}
     for seed in seeds:
         train, held, out, _ = split(rows, seed)
+        part = rows[:] if cold else held + out
         cost = mean_costs(train)
         relative = [c / max(cost) for c in cost]
-        part = held + out
         random.Random(seed).shuffle(part)
-        answers = play(binary, models, [0, 1], part, ["--warm", warm_file(train), "--seed", seed, "--lambda", price], cost)
+        warm = [] if cold else ["--warm", warm_file(train), *(["--warm-full"] if full else [])]
+        answers = play(binary, models, [0, 1], part, [*warm, "--seed", seed, "--lambda", price], cost)
         worth = lambda row, arm: row["y"][arm] - price * relative[arm]
-        ours = sum(worth(r, a["arm"]) for r, a in zip(part, answers))
         fixed = max(sum(worth(r, arm) for r in part) for arm in (0, 1))
-        above.append((ours - fixed) / len(part) * length)
-    figures(f"utility above fixed, {length}", above)
+        for who, total in (
+            ("ours", sum(worth(r, a["arm"]) for r, a in zip(part, answers))),
+            ("oracle", sum(max(worth(r, arm) for arm in (0, 1)) for r in part)),
+            ("random", sum(worth(r, arm) / 2 for r in part for arm in (0, 1))),
+        ):
+            above[who].append((total - fixed) / len(part) * length)
+    for who, values in above.items():
+        figures(f"above fixed in {length}, {who}", values)
     return above
 
 
-def arms(binary, seeds, share=0.16, name="mmlupro12"):
+def arms(binary, seeds, share=0.16, name="mmlupro12", full=False):
     """Points of accuracy above the best fixed mix at a share of the dearest arm's cost."""
     rows, models = load(name)
     every = list(range(len(rows[0]["y"])))
-    above = []
+    above, oracle = [], []
     for seed in seeds:
         train, held, out, _ = split(rows, seed)
         cost = mean_costs(train)
         relative = [c / max(cost) for c in cost]
         part = held + out
-        answers = play(binary, models, every, part, ["--warm", warm_file(train), "--seed", seed], cost, frozen=True)
+        warm = ["--warm", warm_file(train), "--seed", seed, *(["--warm-full"] if full else [])]
+        answers = play(binary, models, every, part, warm, cost, frozen=True)
         points = []
         for step in range(-60, 61):
             price = 10 ** (step / 24)
@@ -108,7 +128,10 @@ def arms(binary, seeds, share=0.16, name="mmlupro12"):
             points.append((statistics.fmean(relative[a] for a in chosen), statistics.fmean(r["y"][a] for r, a in zip(part, chosen))))
         mix = best_mix([(relative[a], statistics.fmean(r["y"][a] for r in part)) for a in every], share)
         above.append(100 * (best_mix(points, share) - mix))
+        # The cheapest right answer of each row, which costs less than the share.
+        oracle.append(100 * (statistics.fmean(max(r["y"]) for r in part) - mix))
     figures(f"points above mix, {name}", above)
+    figures("  oracle", oracle)
     return above
 
 
@@ -142,9 +165,14 @@ def mesh(binary, seeds):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("what", choices=["frozen", "stream", "arms", "mesh"])
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--set", dest="name")
+    parser.add_argument("--price", type=float)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--cold", action="store_true")
     given = parser.parse_args()
-    {"frozen": frozen, "stream": stream, "arms": arms, "mesh": mesh}[given.what](given.binary, range(given.seeds))
+    wishes = {key: value for key in ("name", "price", "full", "cold") if (value := getattr(given, key))}
+    {"frozen": frozen, "stream": stream, "arms": arms, "mesh": mesh}[given.what](given.binary, range(given.seeds), **wishes)

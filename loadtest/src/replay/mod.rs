@@ -6,7 +6,7 @@
 
 mod lines;
 mod mesh;
-mod models;
+pub(crate) mod models;
 mod pack;
 mod warm;
 

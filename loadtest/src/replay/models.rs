@@ -12,27 +12,31 @@ struct File {
     models: Vec<String>,
     #[serde(default)]
     local: Vec<usize>,
+    #[serde(default)]
+    cloud: Vec<usize>,
 }
 
 /// An arm that may be chosen.
 #[derive(Debug)]
-pub(super) struct Arm {
+pub(crate) struct Arm {
     /// Index in the models file.
-    pub(super) index: usize,
-    pub(super) id: ArmId,
-    pub(super) size: SizeClass,
+    pub(crate) index: usize,
+    pub(crate) id: ArmId,
+    pub(crate) size: SizeClass,
     /// It runs on devices of the mesh.
-    pub(super) local: bool,
+    pub(crate) local: bool,
+    /// It is what "the cloud" means in this set.
+    pub(crate) cloud: bool,
 }
 
 /// The arms that may be chosen, in the caller's order.
 #[derive(Debug)]
-pub(super) struct Models {
-    pub(super) arms: Vec<Arm>,
+pub(crate) struct Models {
+    pub(crate) arms: Vec<Arm>,
 }
 
 impl Models {
-    pub(super) fn read(path: &Path, wanted: &[usize]) -> Result<Self> {
+    pub(crate) fn read(path: &Path, wanted: &[usize]) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let file: File =
             serde_json::from_str(&text).with_context(|| format!("{} is no models file", path.display()))?;
@@ -44,7 +48,8 @@ impl Models {
                     bail!("arm {index}: {} names {} models", path.display(), file.models.len());
                 };
                 let (id, size) = super::arm_of(name);
-                Ok(Arm { index: *index, id, size, local: file.local.contains(index) })
+                let (local, cloud) = (file.local.contains(index), file.cloud.contains(index));
+                Ok(Arm { index: *index, id, size, local, cloud })
             })
             .collect::<Result<Vec<Arm>>>()?;
         let distinct: std::collections::BTreeSet<usize> = wanted.iter().copied().collect();
@@ -55,7 +60,7 @@ impl Models {
     }
 
     /// Returns the place of an arm among those that may be chosen.
-    pub(super) fn position(&self, index: usize) -> Result<usize> {
+    pub(crate) fn position(&self, index: usize) -> Result<usize> {
         let position = self.arms.iter().position(|arm| arm.index == index);
         position.with_context(|| format!("arm {index} is not among those that may be chosen"))
     }

@@ -32,7 +32,7 @@ impl Grade {
 
     /// Reads a grade; `None` when there is none, or when it cannot be told which number is meant.
     ///
-    /// In this order: the last number after one of "grade", "rating", "score", "verdict"; the last "n/10"; "[[n]]" or
+    /// In this order: the last number after one of "grade", "rating", "score", "verdict"; the last "n/10"; `[[n]]` or
     /// a number alone. What stands before the end of a model's thinking does not count.
     pub(super) fn read(text: &str) -> Option<Self> {
         let said = text.rsplit("</think>").next().unwrap_or(text).to_ascii_lowercase();

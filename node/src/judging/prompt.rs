@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use shoal_routing::{Message, MessageRole};
 
-/// Version of [`EVALUATOR_PROMPT_V1`], kept with each grade.
+/// Version of the prompt, kept with each grade.
 pub const PROMPT_VERSION: &str = "v1";
 
 /// What the grading model is told first.

@@ -1,6 +1,6 @@
 //! Router packs: files in which what was learnt is handed from one mesh to another.
 //!
-//! A pack is trusted input only after three questions: are the bytes a pack over *these* features ([`format`]), who
+//! A pack is trusted input only after three questions: are the bytes a pack over *these* features ([`mod@format`]), who
 //! signed it ([`seal`]), and what would it have done to this node's own decisions ([`crate::evaluate`]). Its sums
 //! enter beside what the mesh observed and weigh little ([`shoal_routing::bandit::pack`]); they are never gossiped.
 

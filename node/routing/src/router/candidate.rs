@@ -85,25 +85,9 @@ pub(super) struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     pub(super) fn view(&self, ask: Ask<'_>) -> ArmView<'a> {
-        let Ask { profile, snapshot, placed, weights, now, .. } = ask;
-        let balancer = Balancer::for_output(profile.expected_output);
+        let Ask { snapshot, placed, weights, .. } = ask;
         let stats = snapshot.posterior.arm(&self.entry.id);
-        let latency = |offer: &Arc<Offer>| {
-            let load = snapshot.loads.of(offer, now);
-            let waiting = match offer.slots {
-                0 => 1.0,
-                slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
-            };
-            let predicted = balancer.predicted_ms(&load);
-            predicted.unwrap_or_else(|| expected_ms(self.entry.size, offer, profile, &stats))
-                * waiting.max(1.0)
-        };
-        let cost = |offer: &Arc<Offer>| match offer.price {
-            Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
-            None => MicroUsd(0),
-        };
-        let cost = self.offers.iter().map(cost).min().unwrap_or_default();
-        let latency_ms = self.offers.iter().map(latency).fold(f64::INFINITY, f64::min);
+        let (cost, latency_ms) = cost_and_latency(self.entry, &self.offers, &stats, ask);
         ArmView {
             arm: &self.entry.id,
             size: self.entry.size,
@@ -114,6 +98,33 @@ impl<'a> Candidate<'a> {
             penalty: weights.penalty(cost, latency_ms) + weights.again(&stats),
         }
     }
+}
+
+/// Returns what a request costs at the cheapest of an arm's offers, and the time to the whole answer at the quickest,
+/// milliseconds.
+pub(super) fn cost_and_latency(
+    entry: &ArmEntry,
+    offers: &[Arc<Offer>],
+    stats: &ArmStats,
+    ask: Ask<'_>,
+) -> (MicroUsd, f64) {
+    let Ask { profile, snapshot, now, .. } = ask;
+    let balancer = Balancer::for_output(profile.expected_output);
+    let latency = |offer: &Arc<Offer>| {
+        let load = snapshot.loads.of(offer, now);
+        let waiting = match offer.slots {
+            0 => 1.0,
+            slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
+        };
+        let predicted = balancer.predicted_ms(&load);
+        predicted.unwrap_or_else(|| expected_ms(entry.size, offer, profile, stats)) * waiting.max(1.0)
+    };
+    let cost = |offer: &Arc<Offer>| match offer.price {
+        Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),
+        None => MicroUsd(0),
+    };
+    let cost = offers.iter().map(cost).min().unwrap_or_default();
+    (cost, offers.iter().map(latency).fold(f64::INFINITY, f64::min))
 }
 
 /// Predicts the time to a whole answer of an upstream that this node never measured, milliseconds: from what

@@ -278,7 +278,8 @@ impl<P: Policy> Router<P> {
         let considered = order.iter().map(account).collect();
         let explored = order[0] != selection.index;
         let permitted = if may_escalate(request) {
-            candidates.iter().flat_map(|candidate| permitted::split(candidate, ask)).collect()
+            let weighed = candidates.iter().zip(&views);
+            weighed.flat_map(|(candidate, view)| permitted::split(candidate, *view, ask)).collect()
         } else {
             Vec::new()
         };

@@ -3,10 +3,10 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use crate::bandit::{self, Quality};
+use crate::bandit::{self, ArmView, Quality};
 use crate::ids::ArmId;
 use crate::registry::Offer;
-use crate::router::candidate::Candidate;
+use crate::router::candidate::{self, Candidate};
 use crate::router::{Ask, MAX_ARMS};
 use crate::units::MicroUsd;
 
@@ -41,27 +41,34 @@ pub(super) fn of(
         candidates.sort_by_key(|candidate| Reverse((is_named(candidate), candidate.entry.size)));
         candidates.truncate(MAX_ARMS);
     }
-    candidates.iter().flat_map(|candidate| split(candidate, ask)).collect()
+    candidates.iter().flat_map(|candidate| split(candidate, candidate.view(ask), ask)).collect()
 }
 
-/// Makes one entry of an arm's offers on devices and one of those in the cloud.
-pub(super) fn split(candidate: &Candidate<'_>, ask: Ask<'_>) -> impl Iterator<Item = Arc<Permitted>> {
+/// Makes one entry of an arm's offers on devices and one of those in the cloud, given what is known of the arm as a whole.
+pub(super) fn split(
+    candidate: &Candidate<'_>,
+    view: ArmView<'_>,
+    ask: Ask<'_>,
+) -> impl Iterator<Item = Arc<Permitted>> {
     [false, true].into_iter().filter_map(move |cloud| {
         let offers: Vec<Arc<Offer>> =
             candidate.offers.iter().filter(|offer| offer.is_cloud() == cloud).cloned().collect();
         if offers.is_empty() {
             return None;
         }
-        let part = Candidate { entry: candidate.entry, offers };
-        let view = part.view(ask);
+        // Where it runs changes what it costs and how long it takes, not how good it is.
+        let (cost, latency_ms) = match offers.len() == candidate.offers.len() {
+            true => (view.cost, view.latency_ms),
+            false => candidate::cost_and_latency(candidate.entry, &offers, &view.stats, ask),
+        };
         Some(Arc::new(Permitted {
-            model: part.entry.model.clone(),
-            arm: part.entry.id.clone(),
+            model: candidate.entry.model.clone(),
+            arm: candidate.entry.id.clone(),
             cloud,
             quality: bandit::expected_quality(&view.answer, &view.stats),
-            cost: view.cost,
-            latency_ms: view.latency_ms,
-            offers: part.offers,
+            cost,
+            latency_ms,
+            offers,
         }))
     })
 }
