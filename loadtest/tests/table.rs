@@ -1,8 +1,6 @@
 //! The table of routing, on outcomes made up so that the answer is known.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-#![allow(clippy::unwrap_used)] // A test fails by panicking.
-
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;

@@ -271,7 +271,7 @@ fn a_member_cannot_change_what_others_are_believed_to_have_learnt() {
 }
 
 #[test]
-fn an_evaluator_weighs_less_than_a_client_and_is_measured_against_it() {
+fn an_evaluator_is_measured_against_what_clients_say() {
     let folder = tempfile::tempdir().unwrap();
     let identity = Arc::new(Identity::create_mesh(folder.path(), "mesh").unwrap());
     let node = start(identity, folder.path(), Vec::new());
@@ -286,11 +286,8 @@ fn an_evaluator_weighs_less_than_a_client_and_is_measured_against_it() {
     };
     node.runtime.block_on(node.feedback.judge(judgement(JudgedBy::Evaluator)));
     until("the evaluator's", || node.judgements() == 1);
-    let light = node.totals()[&arm].quality.weight();
-    assert!(light > 0.0 && light <= 0.5, "{light}");
     node.runtime.block_on(node.feedback.judge(judgement(JudgedBy::Client)));
     until("the client's", || node.judgements() == 2);
-    assert!((node.totals()[&arm].quality.weight() - light - 1.0).abs() < 1e-3);
-    assert_eq!(node.totals()[&arm].stats.scored, 1, "light ones count in the share of their weight");
+    assert_eq!(node.totals()[&arm].stats.scored, 2);
     assert_eq!(node.feedback.learnt().agreement.pairs, 1.0);
 }

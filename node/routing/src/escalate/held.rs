@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(prefix.tokens(Tokens(0), later), Hold::Hold { until: None });
         prefix.tokens(Tokens(1), later);
         assert_eq!(
-            prefix.at(later + Duration::from_millis(399)),
+            prefix.at(later + HELD_FOR - Duration::from_millis(1)),
             Hold::Hold { until: Some(later + HELD_FOR) }
         );
         assert_eq!(prefix.at(later + HELD_FOR), Hold::Commit);
