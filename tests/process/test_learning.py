@@ -1,5 +1,6 @@
 """What one node learns, read at the other nodes, through deaths, restarts and late comers."""
 
+import secrets
 import time
 
 import kit
@@ -39,7 +40,8 @@ def until_equal(what, count, nodes):
 def give(server, judge, count, score):
     """Has `server` answer `count` requests and gives feedback on them at `judge`."""
     for _ in range(count):
-        answer = server.chat("stub-own", "[[stub n=2]]")
+        # A question of its own each time: asking the same again at once would be a judgement, too.
+        answer = server.chat("stub-own", "[[stub n=2]] " + " ".join(secrets.token_hex(4) for _ in range(12)))
         assert answer.status_code == 200, answer.text
         body = {"request_id": answer.headers["x-request-id"], "score": score}
         taken = judge.post("/v1/feedback", body)
