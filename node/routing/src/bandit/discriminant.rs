@@ -113,6 +113,7 @@ impl Discriminant {
             .into_iter()
             .filter(|(_, sums)| sums.weight() > 0.0)
             .map(|(arm, sums)| (arm, Moments::of(sums)))
+            .filter(|(_, moments)| moments.is_sound())
             .collect();
         let elsewhere: Vec<Moments> = classes.weighed().map(|sums| Moments::of(&sums)).collect();
         let everything = judged.iter().map(|(_, moments)| moments).chain(&elsewhere);
@@ -211,6 +212,13 @@ impl Moments {
         });
         let (own, own_good) = (sums.weight(), sums.reward[0].clamp(0.0, sums.weight()));
         Self { own, own_good, count, good, bad, mean_good, mean_bad, within, sum, gram }
+    }
+
+    /// True when the covariance within is one; sums that are none must not spoil the fit of the others.
+    fn is_sound(&self) -> bool {
+        let mut within = self.within.clone();
+        within.add_diagonal(FLOOR);
+        within.inverse().is_some()
     }
 
     fn between(&self) -> Vector {

@@ -106,7 +106,21 @@ impl QualitySums {
             && (0.0..=self.version as f64 + slack).contains(&weight)
             && (0.0..=weight + slack).contains(&self.reward[0])
             && bounded
-            && is_semidefinite(&self.gram, slack)
+            && self.is_semidefinite(slack)
+    }
+
+    /// Looks for a Cholesky factor of the matrix of all sums, `[Σxxᵀ Σyx; Σyxᵀ Σy]`, with `slack` added to its diagonal.
+    ///
+    /// With scores between 0 and 1 it has one, and only with one are the covariances within good and within bad answers
+    /// those of anything: a discriminant fitted to others has no inverse to take.
+    fn is_semidefinite(&self, slack: f64) -> bool {
+        let Some(factor) = factor_of(&self.gram, slack) else { return false };
+        let mut last = [0.0; DIM];
+        for row in 0..DIM {
+            let known: f64 = (0..row).map(|k| factor[at(row, k)] * last[k]).sum();
+            last[row] = (self.reward[row] - known) / factor[at(row, row)];
+        }
+        last.iter().map(|number| number * number).sum::<f64>() <= self.reward[0] + slack
     }
 
     /// Orders two states of the same origin and arm. Total, so that every reader keeps the same one.
@@ -122,8 +136,8 @@ pub const fn at(row: usize, column: usize) -> usize {
     row * (row + 1) / 2 + column
 }
 
-/// Looks for a Cholesky factor of the matrix with `slack` added to its diagonal.
-fn is_semidefinite(gram: &[f64; PACKED], slack: f64) -> bool {
+/// Returns the Cholesky factor of the matrix with `slack` added to its diagonal, if it has one.
+fn factor_of(gram: &[f64; PACKED], slack: f64) -> Option<[f64; PACKED]> {
     let mut factor = *gram;
     for row in 0..DIM {
         for column in 0..=row {
@@ -132,14 +146,14 @@ fn is_semidefinite(gram: &[f64; PACKED], slack: f64) -> bool {
             factor[at(row, column)] = if row == column {
                 match rest + slack {
                     pivot if pivot > 0.0 => pivot.sqrt(),
-                    _ => return false,
+                    _ => return None,
                 }
             } else {
                 rest / factor[at(column, column)]
             };
         }
     }
-    true
+    Some(factor)
 }
 
 #[cfg(test)]
@@ -198,7 +212,8 @@ mod tests {
     #[test]
     fn what_nobody_can_have_counted_is_refused() {
         type Lie = fn(&mut QualitySums);
-        let lies: [(&str, Lie); 7] = [
+        let lies: [(&str, Lie); 8] = [
+            ("rewards that no scores add up to", |s| s.reward[3] = s.weight() * 1.3),
             ("not a number", |s| s.gram[5] = f64::NAN),
             ("infinite", |s| s.reward[2] = f64::INFINITY),
             ("more weight than judgements", |s| s.version = 3),

@@ -15,6 +15,9 @@ use crate::features::Features;
 use crate::ids::ArmId;
 use crate::units::Score;
 
+/// Longest time to a first token that is believed, milliseconds: an hour, beyond any deadline.
+const LONGEST_TTFT_MS: f64 = 3_600_000.0;
+
 /// Most arms of a published testimony: 64 take under 100 kB on the wire.
 pub const MAX_ARMS: usize = 64;
 
@@ -46,7 +49,13 @@ impl ArmEvidence {
     }
 
     fn is_plausible(&self) -> bool {
-        self.stats.is_plausible()
+        let stats = &self.stats;
+        // What the version counts is what growth is measured by, so nothing may be counted beside it.
+        stats.is_plausible()
+            && stats.count.saturating_add(stats.scored) <= stats.version
+            && stats.ttft_count <= stats.version
+            && stats.ttft_ms_sum <= stats.ttft_count as f64 * LONGEST_TTFT_MS
+            && self.reliability.count() <= stats.scored
             && self.reliability.is_plausible()
             && self.quality.is_plausible()
             && self.quality.weight() <= MEMORY * (1.0 + SLACK)
