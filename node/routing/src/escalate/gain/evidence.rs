@@ -18,6 +18,10 @@ pub(super) const SURFACE: usize = DIM - 1 - EMBEDDED;
 /// subject lie within it, of different ones mostly without.
 const REACH: f64 = 0.55;
 
+/// Largest entropy and length that are believed: a host's number is squared, and one absurd answer must not outweigh all.
+const MOST_ENTROPY: f64 = 100.0;
+const MOST_TOKENS: f64 = 1e7;
+
 /// What was seen of an answer; `None` = unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct AnswerSignals {
@@ -42,17 +46,19 @@ impl AnswerSignals {
             || [self.margin, self.top_probability, self.entropy, self.agreement].iter().any(Option::is_some)
     }
 
-    /// Returns the same without numbers that are none, and without agreement on what is no answer.
+    /// Returns the same within bounds, without numbers that are none, and without agreement on what is no answer.
     fn cleaned(&self) -> Self {
-        let finite = |value: Option<f64>| value.filter(|value| value.is_finite());
+        let within = |value: Option<f64>, most: f64| {
+            value.filter(|value| value.is_finite()).map(|value| value.clamp(0.0, most))
+        };
         let agreement =
-            finite(self.agreement).map(|share| if self.valid == Some(false) { 0.0 } else { share });
+            within(self.agreement, 1.0).map(|share| if self.valid == Some(false) { 0.0 } else { share });
         Self {
-            margin: finite(self.margin),
-            top_probability: finite(self.top_probability),
-            entropy: finite(self.entropy),
+            margin: within(self.margin, 1.0),
+            top_probability: within(self.top_probability, 1.0),
+            entropy: within(self.entropy, MOST_ENTROPY),
             agreement,
-            out_tokens: finite(self.out_tokens).map(|count| count.max(0.0)),
+            out_tokens: within(self.out_tokens, MOST_TOKENS),
             valid: self.valid,
         }
     }

@@ -84,6 +84,9 @@ impl Head {
     }
 
     pub(super) fn record(&mut self, parts: &Parts, features: &[f64; DIM], outcome: f64) {
+        if !outcome.is_finite() || !parts.0.iter().all(|part| part.is_finite()) {
+            return;
+        }
         self.trust.accumulate(KEEP, &parts.0);
         for (sum, part) in self.trust_target.iter_mut().zip(parts.0) {
             *sum = *sum * KEEP + outcome * part;

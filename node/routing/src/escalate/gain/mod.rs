@@ -8,8 +8,9 @@
 //! * `head`: how far each stage is trusted on late traffic, by what came true;
 //! * [`Reliability`] and [`Curve`]: the last word on confidence, monotone.
 //!
-//! The fits are large (some 150 numbers squared) and travel in packs. What a node adds to them, [`Late`], is small
-//! (2 × 340 sums and ten bins) and made to be gossiped: readers add the origins.
+//! The fits are large (some 150 numbers squared), of a size for packs; what a node adds to them, [`Late`], is small
+//! (2 × 340 sums and ten bins) and adds up over origins. So far the evaluation by pipe alone uses the model: a node's
+//! escalation rests on the arms' discriminants and the calibrated confidence ([`judge`](crate::EscalationPolicy::judge)).
 //!
 //! Why not a logistic regression: a linear probability with a monotone curve on top ranks as well here, and its
 //! evidence is sums that add up over origins. Why gain and not the chance of a wrong answer: see
