@@ -182,7 +182,8 @@ impl Beliefs {
             .map(|seen| ArmView {
                 arm: &seen.arm,
                 size: seen.size,
-                stats: ArmStats::default(),
+                // What is judged is the answer, so each arm is taken to give one.
+                stats: ArmStats { count: 1_000_000_000, ..ArmStats::default() },
                 answer: self.posterior.answer(&seen.arm, seen.size, &placed),
                 cost: MicroUsd(0),
                 latency_ms: 0.0,

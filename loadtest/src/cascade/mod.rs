@@ -161,7 +161,8 @@ impl Cascade {
             known.push((Evidence::new(features, embedding, &signals), outcome));
             embeddings.push(embedding);
         }
-        for row in by_id.values() {
+        // With a set to learn from, the table says what signals are, not what is learnt.
+        for row in by_id.values().filter(|_| rows.is_empty()) {
             let score = |value: Option<f64>| value.map(Score::new).transpose();
             let outcome = Known { local: score(row.local)?, strong: score(row.strong)? };
             let (features, embedding) = (Features::default(), Embedding::NEUTRAL);
@@ -223,7 +224,8 @@ impl Cascade {
             bail!("{MAX_PENDING} requests await their outcome: a third line must follow each answer");
         }
         let signals = match (&line.signals, self.table.get(id)) {
-            (Some(signals), _) => signals.read(),
+            (Some(signals), Some(known)) => merged(signals.read(), known),
+            (Some(signals), None) => signals.read(),
             (None, Some(signals)) => *signals,
             (None, None) => AnswerSignals::default(),
         };
@@ -241,6 +243,18 @@ impl Cascade {
             escalate: estimate.gain > self.lambda,
         };
         serde_json::to_string(&answer).context("writing an answer")
+    }
+}
+
+/// Fills in what the request does not say from the table.
+fn merged(said: AnswerSignals, known: &AnswerSignals) -> AnswerSignals {
+    AnswerSignals {
+        margin: said.margin.or(known.margin),
+        top_probability: said.top_probability.or(known.top_probability),
+        entropy: said.entropy.or(known.entropy),
+        agreement: said.agreement.or(known.agreement),
+        out_tokens: said.out_tokens.or(known.out_tokens),
+        valid: said.valid.or(known.valid),
     }
 }
 

@@ -29,6 +29,17 @@ use self::models::Models;
 /// Share of requests with permission for which a shadow call is asked.
 const SHADOW_SHARE: f64 = 0.1;
 
+/// Every request of a replay is answered; what is judged is the answer.
+const ALWAYS_ANSWERS: ArmStats = ArmStats {
+    count: 1_000_000_000,
+    failures: 0,
+    scored: 0,
+    reward_sum: 0.0,
+    ttft_count: 0,
+    ttft_ms_sum: 0.0,
+    version: 0,
+};
+
 /// How the replay chooses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Choice {
@@ -162,6 +173,7 @@ struct Replay {
     policy: Choice,
     lambda: f64,
     dim: usize,
+    frozen: bool,
     mesh: Mesh,
     rng: StdRng,
 }
@@ -190,6 +202,7 @@ impl Replay {
             policy: options.policy,
             lambda: options.lambda,
             dim: options.dim,
+            frozen: options.frozen,
             rng: StdRng::seed_from_u64(options.seed),
         })
     }
@@ -209,6 +222,12 @@ impl Replay {
         match self.policy {
             Choice::Random => index = self.rng.random_range(0..beliefs.len()),
             Choice::Fixed(arm) => index = self.models.position(arm).unwrap_or(index),
+            // Where nothing is learnt from the answer there is nothing to explore for.
+            _ if self.frozen || self.policy == Choice::Greedy => {
+                let worth = |at: &usize| beliefs[*at].mean - lambda * self.costs[*at];
+                index =
+                    (0..beliefs.len()).rev().max_by(|a, b| worth(a).total_cmp(&worth(b))).unwrap_or(index);
+            }
             Choice::Thompson | Choice::Greedy | Choice::Blind => {}
         }
         let mut shadow = Vec::new();
@@ -240,7 +259,7 @@ impl Replay {
             .map(|(arm, cost)| ArmView {
                 arm: &arm.id,
                 size: arm.size,
-                stats: ArmStats::default(),
+                stats: ALWAYS_ANSWERS,
                 answer: posterior.answer(&arm.id, arm.size, &placed),
                 cost: MicroUsd(0),
                 latency_ms: 0.0,

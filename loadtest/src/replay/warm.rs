@@ -54,7 +54,8 @@ pub(super) fn learn(replay: &mut Replay, path: &Path, full: bool) -> Result<()> 
     rows.shuffle(&mut replay.rng);
     // The rows are dealt to the routers as requests would be.
     let nodes = replay.mesh.nodes();
-    for batch in rows.chunks(BATCH) {
+    for (number, batch) in rows.chunks(BATCH).enumerate() {
+        let node = |at: usize| (number * BATCH + at) % nodes;
         let chosen: Vec<BTreeSet<usize>> = batch
             .iter()
             .enumerate()
@@ -63,17 +64,17 @@ pub(super) fn learn(replay: &mut Replay, path: &Path, full: bool) -> Result<()> 
                     return (0..replay.models.arms.len()).collect();
                 }
                 let price = 10f64.powf(replay.rng.random_range(PRICES.0..PRICES.1));
-                BTreeSet::from([replay.select(at % nodes, features, price, EXPLORATION).0])
+                BTreeSet::from([replay.select(node(at), features, price, EXPLORATION).0])
             })
             .collect();
         for (at, ((features, y), chosen)) in batch.iter().zip(chosen).enumerate() {
             for position in chosen {
                 let arm = replay.models.arms[position].index;
                 replay
-                    .learn(at % nodes, arm, features, y[arm])
+                    .learn(node(at), arm, features, y[arm])
                     .with_context(|| format!("in {}", path.display()))?;
             }
-            replay.mesh.served(at % nodes, &mut replay.rng);
+            replay.mesh.served(node(at), &mut replay.rng);
         }
     }
     replay.mesh.share_all();
