@@ -141,8 +141,9 @@ impl Service {
         let news = self.published.is_none_or(|(version, _)| version != self.own.version);
         let long_ago = self.published.is_none_or(|(_, at)| now.duration_since(at) >= PUBLISH_EVERY);
         if news && !self.own.arms.is_empty() && (long_ago || self.judged_since >= PUBLISH_JUDGEMENTS) {
-            self.save().await;
-            self.publish(mesh, now);
+            if self.save().await {
+                self.publish(mesh, now);
+            }
             return;
         }
         let unsaved = !self.unsaved_arms.is_empty() || !self.unsaved_origins.is_empty();
@@ -304,7 +305,8 @@ impl Service {
         }));
     }
 
-    async fn save(&mut self) {
+    /// Stores what changed; tells whether it is on disk.
+    async fn save(&mut self) -> bool {
         self.stored_at = Instant::now();
         let arms = std::mem::take(&mut self.unsaved_arms);
         let origins = std::mem::take(&mut self.unsaved_origins);
@@ -317,13 +319,15 @@ impl Service {
         let learning = Learning { own, others, agreement: self.pairs.agreement() };
         let store = self.store.clone();
         let written = tokio::task::spawn_blocking(move || store.write_learning(&learning, &gone)).await;
-        if !matches!(written, Ok(Ok(()))) {
+        let stored = matches!(written, Ok(Ok(())));
+        if !stored {
             if let Ok(Err(error)) = written {
-                tracing::warn!(%error, "statistics could not be stored; they stay in memory");
+                tracing::warn!(%error, "statistics could not be stored; they stay in memory, and are not published");
             }
             self.unsaved_arms.extend(arms);
             self.unsaved_origins.extend(origins);
         }
+        stored
     }
 
     /// Takes the outcomes that wait, without learning from them.
