@@ -23,7 +23,7 @@ use super::{Error, Identity};
 /// Life of an API certificate; it is renewed at each start and at half of it, and some clients refuse more than a year.
 pub const API_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Most names and addresses of one certificate; a host with more has bridges that nobody dials.
-const MAX_NAMES: usize = 64;
+pub const MAX_NAMES: usize = 64;
 
 /// What a client may call the host of an API.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -2,8 +2,7 @@
 //! plain HTTP to it.
 //!
 //! The certificate is replaced while the server runs: one from the mesh at half of its life or when the host's
-//! addresses change, the user's own when its files do. A client that only opens a connection holds no place among the
-//! handshakes: those are counted from its first byte on.
+//! addresses change, the user's own when its files do.
 
 mod certificate;
 #[cfg(test)]
@@ -17,7 +16,6 @@ use rustls::ServerConfig;
 use shoal_cluster::identity::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -30,8 +28,6 @@ use crate::device::detect::NODE_HEADER;
 
 /// Longest time from a connection to the end of its handshake; phones on a bad network need seconds.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
-/// Handshakes at once: each costs about a millisecond of a core, so that more would only wait for each other.
-const MAX_HANDSHAKES: usize = 256;
 /// First byte of every TLS connection: the type of a record that holds a handshake (RFC 8446, 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
 /// Bytes read of a plain HTTP request before it is answered; what else it sends is thrown away.
@@ -44,7 +40,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct Tls {
     acceptor: TlsAcceptor,
     shown: Arc<Shown>,
-    handshakes: Arc<Semaphore>,
     plain_answer: Arc<[u8]>,
 }
 
@@ -65,7 +60,6 @@ impl Tls {
         Ok(Some(Self {
             acceptor: TlsAcceptor::from(Arc::new(tls)),
             shown,
-            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             plain_answer: plain_answer(&config.name).into(),
         }))
     }
@@ -95,7 +89,8 @@ impl Tls {
             self.turn_away(stream).await;
             return Err(Ended::Plain);
         }
-        let _place = self.handshakes.acquire().await.expect("the semaphore is never closed");
+        // No bound of its own below that on connections: a few hundred clients that begin and stall would hold all places,
+        // and lock everyone else out for as long as they like.
         self.acceptor.accept(stream).await.map_err(|error| {
             // A client that does not trust the certificate ends here: its own log says more than ours could.
             tracing::debug!(%error, "no TLS handshake");

@@ -226,8 +226,13 @@ impl Wanted {
         }
         let mut addresses = self.addresses.clone();
         addresses.extend([IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)]);
-        addresses.extend(shoal_cluster::advertise::interfaces().into_iter().map(|found| found.ip));
         addresses.retain(|ip| !ip.is_unspecified());
+        // A host of many containers has more bridges than a certificate may name: what was asked for stays.
+        for found in shoal_cluster::advertise::interfaces() {
+            if names.len() + addresses.len() < server::MAX_NAMES {
+                addresses.insert(found.ip);
+            }
+        }
         HostNames { names, addresses }
     }
 }
