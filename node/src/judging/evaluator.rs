@@ -43,6 +43,8 @@ const PURSE: &str = "(evaluator)";
 pub(crate) struct Sample {
     pub(crate) id: Arc<str>,
     pub(crate) arm: ArmId,
+    /// The class that what the client asked travels with.
+    pub(crate) class: DataClass,
     pub(crate) parsed: Parsed,
     pub(crate) answer: String,
     pub(crate) tokens: u64,
@@ -309,8 +311,10 @@ impl Asker {
         match self.ask(sample, schema).await {
             // An engine that knows no schemas says 400; asked plainly, most models still answer with a number.
             Err(Asked::Refused) if schema => {
-                self.plain.store(true, Ordering::Relaxed);
-                self.ask(sample, false).await
+                let plainly = self.ask(sample, false).await;
+                // Only if that helped was it the schema.
+                self.plain.fetch_or(plainly.is_ok(), Ordering::Relaxed);
+                plainly
             }
             other => other,
         }
@@ -325,7 +329,7 @@ impl Asker {
         let choice = ModelChoice::parse(&self.settings.model, &|name| pipeline.is_provider(name));
         let at_provider = matches!(choice, ModelChoice::Provider { .. });
         // What must stay local travels as restricted, whatever class it was given.
-        let class = sample.parsed.shape.travels_as();
+        let class = sample.class;
         if at_provider && class == DataClass::Restricted {
             return Err(Skipped::Policy.into());
         }
@@ -359,6 +363,12 @@ impl Asker {
             }
             Err(_) => Err(Aside::Crowded),
         };
+        // What was refused, or never came to be asked, cost nothing; what hung may have.
+        let unspent = match &result {
+            Ok(Err(failed)) => !matches!(&*failed.error.code, "upstream_timeout" | "upstream_interrupted"),
+            Err(Aside::Crowded) => true,
+            Ok(Ok(_)) | Err(Aside::Late) => false,
+        };
         let graded = match result {
             Ok(Ok(Running::Whole(whole))) => read(whole),
             // `run` gives a stream only to those who asked for one.
@@ -370,7 +380,7 @@ impl Asker {
         };
         if let Some(booked) = booked {
             let spent = graded.as_ref().ok().and_then(|g| g.whole.ticket.record.cost_usd);
-            booked.settle(&self.store, spent);
+            booked.settle(&self.store, if unspent { Some(0.0) } else { spent });
         }
         graded
     }

@@ -3,12 +3,17 @@
 //! Of JSON schema the part that requests use is checked: types, required and known properties, items, enumerations,
 //! alternatives. What is not understood is taken to fit, since a wrong "broken" would teach something false.
 
+use std::cell::Cell;
+
 use serde::Deserialize;
 use serde_json::Value;
 use shoal_routing::{FinishReason, Form};
 
 use crate::pipeline::exhibit::{Answer, Call};
 
+/// Comparisons of one answer with its schema; what is left then counts as kept. A schema of many alternatives against a long
+/// list would keep the judging of all other answers waiting.
+const MAX_STEPS: usize = 100_000;
 /// Deepest nesting that is checked; below it everything fits.
 const MAX_DEPTH: usize = 16;
 
@@ -68,7 +73,7 @@ pub(super) fn form_of(request: &[u8], answer: &Answer, finish: Option<FinishReas
         ("json_schema", Err(_)) => Form::Broken,
         ("json_schema", Ok(value)) => {
             let schema = format.json_schema.map(|outer| outer["schema"].clone()).unwrap_or_default();
-            judged(fits(&schema, &value, MAX_DEPTH))
+            judged(fits(&schema, &value, MAX_DEPTH, &Cell::new(MAX_STEPS)))
         }
         _ => Form::Free,
     }
@@ -82,14 +87,19 @@ fn fits_a_tool(call: &Call, tools: &[Tool]) -> bool {
     let offered = tools.iter().filter_map(|tool| tool.function.as_ref()).find(|f| f.name == call.name);
     let Some(function) = offered else { return false };
     let arguments = if call.arguments.trim().is_empty() { "{}" } else { &call.arguments };
-    serde_json::from_str::<Value>(arguments).is_ok_and(|value| fits(&function.parameters, &value, MAX_DEPTH))
+    serde_json::from_str::<Value>(arguments)
+        .is_ok_and(|value| fits(&function.parameters, &value, MAX_DEPTH, &Cell::new(MAX_STEPS)))
 }
 
-fn fits(schema: &Value, value: &Value, depth: usize) -> bool {
+fn fits(schema: &Value, value: &Value, depth: usize, steps: &Cell<usize>) -> bool {
     let Some(schema) = schema.as_object().filter(|_| depth > 0) else { return true };
+    let listed = schema.get("enum").and_then(Value::as_array);
+    let cost = 1 + listed.map_or(0, Vec::len);
+    let Some(left) = steps.get().checked_sub(cost) else { return true };
+    steps.set(left);
     for alternatives in ["anyOf", "oneOf"] {
         if let Some(list) = schema.get(alternatives).and_then(Value::as_array)
-            && !list.iter().any(|one| fits(one, value, depth - 1))
+            && !list.iter().any(|one| fits(one, value, depth - 1, steps))
         {
             return false;
         }
@@ -101,12 +111,17 @@ fn fits(schema: &Value, value: &Value, depth: usize) -> bool {
         }
         _ => true,
     };
-    let is_listed = schema.get("enum").and_then(Value::as_array).is_none_or(|values| values.contains(value));
+    let is_listed = listed.is_none_or(|values| values.contains(value));
     let is_const = schema.get("const").is_none_or(|only| only == value);
-    has_type && is_listed && is_const && members_fit(schema, value, depth)
+    has_type && is_listed && is_const && members_fit(schema, value, depth, steps)
 }
 
-fn members_fit(schema: &serde_json::Map<String, Value>, value: &Value, depth: usize) -> bool {
+fn members_fit(
+    schema: &serde_json::Map<String, Value>,
+    value: &Value,
+    depth: usize,
+    steps: &Cell<usize>,
+) -> bool {
     match value {
         Value::Object(object) => {
             let properties = schema.get("properties").and_then(Value::as_object);
@@ -119,13 +134,13 @@ fn members_fit(schema: &serde_json::Map<String, Value>, value: &Value, depth: us
             let closed = schema.get("additionalProperties") == Some(&Value::Bool(false));
             has_required
                 && object.iter().all(|(name, member)| match properties.and_then(|p| p.get(name)) {
-                    Some(schema) => fits(schema, member, depth - 1),
+                    Some(schema) => fits(schema, member, depth - 1, steps),
                     None => !closed,
                 })
         }
-        Value::Array(items) => {
-            schema.get("items").is_none_or(|schema| items.iter().all(|item| fits(schema, item, depth - 1)))
-        }
+        Value::Array(items) => schema
+            .get("items")
+            .is_none_or(|schema| items.iter().all(|item| fits(schema, item, depth - 1, steps))),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
     }
 }

@@ -88,6 +88,7 @@ impl Service {
             return Err("allowance");
         }
         let Candidate { id, arm, parsed } = candidate;
+        let class = parsed.shape.travels_as();
         let floor = Floor { data_class: DataClass::Restricted, local_only: true };
         let pipeline = &self.pipeline;
         let (read, mut request) = background::read(pipeline, &parsed.body, floor).ok_or("unreadable")?;
@@ -106,7 +107,7 @@ impl Service {
             return Err("busy");
         };
         let decision = background::decided(offer.clone(), propensity, RouteReason::Shadow);
-        let origin = background::origin(&self.short_id, Purpose::Shadow { of: id });
+        let origin = background::origin(&self.short_id, Purpose::Shadow { of: id, class });
         let job = pipeline.accept_decided(read, decision, origin).map_err(|_| "busy")?;
         match background::aside(&pipeline.loads, &offer, TIMEOUT, Box::pin(to_the_end(pipeline, job))).await {
             Ok(true) => Ok(()),

@@ -254,8 +254,13 @@ impl Service {
         if shadow.is_none() && answered.purpose.is_client() && rng.random::<f64>() >= *share {
             return;
         }
-        let Answered { id, arm, exhibit, tokens, raw, .. } = answered;
-        let sample = Sample { id, arm, parsed: exhibit.parsed, answer: answer.text, tokens, raw };
+        let Answered { id, arm, exhibit, tokens, raw, purpose: answered_for, .. } = answered;
+        // A shadow's call travels as restricted; its question is the client's, and has the client's class.
+        let class = match &answered_for {
+            Purpose::Shadow { class, .. } => *class,
+            Purpose::Client | Purpose::Evaluation { .. } => exhibit.parsed.shape.travels_as(),
+        };
+        let sample = Sample { id, arm, class, parsed: exhibit.parsed, answer: answer.text, tokens, raw };
         if evaluator.try_send(evaluator::Event::Sample(Box::new(sample))).is_err() {
             metrics::counter!("shoal_evaluations_skipped_total", "reason" => "queue").increment(1);
         }

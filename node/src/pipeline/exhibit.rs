@@ -169,8 +169,11 @@ struct FunctionDelta {
 impl Passed {
     fn take(&mut self, payload: &[u8]) {
         if let Some(text) = text_at(payload, &CONTENT).filter(|text| !text.is_empty()) {
-            // Nearly every payload; the others' keys need not be looked for.
-            return self.text(&text);
+            self.text(&text);
+            if TOOL_CALLS.find(payload).is_none() {
+                // Nearly every payload; the others' keys need not be looked for.
+                return;
+            }
         }
         self.refused |= text_at(payload, &REFUSAL).is_some_and(|text| !text.is_empty());
         if TOOL_CALLS.find(payload).is_some() {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use shoal_routing::DataClass;
+
 /// For whom a request runs. What the node asks for itself is no client's request: it is counted apart, and its answer
 /// starts no further work of its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,6 +15,8 @@ pub enum Purpose {
     Shadow {
         /// Id of the client's request.
         of: Arc<str>,
+        /// The class of the client's request; the call itself travels as restricted.
+        class: DataClass,
     },
     /// A grade of an answer.
     Evaluation {
@@ -35,7 +39,7 @@ impl Purpose {
     pub fn of(&self) -> &str {
         match self {
             Self::Client => "",
-            Self::Shadow { of } | Self::Evaluation { of } => of,
+            Self::Shadow { of, .. } | Self::Evaluation { of } => of,
         }
     }
 
