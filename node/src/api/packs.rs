@@ -170,11 +170,12 @@ pub(super) async fn eval(
 
 /// Evaluates a candidate beside what the node does now, by the same rule.
 async fn estimate(node: &Arc<Node>, choice: Choice, pack: Pack, since_ms: u64) -> Result<Value, ApiError> {
-    let store = node.store.clone();
+    // A connection of its own: reading tens of thousands of rows must not hold up what pays and records.
+    let dir = node.config.data_dir.clone();
     let learnt = node.pipeline.sinks.feedback.learnt();
     let me = node.mesh.node_id().to_string();
     let (log, candidate, present) = tokio::task::spawn_blocking(move || {
-        let log = store.decision_log(since_ms, MAX_DECISIONS)?;
+        let log = crate::store::decision_log_at(&dir, since_ms, MAX_DECISIONS)?;
         let known = Known::of(&learnt, &me, (*learnt.priors).clone());
         let candidate = Candidate { choice, pack };
         let present = Candidate { choice: Choice::Thompson, pack: known.present.clone() };

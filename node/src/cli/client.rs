@@ -159,6 +159,19 @@ pub fn data_dir(args: &ClientArgs) -> PathBuf {
     args.data_dir.clone().unwrap_or_else(|| config::default_data_dir(&config::process_env()))
 }
 
+/// Returns the data directory of the local node: the one given or usual, or the one that this points to, as `shoal dev`
+/// leaves it.
+pub fn home(args: &ClientArgs) -> PathBuf {
+    let dir = data_dir(args);
+    if dir.join(ADMIN_SOCKET).exists() {
+        return dir;
+    }
+    match std::fs::read_to_string(dir.join(POINTER_FILE)) {
+        Ok(elsewhere) => PathBuf::from(elsewhere.trim()),
+        Err(_) => dir,
+    }
+}
+
 /// Whom `--url` may be: who `--ca-file` proves and nobody else, or a member of the mesh that the data directory
 /// belongs to, or whom the web knows.
 fn trust(args: &ClientArgs) -> Result<(Option<PathBuf>, Trust), CliError> {

@@ -11,7 +11,7 @@ use shoal_cluster::identity::Identity;
 use super::args::{
     ClientArgs, RouterCommand, RouterEvalArgs, RouterExportArgs, RouterImportArgs, RouterTrainArgs,
 };
-use super::client::{NodeClient, data_dir};
+use super::client::{NodeClient, home};
 use super::exit::{CliError, Exit};
 use super::{parse_duration, show};
 use crate::evaluate::MAX_DECISIONS;
@@ -62,7 +62,7 @@ fn train(args: &RouterTrainArgs) -> Result<(), CliError> {
     if from_history && args.from.len() > 1 {
         return Err(CliError::new(Exit::Usage, "--from history stands alone; train files apart from it"));
     }
-    let dir = data_dir(&args.client);
+    let dir = home(&args.client);
     let (rows, sources, made_ms) = if from_history {
         let rows = history_rows(&dir)?;
         let source = Source { name: "history".into(), licence: String::new(), rows: rows.len() as u64 };
@@ -78,8 +78,15 @@ fn train(args: &RouterTrainArgs) -> Result<(), CliError> {
     }
     let (packed, report) = train::train(&rows, args.classes_only);
     let header = Header { name: args.name.clone(), made_ms, sources, prices_sha256: pack::prices_sha256() };
-    let identity =
-        if args.unsigned { None } else { Identity::load(&super::up::identity_dir(&dir)).ok().flatten() };
+    let identity = if args.unsigned {
+        None
+    } else {
+        Identity::load(&super::up::identity_dir(&dir)).map_err(|error| {
+            CliError::failure(format!(
+                "the identity to sign with cannot be read: {error}; --unsigned goes without"
+            ))
+        })?
+    };
     let bytes = match &identity {
         Some(identity) => RouterPack::write_signed(&header, &packed, identity),
         None => RouterPack::write(&header, &packed),

@@ -55,6 +55,12 @@ pub fn decision_log_at(data_dir: &Path, since_ms: u64, limit: usize) -> Result<D
     let failed = |e: rusqlite::Error| Error::Open { path: path.clone(), message: e.to_string() };
     let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    let features = "SELECT count(*) FROM pragma_table_info('requests') WHERE name = 'features'";
+    if connection.query_row(features, (), |row| row.get::<_, i64>(0))? == 0 {
+        let message =
+            "its rows are of an earlier version; start the node once ('shoal up'), then try again".into();
+        return Err(Error::Open { path, message });
+    }
     read(&connection, since_ms, limit)
 }
 
