@@ -126,7 +126,9 @@ def test_a_killed_node_takes_nothing_with_it_and_goes_on_where_it_was(mesh):
     kit.until("n2 out of the view", lambda: first.alive_nodes() == {"n1", "n3"})
     assert scored(first) == 6 and scored(third) == 6, "what the dead learnt stays"
     back = again(mesh, second, ["join"])
-    assert scored(back) == 6
+    assert scored(back) >= 4, "its own are on its disk before others hear of them"
+    # What others told within the last second may not have been; it is asked for again.
+    kit.until("what the others know", lambda: scored(back) == 6)
     mesh.whole(3)
     give(back, back, 1, 0.5)
     until_equal("the seventh on top, not anew", 7, [first, back, third])

@@ -78,6 +78,9 @@ fn asked(r: &RequestRecord) -> Markup {
     html! {
         dl.facts {
             (fact("Model asked for", &text::or_none(&r.model_requested)))
+            @if let Some(p) = &r.profile {
+                (fact("Taken for", &format!("{}, {}, {}", p.domain, p.task, p.language)))
+            }
             (fact("Path", &text::or_none(&r.path)))
             (fact("Streamed", if r.stream { "yes" } else { "no" }))
             (fact("Status", &if r.status == 0 { text::NONE.to_owned() } else { r.status.to_string() }))
