@@ -5,23 +5,20 @@
 //! 60 µs at 200 bytes, 100 and 250 µs at 32 KiB.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads the clock and prints")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::{PROMPTS, prompt, time};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_routing::{
     ArmId, Balancer, Discriminant, LoadBook, MicroUsd, ModelSpec, Observations, Offer, Price, QualitySums,
     Registry, Request, RequestProfile, Reward, Router, Score, Snapshot, Thompson, Tokens, UpstreamId,
 };
-
-/// Different prompts of one size.
-const PROMPTS: usize = 64;
-
-/// Calls that are timed.
-const CALLS: usize = 20_000;
 
 /// Judged answers of each arm.
 const JUDGED: usize = 1_000;
@@ -118,31 +115,4 @@ fn history() -> shoal_routing::Posterior {
         }
     }
     seen.posterior().with_qualities(Discriminant::fit(&sums))
-}
-
-fn time(name: &str, bytes: usize, mut call: impl FnMut(usize)) {
-    (0..CALLS / 10).for_each(&mut call);
-    let mut times: Vec<u128> = (0..CALLS)
-        .map(|index| {
-            let start = Instant::now();
-            call(index);
-            start.elapsed().as_nanos()
-        })
-        .collect();
-    times.sort_unstable();
-    let micros = |share: f64| times[(share * (CALLS - 1) as f64) as usize] as f64 / 1e3;
-    println!("{name:32} {bytes:>6} B   p50 {:7.1} µs   p99 {:7.1} µs", micros(0.5), micros(0.99));
-}
-
-/// Prose and code from this repository, a different piece for each seed.
-fn prompt(bytes: usize, seed: usize) -> String {
-    const TEXTS: [&str; 4] = [
-        include_str!("../src/lib.rs"),
-        include_str!("../../../docs/api.md"),
-        include_str!("../../../README.md"),
-        include_str!("../src/registry.rs"),
-    ];
-    let all = TEXTS.concat().repeat(1 + bytes / 20_000);
-    let start = all.ceil_char_boundary(seed * 997 % (all.len() - bytes));
-    all[start..all.ceil_char_boundary(start + bytes)].to_owned()
 }
