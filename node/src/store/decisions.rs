@@ -5,7 +5,8 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 use shoal_routing::{ArmId, Features, Score, SizeClass};
 
-use super::history::{RequestRecord, unpacked};
+use super::history::unpacked;
+use super::record::RequestRecord;
 use super::{Error, Store};
 use crate::evaluate::Weighed;
 

@@ -12,6 +12,7 @@ mod keys;
 mod learning;
 mod open;
 mod packs;
+mod record;
 mod spend;
 mod statistics;
 mod tokens;
@@ -24,13 +25,13 @@ use rusqlite::{Connection, OptionalExtension};
 
 pub use decisions::{Decided, DecisionLog, decision_log_at};
 pub use evaluations::Evaluation;
-pub use history::{
-    AttemptRecord, Considered, EvaluationRecord, HistoryWriter, ProfileRecord, REJECTED, Removed,
-    RequestRecord,
-};
+pub use history::HistoryWriter;
 pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use learning::Learning;
 pub use packs::AdoptedPack;
+pub use record::{
+    AttemptRecord, Considered, EvaluationRecord, ProfileRecord, REJECTED, Removed, RequestRecord,
+};
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.
