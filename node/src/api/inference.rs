@@ -1,5 +1,6 @@
-//! The OpenAI inference endpoints: parse, accept, run, and put the answer on the wire.
+//! The inference endpoints: parse, accept, run, and put the answer on the wire in the API's own voice.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::front::Front;
 use super::relay::{self, Asked};
+use super::voice::{OpenAi, Voice};
 use super::{parse, sse};
 use crate::pipeline::{Failed, Job, Origin, Purpose, Running, Whole};
 use crate::store::{Considered, ProfileRecord, Removed};
@@ -30,7 +32,8 @@ const HEADER_HOLD: Duration = Duration::from_secs(10);
 /// Pause between two keep-alive comments while nothing was said yet.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-type BodyBytes = Result<Bytes, BytesRejection>;
+/// A body, or why axum could not read it.
+pub(super) type BodyBytes = Result<Bytes, BytesRejection>;
 
 /// The routes of inference, with and without `/v1`, since clients differ in what they append to a base URL.
 pub(super) fn routes<S>() -> Router<S>
@@ -54,7 +57,7 @@ async fn chat_completions(
     headers: HeaderMap,
     body: BodyBytes,
 ) -> Response {
-    serve(&front, &caller, ApiPath::ChatCompletions, &headers, body).await
+    serve(&front, &caller, &headers, plain(ApiPath::ChatCompletions, body)).await
 }
 
 async fn completions(
@@ -63,7 +66,7 @@ async fn completions(
     headers: HeaderMap,
     body: BodyBytes,
 ) -> Response {
-    serve(&front, &caller, ApiPath::Completions, &headers, body).await
+    serve(&front, &caller, &headers, plain(ApiPath::Completions, body)).await
 }
 
 async fn embeddings(
@@ -72,7 +75,22 @@ async fn embeddings(
     headers: HeaderMap,
     body: BodyBytes,
 ) -> Response {
-    serve(&front, &caller, ApiPath::Embeddings, &headers, body).await
+    serve(&front, &caller, &headers, plain(ApiPath::Embeddings, body)).await
+}
+
+/// A request on its way to the pipeline: OpenAI's JSON, and who tells the answer.
+pub(super) struct Spoken {
+    /// Which of OpenAI's APIs the body speaks.
+    pub path: ApiPath,
+    /// OpenAI's JSON, as it came or translated.
+    pub body: Bytes,
+    /// Says the answer.
+    pub voice: Box<dyn Voice>,
+}
+
+/// A request in OpenAI's own words.
+fn plain(path: ApiPath, body: BodyBytes) -> Result<Spoken, ApiError> {
+    Ok(Spoken { path, body: readable(body)?, voice: Box::new(OpenAi) })
 }
 
 /// `POST /shoal/v1/route`: where a chat request would go, without sending it.
@@ -118,16 +136,17 @@ fn stronger(decision: &Decision) -> Vec<Value> {
         .collect()
 }
 
-async fn serve(
+/// Runs a request and answers it.
+pub(super) async fn serve(
     front: &Front,
     caller: &Caller,
-    path: ApiPath,
     headers: &HeaderMap,
-    body: BodyBytes,
+    spoken: Result<Spoken, ApiError>,
 ) -> Response {
     let started = Instant::now();
     let id = front.new_request_id();
-    let mut response = match accept(front, caller, path, headers, body, id.clone()) {
+    let accepted = spoken.and_then(|spoken| accept(front, caller, headers, spoken, id.clone()));
+    let mut response = match accepted {
         Ok(accepted) => accepted.answer(front).await,
         Err(error) => refused(error.into_response(), "none"),
     };
@@ -145,22 +164,22 @@ struct Accepted {
     job: Job,
     stream: bool,
     asked: Asked,
+    voice: Box<dyn Voice>,
     warnings: String,
 }
 
 fn accept(
     front: &Front,
     caller: &Caller,
-    path: ApiPath,
     headers: &HeaderMap,
-    body: BodyBytes,
+    spoken: Spoken,
     id: Arc<str>,
 ) -> Result<Accepted, ApiError> {
+    let Spoken { path, body, voice } = spoken;
     if headers.contains_key(header::CONTENT_ENCODING) {
         let message = "compressed request bodies are not accepted; send plain JSON";
         return Err(ApiError::new(415, "unsupported_encoding", message));
     }
-    let bytes = readable(body)?;
     let origin = Origin {
         id,
         hop: 0,
@@ -171,24 +190,24 @@ fn accept(
     };
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let (parsed, mut request) =
-        parse::parse(path, &bytes, headers, caller.floor, front.pipeline.naming(&is_provider))?;
+        parse::parse(path, &body, headers, caller.floor, front.pipeline.naming(&is_provider))?;
     request.max_local_tokens = front.pipeline.limits.max_local_tokens;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
     let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
     let job = front.pipeline.accept(parsed, &request, origin)?;
-    Ok(Accepted { job, stream, asked, warnings })
+    Ok(Accepted { job, stream, asked, voice, warnings })
 }
 
 impl Accepted {
     async fn answer(self, front: &Front) -> Response {
-        let Self { job, stream, asked, warnings } = self;
+        let Self { job, stream, asked, mut voice, warnings } = self;
         let pipeline = front.pipeline.clone();
         let run: Run = Box::pin(async move { pipeline.run(job).await });
         let answered = if stream {
-            streamed(run, asked).await
+            streamed(run, asked, voice).await
         } else {
             run.await.map(|running| match running {
-                Running::Whole(answer) => whole(answer),
+                Running::Whole(answer) => whole(answer, voice.as_mut()),
                 // `run` gives a stream only to those who asked for one.
                 Running::Stream(_) => {
                     ApiError::new(500, "internal_error", "a stream came unasked").into_response()
@@ -204,7 +223,8 @@ impl Accepted {
     }
 }
 
-fn readable(body: BodyBytes) -> Result<Bytes, ApiError> {
+/// Reads a body, or says why it cannot be read.
+pub(super) fn readable(body: BodyBytes) -> Result<Bytes, ApiError> {
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
             413,
@@ -215,8 +235,15 @@ fn readable(body: BodyBytes) -> Result<Bytes, ApiError> {
     })
 }
 
-fn whole(answer: Whole) -> Response {
-    let out = sse::describe(&answer.body, &answer.ticket);
+fn whole(answer: Whole, voice: &mut dyn Voice) -> Response {
+    let out = match voice.whole(sse::describe(&answer.body, &answer.ticket)) {
+        Ok(out) => out,
+        Err(error) => {
+            let egress = answer.ticket.egress().text();
+            answer.fail(&error.code);
+            return refused(error.into_response(), &egress);
+        }
+    };
     let mut response = out.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     describe(&mut response, &answer.ticket.record);
@@ -227,67 +254,80 @@ fn whole(answer: Whole) -> Response {
 type Run = Pin<Box<dyn Future<Output = Result<Running, Failed>> + Send>>;
 type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
-async fn streamed(mut run: Run, asked: Asked) -> Result<Response, Failed> {
+async fn streamed(mut run: Run, asked: Asked, voice: Box<dyn Voice>) -> Result<Response, Failed> {
     match tokio::time::timeout(HEADER_HOLD, &mut run).await {
         Ok(Ok(running)) => {
             let mut record = running.ticket().record.clone();
             // The record learns of it with the first payload, which is only read after the headers.
             record.egress = running.ticket().egress().text();
-            let mut response = event_stream(relayed(running, asked));
+            let stream_type = voice.stream_type();
+            let mut response = event_stream(stream_type, relayed(running, asked, voice));
             describe(&mut response, &record);
             Ok(response)
         }
         Ok(Err(failed)) => Err(failed),
         // What is unknown yet is left out of the headers; the metadata will have it.
-        Err(_) => Ok(event_stream(Box::pin(late_frames(run, asked)))),
+        Err(_) => Ok(event_stream(voice.stream_type(), Box::pin(late_frames(run, asked, voice)))),
     }
 }
 
-fn relayed(running: Running, asked: Asked) -> Frames {
+fn relayed(running: Running, asked: Asked, mut voice: Box<dyn Voice>) -> Frames {
     match running {
-        Running::Stream(stream) => Box::pin(relay::frames(stream, asked)),
+        Running::Stream(stream) => Box::pin(relay::frames(stream, asked, voice)),
         // `run` gives a whole body only to those who asked for one.
         Running::Whole(_) => {
             let error = ApiError::new(500, "internal_error", "a whole answer came unasked");
-            Box::pin(stream::iter([sse::frame(&error.body())]))
+            Box::pin(stream::iter(last_words(voice.as_mut(), &error)))
         }
     }
 }
 
+/// The frames of an error that ends a stream.
+fn last_words(voice: &mut dyn Voice, error: &ApiError) -> VecDeque<Bytes> {
+    let mut out = VecDeque::new();
+    voice.fail(error, &mut out);
+    out
+}
+
 /// Body of a stream whose headers went out before its commit point: comments until then, failures in-band.
-fn late_frames(run: Run, asked: Asked) -> impl Stream<Item = Bytes> + Send + 'static {
+fn late_frames(run: Run, asked: Asked, voice: Box<dyn Voice>) -> impl Stream<Item = Bytes> + Send + 'static {
     enum State {
-        Waiting(Run),
+        Waiting(Run, Box<dyn Voice>),
         Relaying(Frames),
-        Ended,
     }
-    let waiting = stream::unfold(State::Waiting(run), move |mut state| async move {
+    // The first comment goes with the headers: some proxies hold those back until a byte follows.
+    let first = stream::iter(voice.keep_alive());
+    let waiting = stream::unfold(State::Waiting(run, voice), move |mut state| async move {
         loop {
             state = match state {
-                State::Waiting(mut run) => match tokio::time::timeout(KEEP_ALIVE, &mut run).await {
-                    Err(_) => return Some((sse::KEEP_ALIVE, State::Waiting(run))),
-                    Ok(Err(failed)) => {
-                        return Some((sse::frame(&ApiError::from(failed.error).body()), State::Ended));
+                State::Waiting(mut run, mut voice) => {
+                    match tokio::time::timeout(KEEP_ALIVE, &mut run).await {
+                        Err(_) => match voice.keep_alive() {
+                            Some(frame) => return Some((frame, State::Waiting(run, voice))),
+                            None => State::Waiting(run, voice),
+                        },
+                        Ok(Err(failed)) => {
+                            let words = last_words(voice.as_mut(), &ApiError::from(failed.error));
+                            State::Relaying(Box::pin(stream::iter(words)))
+                        }
+                        Ok(Ok(running)) => State::Relaying(relayed(running, asked, voice)),
                     }
-                    Ok(Ok(running)) => State::Relaying(relayed(running, asked)),
-                },
+                }
                 State::Relaying(mut frames) => {
                     let frame = frames.next().await?;
                     return Some((frame, State::Relaying(frames)));
                 }
-                State::Ended => return None,
             }
         }
     });
-    // The first comment goes with the headers: some proxies hold those back until a byte follows.
-    stream::iter([sse::KEEP_ALIVE]).chain(waiting)
+    first.chain(waiting)
 }
 
-fn event_stream(frames: Frames) -> Response {
+fn event_stream(stream_type: HeaderValue, frames: Frames) -> Response {
     let frames = frames.map(Ok::<Bytes, std::convert::Infallible>);
     let mut response = Response::new(HttpBody::from_stream(frames));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CONTENT_TYPE, stream_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response

@@ -14,12 +14,14 @@ mod packs;
 pub mod parse;
 pub mod relay;
 pub mod serve;
+pub mod shape;
 pub mod sse;
 mod stall;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 pub mod views;
+pub mod voice;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -96,6 +98,7 @@ fn finish(router: Router<Arc<Node>>, node: Arc<Node>) -> Router {
         .layer(
             ServiceBuilder::new()
                 .layer(middleware::from_fn_with_state(node.front.clone(), name_node))
+                .layer(middleware::from_fn(shape::tell_errors))
                 .layer(CatchPanicLayer::custom(panicked))
                 .layer(middleware::from_fn(stall::limit_body_silence)),
         )

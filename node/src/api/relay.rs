@@ -14,6 +14,7 @@ use serde_json::json;
 use super::body::{Body, Edit};
 use super::error::ApiError;
 use super::sse;
+use super::voice::Voice;
 use crate::pipeline::tap::Payload;
 use crate::pipeline::{Committed, Step};
 use crate::upstream::{ApiPath, UpstreamError};
@@ -37,16 +38,27 @@ struct Relay {
     /// `None` once the request has ended.
     stream: Option<Committed>,
     asked: Asked,
+    voice: Box<dyn Voice>,
     /// Finish chunk that waits for usage.
     finish: Option<Bytes>,
     metadata_sent: bool,
     out: VecDeque<Bytes>,
 }
 
-/// Turns a committed stream into the frames of an SSE body.
-pub fn frames(stream: Committed, asked: Asked) -> impl Stream<Item = Bytes> + Send + 'static {
-    let relay =
-        Relay { stream: Some(stream), asked, finish: None, metadata_sent: false, out: VecDeque::new() };
+/// Turns a committed stream into the frames of a body in the client's API.
+pub fn frames(
+    stream: Committed,
+    asked: Asked,
+    voice: Box<dyn Voice>,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    let relay = Relay {
+        stream: Some(stream),
+        asked,
+        voice,
+        finish: None,
+        metadata_sent: false,
+        out: VecDeque::new(),
+    };
     futures_util::stream::unfold(relay, |mut relay| async move {
         let frame = relay.next().await?;
         Some((frame, relay))
@@ -112,14 +124,13 @@ impl Relay {
     }
 
     fn push(&mut self, payload: &[u8], with_metadata: bool) {
-        let frame = match &self.stream {
+        match &self.stream {
             Some(stream) if with_metadata && !self.metadata_sent => {
                 self.metadata_sent = true;
-                sse::frame(&sse::describe(payload, stream.ticket()))
+                self.voice.payload(&sse::describe(payload, stream.ticket()), &mut self.out);
             }
-            _ => sse::frame(payload),
-        };
-        self.out.push_back(frame);
+            _ => self.voice.payload(payload, &mut self.out),
+        }
     }
 
     fn end_well(&mut self) {
@@ -129,7 +140,7 @@ impl Relay {
         }
         if let Some(stream) = self.stream.take() {
             stream.complete();
-            self.out.push_back(sse::DONE);
+            self.voice.end(&mut self.out);
         }
     }
 
@@ -162,7 +173,7 @@ impl Relay {
         if let Some(stream) = self.stream.take() {
             stream.fail("upstream_interrupted");
             let error = ApiError { code: "upstream_interrupted".into(), ..ApiError::from(error) };
-            self.out.push_back(sse::frame(&error.body()));
+            self.voice.fail(&error, &mut self.out);
         }
     }
 }

@@ -59,6 +59,12 @@ impl Whole {
         self.guard.finish(Instant::now(), true);
         self.ticket.complete();
     }
+
+    /// Ends the request without an answer: the body cannot be told in the asker's API.
+    pub fn fail(self, code: &str) {
+        self.guard.finish(Instant::now(), false);
+        self.ticket.fail(502, code);
+    }
 }
 
 /// What comes next in a stream.

@@ -1,0 +1,63 @@
+//! How an API tells an answer: the last step before the wire, and the only one in which the APIs differ.
+//!
+//! Behind the edge every request is a chat completion. A voice is shown what an OpenAI client would be shown (payload
+//! by payload, metadata in its place) and says it in its API's own events, so that routing, escalation, cancelling and
+//! the honest end are the same behind all of them. A voice is a pure translation: it reads no clock and owns no socket.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::error::ApiError;
+use super::sse;
+
+/// Says one answer in the words of one API.
+pub trait Voice: Send {
+    /// Returns a whole answer. `answer` is the body of a chat completion, with our metadata in it.
+    ///
+    /// # Errors
+    /// The answer is none that this API can tell.
+    fn whole(&mut self, answer: Bytes) -> Result<Bytes, ApiError>;
+
+    /// Adds the frames of one payload of a stream, the JSON of a chat completion's chunk.
+    fn payload(&mut self, payload: &[u8], out: &mut VecDeque<Bytes>);
+
+    /// Adds the frames that end a stream which was told whole.
+    fn end(&mut self, out: &mut VecDeque<Bytes>);
+
+    /// Adds the frames of an error that ends a stream; after it nothing may look like a good end.
+    fn fail(&mut self, error: &ApiError, out: &mut VecDeque<Bytes>);
+
+    /// Returns what keeps a silent connection open without a client seeing it; `None` where the API has nothing.
+    fn keep_alive(&self) -> Option<Bytes> {
+        Some(sse::KEEP_ALIVE)
+    }
+
+    /// Returns the media type of a stream.
+    fn stream_type(&self) -> HeaderValue {
+        HeaderValue::from_static("text/event-stream")
+    }
+}
+
+/// OpenAI's own API: everything passes as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenAi;
+
+impl Voice for OpenAi {
+    fn whole(&mut self, answer: Bytes) -> Result<Bytes, ApiError> {
+        Ok(answer)
+    }
+
+    fn payload(&mut self, payload: &[u8], out: &mut VecDeque<Bytes>) {
+        out.push_back(sse::frame(payload));
+    }
+
+    fn end(&mut self, out: &mut VecDeque<Bytes>) {
+        out.push_back(sse::DONE);
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut VecDeque<Bytes>) {
+        out.push_back(sse::frame(&error.body()));
+    }
+}
