@@ -113,6 +113,9 @@ fn model_spec(model: &proto::ModelInfo) -> ModelSpec {
 
 /// Cuts and cleans everything that a device says of itself, since people and the mesh will read it.
 pub fn clean_device(device: &mut proto::DeviceInfo) {
+    for percent in [&mut device.battery_percent, &mut device.kv_percent].into_iter().flatten() {
+        *percent = (*percent).min(100);
+    }
     device.models.truncate(MAX_MODELS);
     let own = [&mut device.name, &mut device.platform, &mut device.version];
     let models =

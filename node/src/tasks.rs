@@ -38,6 +38,8 @@ pub enum TaskKind {
     Store,
     /// Probes an engine and keeps its model list fresh.
     EngineProbe,
+    /// Watches battery and heat of this machine. On error: it counts as one on mains.
+    Power,
     /// Runs one device's agent.
     Agent,
     /// Relays a stream for a client; ends with it.

@@ -1,5 +1,6 @@
 """The provider stubs against the vendors' own clients: what satisfies those is a fair stand-in."""
 
+import ollama
 import openai
 import pytest
 from google import genai
@@ -80,3 +81,31 @@ def test_errors_have_their_classes(provider):
     with pytest.raises(errors.ClientError) as throttled:
         client.models.generate_content(model="m", contents="[[stub err=429 retry_after=3]]")
     assert (throttled.value.code, throttled.value.status) == (429, "RESOURCE_EXHAUSTED")
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """A stub that is Ollama, and its maker's own client."""
+    if not kit.LOADTEST:
+        pytest.skip("shoal-loadtest is missing: set SHOAL_LOADTEST_BIN")
+    stub = kit.Process(tmp_path_factory.mktemp("ollama"), [
+        kit.LOADTEST, "stub", "device", "--kind", "ollama", "--model", "m"])
+    found, _ = kit.until("stub listening", lambda: kit.re.search(r"^listening (http://\S+)$", stub.text(), kit.re.M))
+    yield ollama.Client(host=found.group(1))
+    stub.stop()
+
+
+def test_ollamas_own_client_is_content_with_its_stub(native):
+    messages = [{"role": "user", "content": "Name a bird. [[stub n=6]]"}]
+    answer = native.chat(model="m", messages=messages, options={"num_predict": 4})
+    assert len(answer.message.content.split()) == 4 and answer.done_reason == "length" and answer.eval_count == 4
+    parts = list(native.chat(model="m", messages=messages, stream=True))
+    assert len("".join(part.message.content for part in parts).split()) == 6 and parts[-1].done
+    weather = {"type": "function", "function": {"name": "weather", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}}}}
+    call = native.chat(model="m", messages=[{"role": "user", "content": "Rain? [[stub tool=1]]"}], tools=[weather])
+    assert call.message.tool_calls[0].function.arguments == {"city": "stub"}
+    with pytest.raises(ollama.ResponseError) as unknown:
+        native.chat(model="none", messages=messages)
+    assert unknown.value.status_code == 404
+    assert native.list().models[0].model == "m" and native.ps().models[0].model == "m"

@@ -22,6 +22,8 @@ pub(super) struct Outgoing {
     pub(super) _slot: OwnedSemaphorePermit,
     /// When the first token was due.
     pub(super) first: Instant,
+    /// One payload a line, not server-sent events.
+    pub(super) lines: bool,
 }
 
 /// A fault that breaks the connection.
@@ -88,7 +90,7 @@ impl State {
         }
         let Some(frame) = self.out.frames.next() else {
             self.after = After::End(End::Completed);
-            if !script.no_done {
+            if !(script.no_done || self.out.lines) {
                 self.write("[DONE]");
             }
             return;
@@ -109,10 +111,14 @@ impl State {
         let script = &self.out.script;
         let end = if script.crlf { "\r\n" } else { "\n" };
         let mut text = String::new();
-        if script.noise {
+        if self.out.lines {
+            text.push_str(&format!("{payload}{end}"));
+        } else if script.noise {
             text.push_str(&format!(": comment{end}event: message{end}id: {}{end}", self.sent));
         }
-        text.push_str(&format!("data: {payload}{end}{end}"));
+        if !self.out.lines {
+            text.push_str(&format!("data: {payload}{end}{end}"));
+        }
         match script.split {
             None => self.pending.push_back(text.into()),
             Some(size) => {

@@ -18,6 +18,7 @@ use super::{
     conn::KillSwitch,
     error,
     log::{End, Entry, Guard, Phase},
+    ollama,
     render::Envelope,
     request::{Path, Refusal, Request},
 };
@@ -33,8 +34,13 @@ pub(super) async fn completion(state: State<Arc<Shared>>, connection: Connection
     infer(&state, connection, Path::Completion, &body).await
 }
 
+pub(super) async fn ollama_chat(state: State<Arc<Shared>>, connection: Connection, body: Bytes) -> Response {
+    infer(&state, connection, Path::Ollama, &body).await
+}
+
 async fn infer(shared: &Arc<Shared>, connection: Connection, path: Path, body: &[u8]) -> Response {
-    let parsed = Request::parse(path, body).and_then(|request| {
+    let parsed = if path == Path::Ollama { ollama::parse(body) } else { Request::parse(path, body) };
+    let parsed = parsed.and_then(|request| {
         let script = shared
             .options
             .script
@@ -85,7 +91,7 @@ async fn serve(
     }
     let choices = answer::plan(&request, &script, nonce(shared, guard.seq()));
     let id = match request.path {
-        Path::Chat => format!("chatcmpl-{}", guard.seq()),
+        Path::Chat | Path::Ollama => format!("chatcmpl-{}", guard.seq()),
         Path::Completion | Path::Gemini => format!("cmpl-{}", guard.seq()),
     };
     let envelope = Envelope { request: &request, script: &script, id, created: shared.started_unix };
@@ -93,10 +99,12 @@ async fn serve(
         return std::future::pending().await;
     }
     if request.stream {
-        let frames = envelope.frames(&choices).into_iter();
+        let lines = request.path == Path::Ollama;
+        let frames = if lines { ollama::frames(&envelope, &choices) } else { envelope.frames(&choices) };
         tokio::time::sleep_until(first).await;
-        let out = Outgoing { script, frames, guard, _slot: slot, first };
-        let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+        let out = Outgoing { script, frames: frames.into_iter(), guard, _slot: slot, first, lines };
+        let kind = if lines { "application/x-ndjson" } else { "text/event-stream" };
+        let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
         return (headers, Body::from_stream(body::events(out))).into_response();
     }
     let longest = choices.iter().map(|choice| choice.pieces.len()).max().unwrap_or(0);
@@ -106,7 +114,11 @@ async fn serve(
         return std::future::pending().await;
     }
     tokio::time::sleep_until(first + body::pace(script.itl, longest.saturating_sub(1))).await;
-    whole(&script, guard, envelope.body(&choices), super::render::tokens_of(&choices))
+    let body = match request.path {
+        Path::Ollama => ollama::body(&envelope, &choices),
+        _ => envelope.body(&choices),
+    };
+    whole(&script, guard, body, super::render::tokens_of(&choices))
 }
 
 pub(super) fn whole(script: &Script, mut guard: Guard, body: serde_json::Value, tokens: usize) -> Response {

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Kind, Shared, error};
+use super::{Kind, Shared, error, infer};
 
 pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
     let common = Router::new().route("/v1/models", get(models)).route("/v1/models/{*id}", get(model));
@@ -19,9 +19,10 @@ pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
         Kind::Openai | Kind::Gemini => common,
         Kind::Ollama => common
             .route("/", get(|| async { "Ollama is running" }))
-            .route("/api/version", get(|| async { Json(json!({"version": "0.12.0"})) }))
+            .route("/api/version", get(|| async { Json(json!({"version": "0.13.0"})) }))
             .route("/api/tags", get(ollama_models))
             .route("/api/ps", get(ollama_models))
+            .route("/api/chat", post(infer::ollama_chat))
             .route("/api/show", post(ollama_show)),
         Kind::LlamaCpp => common
             .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
@@ -29,7 +30,8 @@ pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
             .route("/slots", get(llama_slots)),
         Kind::Vllm => common
             .route("/health", get(|| async { StatusCode::OK }))
-            .route("/version", get(|| async { Json(json!({"version": "0.11.0"})) })),
+            .route("/version", get(|| async { Json(json!({"version": "0.11.0"})) }))
+            .route("/metrics", get(vllm_metrics)),
         Kind::Lmstudio => common.route("/api/v0/models", get(lmstudio_models)),
         Kind::LfoHttp | Kind::LfoTcp => Router::new(),
     }
@@ -94,6 +96,17 @@ async fn llama_slots(State(shared): State<Arc<Shared>>) -> Json<Value> {
         .map(|id| json!({"id": id, "n_ctx": shared.options.context, "is_processing": id >= free}))
         .collect();
     Json(slots.into())
+}
+
+/// The lines of vLLM's metrics that tell its load.
+async fn vllm_metrics(State(shared): State<Arc<Shared>>) -> String {
+    let running = shared.options.slots.saturating_sub(shared.slots.available_permits());
+    let share = running as f64 / shared.options.slots.max(1) as f64;
+    let waiting = shared.log.snapshot().counts.open.saturating_sub(running as u64);
+    format!(
+        "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{engine=\"0\"}} {running}.0\n\
+         vllm:num_requests_waiting{{engine=\"0\"}} {waiting}.0\nvllm:kv_cache_usage_perc{{engine=\"0\"}} {share}\n"
+    )
 }
 
 async fn lmstudio_models(State(shared): State<Arc<Shared>>) -> Json<Value> {

@@ -11,6 +11,7 @@ mod infer;
 mod inventory;
 mod lfo;
 mod log;
+mod ollama;
 mod render;
 mod request;
 

@@ -45,7 +45,7 @@ impl Envelope<'_> {
     pub(super) fn body(&self, choices: &[Choice]) -> Value {
         let rendered: Vec<Value> = choices.iter().enumerate().map(|(i, c)| self.whole_choice(i, c)).collect();
         let object = match self.request.path {
-            Path::Chat => "chat.completion",
+            Path::Chat | Path::Ollama => "chat.completion",
             Path::Completion | Path::Gemini => "text_completion",
         };
         let mut body = self.object(object, rendered.into());
@@ -119,7 +119,7 @@ impl Envelope<'_> {
 
     fn chunk_object(&self) -> &'static str {
         match self.request.path {
-            Path::Chat => "chat.completion.chunk",
+            Path::Chat | Path::Ollama => "chat.completion.chunk",
             Path::Completion | Path::Gemini => "text_completion",
         }
     }
@@ -134,7 +134,7 @@ impl Envelope<'_> {
         tokens: u64,
     ) -> Frame {
         let choice = match self.request.path {
-            Path::Chat => {
+            Path::Chat | Path::Ollama => {
                 json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish})
             }
             Path::Completion | Path::Gemini => {
@@ -149,7 +149,7 @@ impl Envelope<'_> {
     }
 
     /// Logprobs of `pieces`, the first of which stands `offset` bytes into the text.
-    fn logprobs(&self, pieces: &[String], offset: usize) -> Value {
+    pub(super) fn logprobs(&self, pieces: &[String], offset: usize) -> Value {
         let (Some(k), false) = (self.request.logprobs, self.script.no_logprobs) else {
             return Value::Null;
         };
@@ -165,7 +165,7 @@ impl Envelope<'_> {
                 .collect::<Vec<_>>()
         };
         match self.request.path {
-            Path::Chat => {
+            Path::Chat | Path::Ollama => {
                 let content: Vec<Value> = pieces
                     .iter()
                     .map(|piece| {

@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-/// Which of the two generating paths was called.
+/// Which of the generating paths was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Path {
     Chat,
     Completion,
     Gemini,
+    Ollama,
 }
 
 impl Path {
@@ -16,6 +17,7 @@ impl Path {
             Path::Chat => "/v1/chat/completions",
             Path::Completion => "/v1/completions",
             Path::Gemini => "/v1beta/models",
+            Path::Ollama => "/api/chat",
         }
     }
 }
@@ -63,7 +65,7 @@ impl Request {
         };
         let model = body["model"].as_str().ok_or_else(|| wrong("model", "a string"))?.to_owned();
         let (prompt, prompt_tokens) = match path {
-            Path::Chat => chat_prompt(&body["messages"])?,
+            Path::Chat | Path::Ollama => chat_prompt(&body["messages"])?,
             Path::Completion | Path::Gemini => completion_prompt(&body["prompt"])?,
         };
         let mut fields: Vec<String> = map.keys().cloned().collect();
@@ -170,7 +172,7 @@ fn logprobs(path: Path, body: &Value) -> Result<Option<usize>, Refusal> {
                 Ok(Some(k as usize))
             }
         },
-        Path::Chat => {
+        Path::Chat | Path::Ollama => {
             let top = match &body["top_logprobs"] {
                 Value::Null => 0,
                 value => {

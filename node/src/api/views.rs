@@ -364,7 +364,7 @@ fn device_view(node: &Node, id: &str, d: &DeviceInfo, nodes: Vec<String>, direct
             json!({
                 "id": m.id, "engine": m.engine, "context_length": m.context_length, "quantization": m.quantization,
                 "digest": m.digest, "size_bytes": m.size_bytes, "tools": m.tools, "vision": m.vision,
-                "logprobs": m.logprobs, "embeddings": m.embeddings, "remote": m.remote,
+                "logprobs": m.logprobs, "embeddings": m.embeddings, "remote": m.remote, "resident": m.resident,
                 "ttft_ms": load.ttft_ms, "ms_per_token": load.ms_per_token, "breaker": load.breaker,
             })
         })
@@ -380,8 +380,11 @@ fn device_view(node: &Node, id: &str, d: &DeviceInfo, nodes: Vec<String>, direct
         "slots": d.slots,
         "in_flight": d.in_flight.max(loads.in_flight(&upstream)),
         "ttft_ms": ttft,
+        "queued": d.queued,
+        "kv_percent": d.kv_percent,
         "battery_percent": d.battery_percent,
         "charging": d.charging,
+        "throttled": d.throttled,
         "models": models,
     })
 }

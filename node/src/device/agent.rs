@@ -17,8 +17,9 @@ use tracing::Instrument;
 
 use super::dispatch::Dispatch;
 use super::engine::Engine;
+use super::power::Power;
 use super::serve;
-use super::set::models;
+use super::set::{load, models};
 use super::slots::Slots;
 use crate::upstream::BoxUpstream;
 use crate::upstream::reply::Respond;
@@ -74,6 +75,7 @@ pub struct Work<R> {
 pub struct Agent<M> {
     settings: Settings,
     engines: Vec<Engine>,
+    power: watch::Receiver<Power>,
     mesh: M,
     slots: Slots,
     seq: u64,
@@ -82,8 +84,8 @@ pub struct Agent<M> {
 
 impl<M: Mesh> Agent<M> {
     /// Makes the agent; nothing is announced until [`run`](Self::run).
-    pub fn new(settings: Settings, engines: Vec<Engine>, mesh: M) -> Self {
-        Self { settings, engines, mesh, slots: Slots::default(), seq: 0, cut_announced: false }
+    pub fn new(settings: Settings, engines: Vec<Engine>, power: watch::Receiver<Power>, mesh: M) -> Self {
+        Self { settings, engines, power, mesh, slots: Slots::default(), seq: 0, cut_announced: false }
     }
 
     /// Announces and serves until `shutdown`, then drains.
@@ -101,6 +103,7 @@ impl<M: Mesh> Agent<M> {
         let statuses = self.engines.iter().map(|engine| WatchStream::from_changes(engine.status.clone()));
         let mut statuses = stream::select_all(statuses);
         let mut in_flight = self.slots.changes();
+        let mut power = WatchStream::from_changes(self.power.clone());
         let mut routers = self.mesh.routers();
         let mut answers = JoinSet::new();
         self.announce(false);
@@ -109,6 +112,7 @@ impl<M: Mesh> Agent<M> {
                 () = shutdown.cancelled() => break,
                 Some(_) = statuses.next() => self.announce(false),
                 () = in_flight.next() => self.announce(false),
+                Some(_) = power.next() => self.announce(false),
                 Ok(()) = routers.changed() => remember(&routers.borrow_and_update()),
                 Some(_) = answers.join_next() => {}
                 job = work.recv() => match job {
@@ -164,6 +168,7 @@ impl<M: Mesh> Agent<M> {
 
     fn announce(&mut self, leaving: bool) {
         self.seq += 1;
+        let load = load(&self.engines);
         let mut device = DeviceInfo {
             id: self.settings.id.clone(),
             name: self.settings.name.clone(),
@@ -172,10 +177,14 @@ impl<M: Mesh> Agent<M> {
             generation: self.settings.generation,
             seq: self.seq,
             slots: self.limit(),
-            in_flight: self.slots.taken(),
+            // Others may use the engines past the mesh.
+            in_flight: self.slots.taken().saturating_add(load.running),
+            queued: load.waiting,
+            kv_percent: load.kv_percent.map(u32::from),
             models: models(&self.engines),
             ..DeviceInfo::default()
         };
+        self.power.borrow().announce(&mut device);
         let offered = device.models.len();
         while device.encoded_len() > MAX_DESCRIPTION && device.models.pop().is_some() {}
         let cut = offered > device.models.len();

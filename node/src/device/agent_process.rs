@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{self, Agent};
 use super::mesh::work_of;
+use super::power::watch_power;
 use super::set::EngineSet;
 use crate::store::Store;
 use crate::tasks::{self, TaskKind};
@@ -55,7 +56,8 @@ pub async fn run(
             tracing::warn!(%error, "the routers' addresses could not be stored");
         }
     };
-    let agent = Agent::new(settings, engines.engines().to_vec(), handle);
+    let power = watch_power(shutdown.clone());
+    let agent = Agent::new(settings, engines.engines().to_vec(), power, handle);
     agent.run(work, remember, shutdown).await;
     tokio::time::sleep(GOODBYE).await;
     stop_link.cancel();

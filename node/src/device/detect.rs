@@ -14,8 +14,10 @@ use serde_json::Value;
 use shoal_proto::ModelInfo;
 
 use crate::upstream::openai_http::join;
+pub use load::EngineLoad;
 
 mod describe;
+mod load;
 #[cfg(test)]
 mod tests;
 
@@ -95,6 +97,8 @@ pub struct Found {
     pub models: Vec<ModelInfo>,
     /// Requests it runs at once, at least 1.
     pub slots: u32,
+    /// What it runs now, where it says so.
+    pub load: EngineLoad,
 }
 
 /// Why there is no engine to use; reads on after the URL.
@@ -197,7 +201,32 @@ impl Asker<'_> {
         models.sort_by(|a, b| a.id.cmp(&b.id));
         models.dedup_by(|a, b| a.id == b.id);
         models.truncate(MAX_MODELS);
-        Ok(Found { kind, models, slots })
+        let load = self.load(kind).await?.unwrap_or_default();
+        Ok(Found { kind, models, slots, load })
+    }
+
+    /// Asks for the engine's load in the way of its kind; `None` where it has none.
+    async fn load(self, kind: EngineKind) -> Result<Option<EngineLoad>, ProbeError> {
+        let names = match kind {
+            EngineKind::Vllm => &load::VLLM,
+            EngineKind::Sglang => &load::SGLANG,
+            EngineKind::LlamaCpp => {
+                let slots = EngineLoad::of_slots(&self.optional("/slots").await?);
+                let told = EngineLoad::of_metrics(&self.metrics().await?, &load::LLAMA_CPP);
+                return Ok(told.or(slots));
+            }
+            _ => return Ok(None),
+        };
+        Ok(EngineLoad::of_metrics(&self.metrics().await?, names))
+    }
+
+    /// Returns the engine's page of metrics, empty where it has none.
+    async fn metrics(self) -> Result<String, ProbeError> {
+        match self.body(self.client.get(join(self.base, "/metrics"))).await {
+            Ok(body) => Ok(String::from_utf8(body).unwrap_or_default()),
+            Err(ProbeError::NotAnEngine | ProbeError::Unauthorized) => Ok(String::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks Ollama for the details of each model that is not known yet, one after the other.
@@ -239,7 +268,12 @@ impl Asker<'_> {
         self.answer(self.client.post(join(self.base, path)).json(body)).await
     }
 
-    async fn answer(self, mut request: reqwest::RequestBuilder) -> Result<Value, ProbeError> {
+    async fn answer(self, request: reqwest::RequestBuilder) -> Result<Value, ProbeError> {
+        let body = self.body(request).await?;
+        serde_json::from_slice(&body).map_err(|_| ProbeError::NotAnEngine)
+    }
+
+    async fn body(self, mut request: reqwest::RequestBuilder) -> Result<Vec<u8>, ProbeError> {
         if let Some(key) = self.key {
             request = request.bearer_auth(key.expose_secret());
         }
@@ -264,6 +298,6 @@ impl Asker<'_> {
             }
             body.extend_from_slice(&chunk);
         }
-        serde_json::from_slice(&body).map_err(|_| ProbeError::NotAnEngine)
+        Ok(body)
     }
 }

@@ -13,7 +13,7 @@ use shoal_routing::DataClass;
 use tower::ServiceExt;
 
 use super::engine::Engine;
-use super::slots::{Slot, Slots};
+use super::slots::Slot;
 use crate::pipeline::tap::{Payload, Tap};
 use crate::upstream::{
     BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse,
@@ -29,7 +29,7 @@ const MAX_HELD: usize = 256;
 /// The engines of one device; cheap to clone, all clones count slots together.
 #[derive(Debug, Clone)]
 pub struct Dispatch {
-    engines: Vec<(Engine, Slots)>,
+    engines: Vec<Engine>,
     /// Which engine is first among equally busy ones; moves on with each request.
     turn: Arc<AtomicUsize>,
     name: String,
@@ -39,8 +39,7 @@ pub struct Dispatch {
 impl Dispatch {
     /// Puts engines together; answers are signed with the device's name and id.
     pub fn new(engines: &[Engine], name: impl Into<String>, id: impl Into<String>) -> Self {
-        let engines = engines.iter().map(|engine| (engine.clone(), Slots::default())).collect();
-        Self { engines, turn: Arc::default(), name: name.into(), id: id.into() }
+        Self { engines: engines.to_vec(), turn: Arc::default(), name: name.into(), id: id.into() }
     }
 
     /// Picks an engine that was not `tried`, takes a slot of it, and says whether there would be another.
@@ -53,7 +52,7 @@ impl Dispatch {
         let mut serving = Vec::new();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         for at in (0..self.engines.len()).map(|i| (turn + i) % self.engines.len()) {
-            let (engine, slots) = &self.engines[at];
+            let engine = &self.engines[at];
             if tried.contains(&at) {
                 continue;
             }
@@ -68,7 +67,10 @@ impl Dispatch {
                 refusal = UpstreamError::retryable(403, "policy_blocked", message);
                 continue;
             }
-            serving.push((slots.taken() * 1024 / status.slots.max(1), status.slots, at));
+            let busy = u64::from(engine.taken.taken())
+                + u64::from(status.load.running)
+                + u64::from(status.load.waiting);
+            serving.push((busy * 1024 / u64::from(status.slots.max(1)), status.slots, at));
         }
         if !serving.is_empty() {
             let message = format!("all slots for '{}' on {} are taken", request.model, self.name);
@@ -78,8 +80,8 @@ impl Dispatch {
         serving.sort_by_key(|(load, ..)| *load);
         let others = serving.len() > 1;
         let picked = serving.into_iter().find_map(|(_, limit, at)| {
-            let (engine, slots) = &self.engines[at];
-            Some(Picked { at, engine, slot: slots.try_take(limit)?, others })
+            let engine = &self.engines[at];
+            Some(Picked { at, engine, slot: engine.taken.try_take(limit)?, others })
         });
         picked.ok_or(refusal)
     }

@@ -4,6 +4,7 @@
 //! value and its upstream is not: an engine that is down simply serves no model. The embedded engine fills in
 //! its status once; an HTTP engine has a task that probes it and withdraws its models when it goes away.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use reqwest::{Client, Url};
@@ -12,11 +13,16 @@ use shoal_proto::ModelInfo;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 
-use super::detect::{self, Cache, EngineKind, ProbeError};
+use super::detect::{self, Cache, EngineKind, EngineLoad, ProbeError};
+use super::slots::Slots;
 use crate::tasks::{self, TaskKind};
 use crate::upstream::openai_http::{IdleTimeouts, OpenAiHttp, Settings};
-use crate::upstream::{BoxUpstream, http_client};
+use crate::upstream::{
+    BoxUpstream, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse, http_client,
+    ollama::Ollama,
+};
 
 /// How often an engine is asked what it serves: a model that was just pulled shows within the 2 s that a
 /// newcomer would wait, and a probe costs a local engine well under a millisecond.
@@ -35,6 +41,8 @@ pub struct EngineStatus {
     pub models: Vec<ModelInfo>,
     /// Requests it runs at once; 0 while it is down.
     pub slots: u32,
+    /// What it runs beside the requests from here, where it says so.
+    pub load: EngineLoad,
     /// Why it serves nothing, as a sentence for a person.
     pub problem: Option<String>,
 }
@@ -48,6 +56,19 @@ pub struct Engine {
     pub status: watch::Receiver<EngineStatus>,
     /// Runs an inference on it.
     pub upstream: BoxUpstream,
+    /// Requests from here that it runs.
+    pub taken: Slots,
+}
+
+impl Engine {
+    /// Makes an engine that runs nothing yet.
+    pub fn new(
+        name: impl Into<String>,
+        status: watch::Receiver<EngineStatus>,
+        upstream: BoxUpstream,
+    ) -> Self {
+        Self { name: name.into(), status, upstream, taken: Slots::default() }
+    }
 }
 
 impl std::fmt::Debug for Engine {
@@ -111,35 +132,42 @@ impl HttpEngine {
         let client = http_client::build(http_client::Reach::of(&self.base))?;
         let (report, status) = watch::channel(EngineStatus::default());
         let name = self.base.as_str().trim_end_matches('/').to_owned();
-        let upstream = OpenAiHttp::new(
-            client.clone(),
-            Settings {
-                base: self.base.clone(),
-                key: self.key.clone(),
-                name: name.clone(),
-                id: name.clone(),
-                timeouts: self.timeouts,
-            },
-        );
+        let settings = Settings {
+            base: self.base.clone(),
+            key: self.key.clone(),
+            name: name.clone(),
+            id: name.clone(),
+            timeouts: self.timeouts,
+        };
+        let upstream = ByKind {
+            status: status.clone(),
+            openai: OpenAiHttp::new(client.clone(), settings.clone()),
+            ollama: Ollama::new(client.clone(), settings),
+        };
+        let engine = Engine::new(name, status, BoxUpstream::new(upstream));
+        let taken = engine.taken.clone();
         tasks::spawn(TaskKind::EngineProbe, async move {
-            shutdown.run_until_cancelled(self.watch(&client, &report)).await;
+            shutdown.run_until_cancelled(self.watch(&client, &report, &taken)).await;
         });
-        Ok(Engine { name, status, upstream: BoxUpstream::new(upstream) })
+        Ok(engine)
     }
 
     /// Probes for ever; each change lands in `report`.
-    async fn watch(&self, client: &Client, report: &watch::Sender<EngineStatus>) {
+    async fn watch(&self, client: &Client, report: &watch::Sender<EngineStatus>, taken: &Slots) {
         let mut tick = tokio::time::interval(self.refresh);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut cache = Cache::default();
         let mut timeouts = 0;
         loop {
             tick.tick().await;
+            let before = taken.taken();
             let status = match detect::probe(client, &self.base, self.key.as_ref(), &mut cache).await {
                 Ok(found) => {
                     timeouts = 0;
-                    let detect::Found { kind, models, slots } = found;
-                    EngineStatus { kind: Some(kind), models, slots, problem: None }
+                    let detect::Found { kind, models, slots, load } = found;
+                    // A request of ours that began or ended meanwhile must not pass for somebody else's.
+                    let load = load.without(before.max(taken.taken()));
+                    EngineStatus { kind: Some(kind), models, slots, load, problem: None }
                 }
                 Err(ProbeError::Timeout)
                     if timeouts + 1 < TOLERATED_TIMEOUTS && report.borrow().slots > 0 =>
@@ -156,8 +184,19 @@ impl HttpEngine {
     }
 
     fn publish(&self, report: &watch::Sender<EngineStatus>, status: EngineStatus) {
-        let before = report.send_replace(status.clone());
-        if before == status {
+        let mut before = EngineStatus::default();
+        report.send_if_modified(|known| {
+            let changed = *known != status;
+            before = std::mem::replace(known, status.clone());
+            changed
+        });
+        let settled = |status: &EngineStatus| EngineStatus {
+            load: EngineLoad::default(),
+            models: status.models.iter().map(|m| ModelInfo { resident: None, ..m.clone() }).collect(),
+            ..status.clone()
+        };
+        // A load that comes and goes is news for routers, not for people.
+        if settled(&before) == settled(&status) {
             return;
         }
         let url = self.base.as_str();
@@ -185,6 +224,31 @@ impl HttpEngine {
     }
 }
 
+/// Speaks to a server in the best words that it knows, by what it was recognised as last.
+#[derive(Debug, Clone)]
+struct ByKind {
+    status: watch::Receiver<EngineStatus>,
+    openai: OpenAiHttp,
+    ollama: Ollama,
+}
+
+impl tower::Service<UpstreamRequest> for ByKind {
+    type Response = UpstreamResponse;
+    type Error = UpstreamError;
+    type Future = UpstreamFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
+        match self.status.borrow().kind {
+            Some(EngineKind::Ollama) => self.ollama.call(request),
+            _ => self.openai.call(request),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -197,6 +261,24 @@ mod tests {
 
     use super::*;
     use crate::device::testing::{self, PATIENCE};
+
+    #[tokio::test]
+    async fn what_came_from_here_is_not_told_as_somebody_elses() {
+        let models = serde_json::json!({"data": [{"id": "m", "owned_by": "vllm"}]});
+        let router = Router::new().route("/v1/models", any(move || async move { axum::Json(models) })).route(
+            "/metrics",
+            any(|| async { "vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n" }),
+        );
+        let shutdown = CancellationToken::new();
+        let mut engine = hurried(testing::serve(router).await).start(shutdown.clone()).unwrap();
+        wait_for(&mut engine, "all are others'", |status| status.load.running == 3).await;
+        let ours: Vec<_> = (0..2).filter_map(|_| engine.taken.try_take(9)).collect();
+        wait_for(&mut engine, "one is another's", |status| status.load.running == 1).await;
+        assert_eq!(engine.status.borrow().load.waiting, 1);
+        drop(ours);
+        wait_for(&mut engine, "all are others' again", |status| status.load.running == 3).await;
+        shutdown.cancel();
+    }
 
     fn hurried(base: Url) -> HttpEngine {
         HttpEngine { refresh: Duration::from_millis(10), ..HttpEngine::named(base, None) }

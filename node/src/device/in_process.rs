@@ -149,8 +149,12 @@ pub trait Generator: Send + Sync + 'static {
 pub fn engine<G: Generator>(generator: G, slots: u32) -> Engine {
     let slots = slots.max(1);
     let model = generator.describe();
-    let status =
-        EngineStatus { kind: Some(EngineKind::Embedded), models: vec![model.clone()], slots, problem: None };
+    let status = EngineStatus {
+        kind: Some(EngineKind::Embedded),
+        models: vec![model.clone()],
+        slots,
+        ..EngineStatus::default()
+    };
     let service = InProcess {
         generator: Arc::new(generator),
         model: Arc::new(model),
@@ -158,7 +162,7 @@ pub fn engine<G: Generator>(generator: G, slots: u32) -> Engine {
     };
     // The status never changes, and a receiver stays readable without its sender.
     let (_, status) = watch::channel(status);
-    Engine { name: "embedded".to_owned(), status, upstream: BoxUpstream::new(service) }
+    Engine::new("embedded", status, BoxUpstream::new(service))
 }
 
 struct InProcess<G> {

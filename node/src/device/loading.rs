@@ -38,7 +38,7 @@ pub(super) fn engine(
             }
         }
     });
-    Engine { name: name.to_owned(), status, upstream: BoxUpstream::new(Loading(made)) }
+    Engine::new(name, status, BoxUpstream::new(Loading(made)))
 }
 
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 //!
 //! [`detect`] recognises engines, [`engine`] keeps one's model list fresh and runs inferences on it, [`in_process`]
 //! makes an engine of code in this process, [`lfo`] one of a phone; [`dispatch`] puts several together, [`serve`] answers one inference
-//! of the mesh, [`agent`] ties all of it together. A router uses the same engines for its own host.
+//! of the mesh, [`power`] says what the machine lives on, [`agent`] ties all of it together. A router uses the same engines for its own host.
 
 pub mod agent;
 pub mod agent_process;
@@ -16,6 +16,7 @@ pub mod lfo;
 #[cfg(feature = "embedded")]
 mod loading;
 pub mod mesh;
+pub mod power;
 pub mod serve;
 pub mod set;
 pub mod slots;

@@ -12,9 +12,11 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 
+use super::detect::EngineLoad;
 use super::dispatch::Dispatch;
 use super::engine::{Engine, HttpEngine};
 use super::lfo;
+use super::power::Power;
 use crate::config::Config;
 use crate::tasks::{self, TaskKind};
 use crate::upstream::BoxUpstream;
@@ -97,7 +99,7 @@ impl EngineSet {
     }
 
     /// Watches all engines and describes them as one device; follows every change.
-    pub fn describe(&self, generation: u64) -> watch::Receiver<DeviceInfo> {
+    pub fn describe(&self, generation: u64, power: watch::Receiver<Power>) -> watch::Receiver<DeviceInfo> {
         let info = DeviceInfo {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -107,13 +109,15 @@ impl EngineSet {
             ..DeviceInfo::default()
         };
         let engines = self.engines.clone();
-        let (report, described) = watch::channel(filled(info, &engines));
+        let (report, described) = watch::channel(filled(info, &engines, *power.borrow()));
         tasks::spawn(TaskKind::EngineProbe, async move {
-            let mut changes = futures_util::stream::select_all(
-                engines.iter().map(|e| WatchStream::from_changes(e.status.clone())),
-            );
+            let statuses = engines.iter().map(|e| WatchStream::from_changes(e.status.clone()));
+            let statuses = futures_util::stream::select_all(statuses).map(drop);
+            let powers = WatchStream::from_changes(power.clone()).map(drop);
+            let mut changes = futures_util::stream::select(statuses, powers);
             while changes.next().await.is_some() {
-                report.send_modify(|info| *info = filled(std::mem::take(info), &engines));
+                let power = *power.borrow();
+                report.send_modify(|info| *info = filled(std::mem::take(info), &engines, power));
             }
             // No engine can change any more; the readers keep the last description.
             report.closed().await;
@@ -122,11 +126,27 @@ impl EngineSet {
     }
 }
 
-fn filled(mut info: DeviceInfo, engines: &[Engine]) -> DeviceInfo {
+fn filled(mut info: DeviceInfo, engines: &[Engine], power: Power) -> DeviceInfo {
     info.models = models(engines);
     info.slots = engines.iter().map(|e| e.status.borrow().slots).fold(0, u32::saturating_add);
+    let load = load(engines);
+    info.in_flight = load.running;
+    info.queued = load.waiting;
+    info.kv_percent = load.kv_percent.map(u32::from);
+    power.announce(&mut info);
     info.seq += 1;
     info
+}
+
+/// Returns what all engines run beside the requests from here; of their caches the fullest counts.
+pub fn load(engines: &[Engine]) -> EngineLoad {
+    engines.iter().map(|engine| engine.status.borrow().load).fold(EngineLoad::default(), |all, one| {
+        EngineLoad {
+            running: all.running.saturating_add(one.running),
+            waiting: all.waiting.saturating_add(one.waiting),
+            kv_percent: all.kv_percent.max(one.kv_percent),
+        }
+    })
 }
 
 /// Returns the models of all engines, by name; of a name that several serve, the larger context stands.
@@ -136,6 +156,9 @@ pub fn models(engines: &[Engine]) -> Vec<ModelInfo> {
     models.sort_by(|a, b| a.id.cmp(&b.id).then(b.context_length.cmp(&a.context_length)));
     models.dedup_by(|dropped, kept| {
         let same = dropped.id == kept.id;
+        if same && dropped.resident == Some(true) {
+            kept.resident = Some(true);
+        }
         // One of them leaves the mesh, so the name as a whole has to count as leaving it.
         kept.remote |= same && dropped.remote;
         same

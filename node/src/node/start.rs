@@ -25,6 +25,7 @@ use crate::cloud::Clouds;
 use crate::config::Config;
 use crate::control::ControlService;
 use crate::dashboard;
+use crate::device::power::watch_power;
 use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
@@ -114,7 +115,7 @@ impl Started {
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
         let engines = engines.named(me.as_str(), &config.name);
-        let own = engines.describe(generation);
+        let own = engines.describe(generation, watch_power(shutdown.clone()));
         let clouds = Arc::new(Clouds::new(
             std::mem::take(&mut config.providers),
             &config.prices,

@@ -5,6 +5,7 @@
 //! the answer (or the future that will produce it) cancels the work on every one of them.
 
 pub mod http_client;
+pub mod ollama;
 pub mod openai_http;
 pub mod provider;
 pub mod reply;

@@ -19,7 +19,7 @@ use reqwest::{Client, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use super::sse::{self, Decoder, Item};
+use super::sse::{self, Decoder, Framing, Item};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 use failure::Context;
 
@@ -162,8 +162,12 @@ impl Exchange {
         if kind.starts_with("text/html") {
             return Err(self.context().malformed("a web page: its address is probably not that of an API"));
         }
-        match (self.request.stream, kind.starts_with("text/event-stream"), kind.contains("json")) {
-            (true, _, true) => {
+        let streams = match self.dialect.framing() {
+            Framing::Events => kind.starts_with("text/event-stream"),
+            Framing::Lines => kind.contains("ndjson"),
+        };
+        match (self.request.stream, streams, kind.contains("json")) {
+            (true, false, true) => {
                 let body = self.read_body(response, began, MAX_ERROR_BODY).await?;
                 let error = self.context().error_object(&body);
                 Err(error
@@ -263,9 +267,9 @@ struct Reading {
 impl Reading {
     fn new(exchange: Exchange, response: Response, began: Instant) -> Self {
         Self {
+            decoder: Decoder::of(exchange.dialect.framing()),
             exchange,
             response,
-            decoder: Decoder::new(),
             ready: VecDeque::new(),
             phase: Phase::Open,
             payloads: 0,

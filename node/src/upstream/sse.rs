@@ -1,4 +1,4 @@
-//! Incremental decoder of server-sent events: bytes in, `data` payloads out.
+//! Incremental decoder of server-sent events, or of JSON lines: bytes in, payloads out.
 //!
 //! Follows the WHATWG parsing rules byte by byte (LF, CR and CRLF endings, a leading byte order mark, comments,
 //! several `data` lines joined by LF), because upstreams differ in all of these and reads split anywhere. The
@@ -66,6 +66,16 @@ impl Payload {
     }
 }
 
+/// How payloads are laid out in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Framing {
+    /// Server-sent events.
+    #[default]
+    Events,
+    /// One payload a line, as Ollama's own API does it; empty lines are nothing.
+    Lines,
+}
+
 /// Decoder state between reads.
 ///
 /// Feed it with [`push`](Decoder::push), then take items with [`next_item`](Decoder::next_item) until it returns
@@ -79,12 +89,18 @@ pub struct Decoder {
     /// The last line ended with CR, so an LF that follows belongs to it.
     after_cr: bool,
     past_first_line: bool,
+    framing: Framing,
 }
 
 impl Decoder {
-    /// Returns a decoder at the start of a stream.
+    /// Returns a decoder at the start of a stream of events.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Returns a decoder at the start of a stream that is laid out otherwise.
+    pub fn of(framing: Framing) -> Self {
+        Self { framing, ..Self::default() }
     }
 
     /// Adds the next read. All items of the one before should have been taken; what is left is copied.
@@ -143,6 +159,9 @@ impl Decoder {
 
     /// Interprets one line; an empty one closes the event.
     fn take_line(&mut self, mut line: Bytes) -> Result<Option<Item>, Error> {
+        if self.framing == Framing::Lines {
+            return Ok((!line.is_empty()).then_some(Item::Data(line)));
+        }
         if line.is_empty() {
             return Ok(match std::mem::take(&mut self.payload) {
                 Payload::None => None,
@@ -186,6 +205,22 @@ mod tests {
             }
         }
         Ok(items)
+    }
+
+    #[test]
+    fn json_lines_split_anywhere_are_the_same_payloads() {
+        let text = b"{\"a\":1}\n\r\ndata: x\n: y\n{\"b\":2}\n{\"cut\"";
+        for at in 0..=text.len() {
+            let mut decoder = Decoder::of(Framing::Lines);
+            let mut items = Vec::new();
+            for read in [&text[..at], &text[at..]] {
+                decoder.push(Bytes::copy_from_slice(read));
+                while let Some(item) = decoder.next_item().unwrap() {
+                    items.push(item);
+                }
+            }
+            assert_eq!(items, [data("{\"a\":1}"), data("data: x"), data(": y"), data("{\"b\":2}")], "{at}");
+        }
     }
 
     /// Inputs as seen from real servers and from the standard's examples, with what they mean.

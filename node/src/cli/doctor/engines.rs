@@ -76,7 +76,7 @@ async fn phone(place: Place) -> Result<Found, String> {
     shutdown.cancel();
     match told {
         Some(EngineStatus { models, slots, problem: None, .. }) => {
-            Ok(Found { kind: EngineKind::Lfo, models, slots })
+            Ok(Found { kind: EngineKind::Lfo, models, slots, load: Default::default() })
         }
         Some(EngineStatus { problem: Some(problem), .. }) => {
             Err(problem.strip_prefix(&name).unwrap_or(&problem).trim().to_owned())
@@ -168,7 +168,12 @@ mod tests {
         let model = |n| ModelInfo { id: format!("m{n}"), ..ModelInfo::default() };
         Seen {
             url: "http://127.0.0.1:11434".into(),
-            found: Ok(Found { kind: EngineKind::Ollama, models: (0..models).map(model).collect(), slots: 1 }),
+            found: Ok(Found {
+                kind: EngineKind::Ollama,
+                models: (0..models).map(model).collect(),
+                slots: 1,
+                load: Default::default(),
+            }),
             named: false,
             exposed: exposed.iter().map(|ip| ip.parse().unwrap()).collect(),
         }

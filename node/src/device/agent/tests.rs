@@ -134,7 +134,8 @@ fn run_with_drain(engines: Vec<Engine>, max_slots: Option<u32>, drain: Duration)
     let (send, work) = mpsc::channel(4);
     let (remember, remembered) = mpsc::unbounded_channel();
     let shutdown = CancellationToken::new();
-    let agent = Agent::new(settings, engines, FakeMesh { said, routers: known });
+    let agent =
+        Agent::new(settings, engines, watch::channel(Power::default()).1, FakeMesh { said, routers: known });
     let keep = move |routers: &[&'static str]| remember.send(routers.to_vec()).unwrap();
     let ended = tasks::spawn(TaskKind::Agent, agent.run(work, keep, shutdown.clone()));
     Running { wire: Wire(send), said: heard, routers, remembered, shutdown, ended }
@@ -177,7 +178,7 @@ async fn engine_at(router: Router, slots: u32, models: &[&str]) -> (Engine, watc
     let client = http_client::build(http_client::Reach::Lan).unwrap();
     let (status, watched) = watch::channel(serving(slots, models));
     let upstream = BoxUpstream::new(OpenAiHttp::new(client, settings));
-    (Engine { name: "engine".to_owned(), status: watched, upstream }, status)
+    (Engine::new("engine", watched, upstream), status)
 }
 
 fn serving(slots: u32, models: &[&str]) -> EngineStatus {
@@ -186,7 +187,7 @@ fn serving(slots: u32, models: &[&str]) -> EngineStatus {
         kind: Some(EngineKind::OpenAi),
         models: models.iter().map(model).collect(),
         slots,
-        problem: None,
+        ..EngineStatus::default()
     }
 }
 

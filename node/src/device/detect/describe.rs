@@ -9,16 +9,14 @@ use std::collections::HashMap;
 use serde_json::Value;
 use shoal_proto::ModelInfo;
 
+use crate::upstream::ollama;
+
 /// Slots of engines that batch continuously and do not tell their limit: their queue costs time to first token
 /// long before they refuse.
 pub(super) const BATCHING_SLOTS: u32 = 32;
 
 /// Slots of a server about which nothing is known.
 pub(super) const UNKNOWN_SLOTS: u32 = 4;
-
-/// Context that Ollama gives a model unless told otherwise. Longer prompts are cut without a word, so the length
-/// the weights allow must not be announced.
-const OLLAMA_DEFAULT_CONTEXT: u32 = 4096;
 
 /// First version of Ollama whose OpenAI API returns log-probabilities.
 const OLLAMA_LOGPROBS: [u32; 3] = [0, 12, 11];
@@ -100,6 +98,7 @@ pub(super) fn lm_studio(list: &Value) -> Vec<ModelInfo> {
             tools: has(&model["capabilities"], "tool_use"),
             vision: model["type"] == "vlm",
             embeddings: model["type"] == "embeddings",
+            resident: model["state"].as_str().map(|state| state == "loaded"),
             ..ModelInfo::default()
         }
     };
@@ -145,18 +144,17 @@ pub(super) fn ollama(
         let remote = [model, details].iter().any(|m| filled(&m["remote_host"]) || filled(&m["remote_model"]))
             || name.ends_with("-cloud")
             || name.ends_with(":cloud");
-        let in_use = loaded
-            .iter()
-            .find(|entry| ollama_name(entry) == Some(name))
-            .map(|m| number(&m["context_length"]));
+        let running = loaded.iter().find(|entry| ollama_name(entry) == Some(name));
+        let in_use = running.map(|m| number(&m["context_length"]));
         let native = number(&details["native"]);
-        let chosen = [in_use.unwrap_or(0), number(&details["chosen"])].into_iter().find(|length| *length > 0);
-        let context_length = match (chosen, native) {
-            (_, native) if remote => native,
-            (Some(chosen), 0) => chosen,
-            (Some(chosen), native) => chosen.min(native),
-            (None, 0) => OLLAMA_DEFAULT_CONTEXT,
-            (None, native) => native.min(OLLAMA_DEFAULT_CONTEXT),
+        let chosen = number(&details["chosen"]);
+        // Somebody chose a window, or a request gets one that holds it; what is loaded with more keeps it.
+        let window = if chosen > 0 { chosen } else { in_use.unwrap_or(0).max(ollama::MAX_WINDOW) };
+        let context_length = match native {
+            native if remote => native,
+            0 if chosen == 0 => in_use.unwrap_or(0).max(ollama::DEFAULT_WINDOW),
+            0 => chosen,
+            native => window.min(native),
         };
         let can = |word| has(&details["capabilities"], word);
         Some(ModelInfo {
@@ -171,6 +169,8 @@ pub(super) fn ollama(
             logprobs: logprobs && !remote,
             embeddings: can("embedding"),
             remote,
+            // What runs elsewhere is never loaded here, and needs not be.
+            resident: (!remote).then_some(running.is_some()),
         })
     };
     tags["models"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(describe).collect()

@@ -65,7 +65,10 @@ fn ollama(shows: Arc<AtomicUsize>) -> Router {
         .route("/api/version", get(|| async { axum::Json(json!({ "version": "0.13.1" })) }))
         .route("/api/tags", get(move || async move { axum::Json(tags) }))
         .route("/api/show", post(show))
-        .route("/api/ps", get(|| async { axum::Json(json!({ "models": [] })) }))
+        .route(
+            "/api/ps",
+            get(|| async { axum::Json(json!({ "models": [{ "model": "nomic-embed-text:latest" }] })) }),
+        )
         .route("/v1/models", get(move || async move { axum::Json(models) }))
         .fallback(any(|| async { (StatusCode::NOT_FOUND, "404 page not found") }))
 }
@@ -80,6 +83,7 @@ async fn ollama_is_recognised_with_contexts_abilities_and_remote_models() {
     assert!(cloud.remote && mine.remote, "a remote host in either answer counts");
     assert!(!llama.remote && !nomic.remote);
     assert_eq!((llama.context_length, nomic.context_length), (16384, 2048));
+    assert_eq!([cloud.resident, llama.resident, nomic.resident], [None, Some(false), Some(true)]);
     assert!(llama.tools && llama.logprobs && !llama.embeddings);
     assert!(nomic.embeddings && !nomic.tools);
     assert_eq!(
@@ -142,6 +146,7 @@ async fn lm_studio_is_recognised_by_its_own_list() {
     assert_eq!(found.kind, EngineKind::LmStudio);
     let [nomic, qwen] = &found.models[..] else { panic!("two models") };
     assert_eq!((qwen.context_length, nomic.context_length), (8192, 2048));
+    assert_eq!((qwen.resident, nomic.resident), (Some(true), Some(false)));
     assert!(qwen.vision && !qwen.tools && nomic.embeddings && nomic.tools);
     assert_eq!(&*qwen.quantization, "4bit");
 }
@@ -177,6 +182,29 @@ async fn servers_with_little_to_say_are_told_apart() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn an_engine_tells_what_it_runs_and_what_waits() {
+    let owned = |owner: &str| list(json!([{ "id": "m", "owned_by": owner }]));
+    let page = "vllm:num_requests_running{engine=\"0\"} 3\nvllm:num_requests_waiting 2\nvllm:kv_cache_usage_perc 0.5\n";
+    let models = owned("vllm");
+    let vllm = Router::new()
+        .route("/v1/models", get(move || async move { axum::Json(models) }))
+        .route("/metrics", get(move || async move { page }));
+    let found = probe_at(&testing::serve(vllm).await, &mut Cache::default()).await.unwrap();
+    assert_eq!(found.load, EngineLoad { running: 3, waiting: 2, kv_percent: Some(50) });
+
+    let found = probe_fake(&[
+        ("/v1/models", list(json!([{ "id": "m", "owned_by": "llamacpp" }]))),
+        ("/props", json!({ "default_generation_settings": { "n_ctx": 8192 }, "total_slots": 2 })),
+        ("/slots", json!([{ "id": 0, "is_processing": true }, { "id": 1, "is_processing": false }])),
+    ])
+    .await
+    .unwrap();
+    assert_eq!((found.slots, found.load), (2, EngineLoad { running: 1, ..EngineLoad::default() }));
+    let silent = probe_fake(&[("/v1/models", owned("vllm"))]).await.unwrap();
+    assert_eq!(silent.load, EngineLoad::default());
 }
 
 #[tokio::test]

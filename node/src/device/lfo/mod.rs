@@ -86,7 +86,7 @@ impl Phone {
         tasks::spawn(TaskKind::EngineProbe, async move {
             shutdown.run_until_cancelled(self.watch(&watched, &report)).await;
         });
-        Ok(Engine { name, status, upstream: BoxUpstream::new(Lfo { shared }) })
+        Ok(Engine::new(name, status, BoxUpstream::new(Lfo { shared })))
     }
 
     /// Looks after the phone for ever; each change lands in `report`.
@@ -130,7 +130,12 @@ impl Phone {
             tools: true,
             ..ModelInfo::default()
         };
-        EngineStatus { kind: Some(EngineKind::Lfo), models: vec![model], slots: SLOTS, problem: None }
+        EngineStatus {
+            kind: Some(EngineKind::Lfo),
+            models: vec![model],
+            slots: SLOTS,
+            ..EngineStatus::default()
+        }
     }
 }
 

@@ -10,12 +10,14 @@ use futures_util::StreamExt;
 use shoal_cluster::identity::{Identity, join};
 use shoal_cluster::ids::Role;
 use shoal_cluster::{DeviceLink, DeviceSettings, Handle, MemoryBook, Service, Settings};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::*;
 use crate::device::agent::{self, Agent};
 use crate::device::engine::HttpEngine;
+use crate::device::power::Power;
 use crate::device::testing::{self, Ending, PATIENCE, chat, collect, event_stream};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::Event;
@@ -100,7 +102,7 @@ async fn a_device_joins_announces_answers_feels_a_cancel_and_leaves() {
         drain: PATIENCE,
     };
     let leave = CancellationToken::new();
-    let agent = Agent::new(settings, vec![engine], device_handle);
+    let agent = Agent::new(settings, vec![engine], watch::channel(Power::default()).1, device_handle);
     let agent = tasks::spawn(TaskKind::Agent, agent.run(work, |_| {}, leave.clone()));
 
     let announced = |wanted: fn(&DeviceAnnounce) -> bool| {

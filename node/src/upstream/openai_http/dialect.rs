@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{Settings, join};
 use crate::egress::{self, Egress, EgressPermit};
+use crate::upstream::sse::Framing;
 use crate::upstream::{UpstreamError, UpstreamRequest};
 
 /// The way by which one request leaves.
@@ -51,6 +52,11 @@ pub(crate) trait Dialect: Send + Sync {
 
     /// Turns one payload of a stream into OpenAI's chunks.
     fn payload(&mut self, payload: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), Malformed>;
+
+    /// Says how a stream's payloads are laid out.
+    fn framing(&self) -> Framing {
+        Framing::Events
+    }
 }
 
 /// OpenAI's own API: everything passes as it is.
