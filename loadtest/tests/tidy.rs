@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str, &[&str])] = &[
     ("cluster/", "shoal-cluster", &["shoal-proto"]),
     ("loadtest/", "shoal-loadtest", &["shoal-routing", "shoal-proto"]),
     ("proto/", "shoal-proto", &[]),
+    ("fuzz/", "shoal-fuzz", &["shoal", "shoal-routing", "shoal-cluster", "shoal-proto"]),
 ];
 
 /// What the pure core must not even be able to name.

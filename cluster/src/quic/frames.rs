@@ -35,39 +35,69 @@ impl StreamKind {
     }
 }
 
+/// What of a stream of frames has arrived and was not taken yet.
+#[derive(Debug, Default)]
+pub struct FrameBuffer {
+    bytes: BytesMut,
+}
+
+impl FrameBuffer {
+    /// Adds what has arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Takes the next frame's message; `None` until all of it is here.
+    ///
+    /// # Errors
+    /// [`Error::FrameTooLarge`] when its header promises more than `limit` bytes; the stream has to be given up.
+    pub fn next(&mut self, limit: usize) -> Result<Option<Bytes>, Error> {
+        let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
+        let size = u32::from_be_bytes(*header) as usize;
+        if size > limit {
+            return Err(Error::FrameTooLarge { size, limit });
+        }
+        if self.bytes.len() < HEADER + size {
+            return Ok(None);
+        }
+        self.bytes.advance(HEADER);
+        Ok(Some(self.bytes.split_to(size).freeze()))
+    }
+}
+
 /// The receiving half of a stream.
 #[derive(Debug)]
 pub(super) struct FrameReader {
     stream: RecvStream,
-    buffer: BytesMut,
+    buffer: FrameBuffer,
     ended: bool,
 }
 
 impl FrameReader {
     pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, buffer: BytesMut::new(), ended: false }
+        Self { stream, buffer: FrameBuffer::default(), ended: false }
     }
 
     /// Reads the stream's first byte.
     pub(super) async fn kind(&mut self) -> Result<StreamKind, Error> {
-        while self.buffer.is_empty() {
+        while self.buffer.bytes.is_empty() {
             if !self.fill().await? {
                 return Err(Error::Truncated);
             }
         }
-        let byte = self.buffer.get_u8();
+        let byte = self.buffer.bytes.get_u8();
         StreamKind::from_byte(byte).ok_or_else(|| Error::Protocol(format!("unknown kind of stream {byte}")))
     }
 
     /// Reads the next frame; `None` when the peer has finished. Safe to cancel.
     pub(super) async fn next<M: Message + Default>(&mut self, limit: usize) -> Result<Option<M>, Error> {
         loop {
-            if let Some(frame) = self.buffered(limit)? {
+            if let Some(frame) = self.buffer.next(limit)? {
                 let message = M::decode(frame).map_err(|error| Error::Protocol(error.to_string()))?;
                 return Ok(Some(message));
             }
             if !self.fill().await? {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(Error::Truncated) };
+                return if self.buffer.bytes.is_empty() { Ok(None) } else { Err(Error::Truncated) };
             }
         }
     }
@@ -80,19 +110,6 @@ impl FrameReader {
         }
     }
 
-    fn buffered(&mut self, limit: usize) -> Result<Option<Bytes>, Error> {
-        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
-        let size = u32::from_be_bytes(*header) as usize;
-        if size > limit {
-            return Err(Error::FrameTooLarge { size, limit });
-        }
-        if self.buffer.len() < HEADER + size {
-            return Ok(None);
-        }
-        self.buffer.advance(HEADER);
-        Ok(Some(self.buffer.split_to(size).freeze()))
-    }
-
     /// Takes in what has arrived; false at the end of the stream.
     async fn fill(&mut self) -> Result<bool, Error> {
         if self.ended {
@@ -100,7 +117,7 @@ impl FrameReader {
         }
         match self.stream.read_chunk(READ_SIZE, true).await {
             Ok(Some(chunk)) => {
-                self.buffer.extend_from_slice(&chunk.bytes);
+                self.buffer.push(&chunk.bytes);
                 Ok(true)
             }
             Ok(None) => {

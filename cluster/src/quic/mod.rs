@@ -28,6 +28,7 @@ pub use accept::Acceptor;
 pub use alpn::Alpn;
 pub use device::{DeviceHandle, DeviceLink, DeviceSettings, LinkState};
 pub use directory::{Directory, RouterAddr};
+pub use frames::FrameBuffer;
 pub use grpc::{Caller, Channels, serve_control, serve_join};
 pub use infer::{FRAME_LIMIT, InferStream, REQUEST_BODY_LIMIT, Responder};
 pub use net::{CONNECT_DEADLINE, Connections, Link, Net, canonical};

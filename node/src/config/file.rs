@@ -148,7 +148,12 @@ impl FileConfig {
     pub fn read(path: &Path, env: &[(String, String)]) -> Result<Self, Error> {
         let text =
             std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let origin = path.display().to_string();
+        Self::parse(&text, &path.display().to_string(), env)
+    }
+
+    /// Reads a file's text and lays the environment over it; errors name `origin`.
+    pub fn parse(text: &str, origin: &str, env: &[(String, String)]) -> Result<Self, Error> {
+        let origin = origin.to_owned();
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| invalid(&origin, &e))?;
         match table.get("version") {
             Some(toml::Value::Integer(1)) => {}

@@ -13,7 +13,6 @@ use shoal_proto::ModelInfo;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tower::Service as _;
 
 use super::detect::{self, Cache, EngineKind, EngineLoad, ProbeError};
 use super::slots::Slots;
