@@ -13,6 +13,8 @@ use super::Error;
 pub struct FileApi {
     /// HTTPS of the API.
     pub tls: FileTls,
+    /// Model that Anthropic's names (`claude-…`) mean where nobody serves them; empty: they are unknown. Default `auto`.
+    pub claude_model: Option<String>,
 }
 
 /// The `[api.tls]` table.

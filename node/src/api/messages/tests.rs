@@ -1,0 +1,5 @@
+//! Both directions as pure functions, and what a client of the Messages API sees over scripted upstreams.
+
+mod inbound;
+mod outbound;
+mod served;
