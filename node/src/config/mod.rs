@@ -316,6 +316,17 @@ mod tests {
     }
 
     #[test]
+    fn anthropics_model_names_mean_auto_what_is_set_or_nothing() {
+        let meant = |more: &[(&str, &str)]| Config::load(Flags::default(), &env(more)).unwrap().claude_model;
+        assert_eq!(meant(&[]).as_deref(), Some("auto"));
+        assert_eq!(meant(&[("SHOAL_API__CLAUDE_MODEL", "auto:best")]).as_deref(), Some("auto:best"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shoal.toml");
+        std::fs::write(&path, "version = 1\n[api]\nclaude_model = \"\"\n").unwrap();
+        assert_eq!(check_file(&path, &[]).unwrap().claude_model, None);
+    }
+
+    #[test]
     fn https_is_set_by_variables_as_by_the_file() {
         let on_lan = [("SHOAL_LISTEN", "0.0.0.0:8080")];
         let config = |more: &[(&str, &str)]| {
