@@ -53,6 +53,7 @@ def test_claude_gets_the_mesh_and_its_own_arguments(trio, agents):
     assert env["ANTHROPIC_BASE_URL"] == node.url
     assert env["ANTHROPIC_MODEL"] == env["ANTHROPIC_SMALL_FAST_MODEL"] == "stub-a"
     assert "ANTHROPIC_API_KEY" not in env
+    assert env["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] == "8192"
     key = env["ANTHROPIC_AUTH_TOKEN"]
     assert answers(node.url, key) == 200
     kept = node.data_dir / "launch-key"

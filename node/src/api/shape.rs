@@ -75,7 +75,12 @@ pub fn anthropic(error: &ApiError) -> Value {
         400..=499 => "invalid_request_error",
         _ => "api_error",
     };
-    json!({"type": "error", "error": {"type": kind, "message": located(error), "code": &*error.code}})
+    let message = match &*error.code {
+        // Anthropic's words, by which agents know that they must shorten the conversation.
+        "context_length_exceeded" => format!("prompt is too long: {}", error.message).into(),
+        _ => located(error),
+    };
+    json!({"type": "error", "error": {"type": kind, "message": message, "code": &*error.code}})
 }
 
 /// Returns an error as Ollama's clients know it.

@@ -34,7 +34,11 @@ pub(super) async fn run(args: LaunchArgs, env: &[(String, String)]) -> Result<()
         key: "sk-shoal-…".into(),
         model: args.model.clone(),
         small_model: args.small_model.clone().unwrap_or_else(|| small_model(&args.model).into()),
-        models: models.filter_map(|model| model["id"].as_str().map(str::to_owned)).collect(),
+        models: models
+            .filter_map(|model| {
+                Some((model["id"].as_str()?.to_owned(), model["shoal"]["context_length"].as_u64()))
+            })
+            .collect(),
         trusted: trusted.map(|trusted| (trusted.mesh, trusted.list)),
     };
     if args.print {

@@ -17,6 +17,8 @@ const MAX_MESSAGES: usize = 10_000;
 /// Begins a line of the system prompt in which an agent talks to Anthropic's accounting. It changes from request to
 /// request, so that an engine that is shown it can keep nothing of a prompt that is otherwise the same.
 const BILLING: &str = "x-anthropic-billing-header:";
+/// Begins what an agent tells the model in the user's place.
+const REMINDER: &str = "<system-reminder>";
 
 #[derive(Deserialize)]
 struct Message<'a> {
@@ -155,7 +157,7 @@ pub(super) fn messages(
         match message.role.as_ref().map(|role| role.0.as_ref()) {
             Some("user") => user(content, &content_at, warnings, &mut out)?,
             Some("assistant") => assistant(content, &content_at, warnings, &mut out)?,
-            Some("system") => out.push(instruction(plain_text(content, &content_at)?, out.is_empty())),
+            Some("system") => instruction(content, &content_at, warnings, &mut out)?,
             Some(other) => {
                 let shown: String = other.chars().take(32).collect();
                 let message = format!("'{at}.role' is '{shown}'; it must be user, assistant or system");
@@ -171,14 +173,46 @@ fn missing(at: &str, field: &str) -> ApiError {
     ApiError::invalid(format!("{at}.{field}"), format!("'{at}.{field}' is missing"))
 }
 
-/// An instruction within the conversation. Many chat templates refuse a system message that is not the first, so a
-/// later one is said as agents say it elsewhere: by the user, in a tag.
-fn instruction(text: Cow<'_, str>, first: bool) -> Said<'_> {
-    if first {
-        return Said::new("system", Content::Text(text));
+/// An instruction within the conversation. Many chat templates refuse a system message that is not the first, and two
+/// of the user's in a row; so a later one is said as agents say it elsewhere, in a tag at the end of what it follows.
+/// Then the last question is still the last that the user said, and results of tools still follow their calls.
+fn instruction<'a>(
+    content: &'a RawValue,
+    at: &str,
+    warnings: &mut Warnings,
+    out: &mut Vec<Said<'a>>,
+) -> Result<(), ApiError> {
+    let mut texts = Vec::new();
+    for block in blocks(content, at)? {
+        match (block.r#type.as_ref().map_or("", |kind| kind.0.as_ref()), block.text) {
+            ("text", Some(Text(text))) => texts.push(text),
+            // Tools that come and go: all that are defined are offered, always.
+            (other, _) => warnings.add(&format!("a block of type '{other}' of the system was left out")),
+        }
     }
-    let text = format!("<system-reminder>\n{text}\n</system-reminder>");
-    Said::new("user", Content::Text(text.into()))
+    let text = joined(texts);
+    if text.is_empty() {
+        return Ok(());
+    }
+    if out.is_empty() {
+        out.push(Said::new("system", Content::Text(text)));
+        return Ok(());
+    }
+    remind(format!("{REMINDER}\n{text}\n</system-reminder>").into(), out);
+    Ok(())
+}
+
+/// Adds a reminder to the message before it, or makes one of the user's behind what the assistant said.
+fn remind<'a>(text: Cow<'a, str>, out: &mut Vec<Said<'a>>) {
+    match out.last_mut().filter(|last| last.role != "assistant").and_then(|last| last.content.as_mut()) {
+        Some(Content::Text(before)) => {
+            let before = before.to_mut();
+            before.push_str("\n\n");
+            before.push_str(&text);
+        }
+        Some(Content::Parts(parts)) => parts.push(Part::Text { text }),
+        None => out.push(Said::new("user", Content::Text(text))),
+    }
 }
 
 /// Reads text, or blocks of nothing but text.
@@ -238,9 +272,17 @@ fn user<'a>(
             part(block, &at, Place::User, warnings, &mut parts)?;
         }
     }
-    if results == 0 || !parts.is_empty() {
-        out.push(Said::new("user", together(parts)));
+    let reminds = |part: &Part<'_>| matches!(part, Part::Text { text } if text.starts_with(REMINDER));
+    if results > 0 && parts.iter().all(reminds) {
+        // The user said nothing: the turn is still that of the tools.
+        for part in parts {
+            if let Part::Text { text } = part {
+                remind(text, out);
+            }
+        }
+        return Ok(());
     }
+    out.push(Said::new("user", together(parts)));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod content;
 mod count;
 pub(super) mod models;
 mod request;
+mod room;
 mod stop;
 mod stream;
 #[cfg(test)]
@@ -24,8 +25,10 @@ use axum::routing::post;
 use axum::{Json, Router};
 use http::{HeaderMap, HeaderName};
 use serde_json::json;
+use shoal_routing::ModelChoice;
 
 use self::request::Names;
+use self::room::Contexts;
 use self::voice::Messages;
 use super::auth::Caller;
 use super::error::ApiError;
@@ -69,7 +72,17 @@ fn speak(front: &Front, headers: &HeaderMap, body: BodyBytes) -> Result<Spoken, 
     let inventory = front.pipeline.inventory.load();
     let serves = |model: &str| !inventory.registry.by_model(model).is_empty();
     let names = Names { claude: front.claude_model.as_deref(), serves: &serves };
-    let chat = request::translate(&readable(body)?, names)?;
+    let mut chat = request::translate(&readable(body)?, names)?;
+    let is_provider = |name: &str| front.pipeline.is_provider(name);
+    let choice = ModelChoice::parse(&chat.model, &is_provider);
+    if let Some(contexts) = Contexts::of(&inventory.registry, &choice)
+        && !contexts.are_ample(chat.max_tokens, chat.body.len())
+    {
+        let limit = contexts.fit(chat.max_tokens, count::tokens(&chat.body).0.into());
+        if limit < chat.max_tokens {
+            chat.lower_limit(limit);
+        }
+    }
     Ok(Spoken {
         path: ApiPath::ChatCompletions,
         body: chat.body,

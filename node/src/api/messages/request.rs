@@ -44,6 +44,8 @@ pub(super) struct Chat {
     pub(super) body: Bytes,
     /// Model that is asked for; empty where the client named none.
     pub(super) model: String,
+    /// Longest answer that is asked for, tokens; 0 where nothing is to be answered.
+    pub(super) max_tokens: u64,
     /// Stop sequences, to tell which one ended the answer.
     pub(super) stops: Vec<String>,
     /// What was left out, a sentence each, fit for a header.
@@ -103,14 +105,26 @@ pub(super) fn translate(bytes: &[u8], names: Names<'_>) -> Result<Chat, ApiError
     let body = object(bytes)?;
     let limit: Option<u64> = read(&body, "max_tokens", "a whole number of at least 1")?;
     match limit {
-        Some(1..) => {}
-        Some(0) => return Err(ApiError::invalid("max_tokens", "'max_tokens' is 0; it must be at least 1")),
+        Some(limit @ 1..) => Ok(Chat { max_tokens: limit, ..chat(&body, names)? }),
+        Some(0) => Err(ApiError::invalid("max_tokens", "'max_tokens' is 0; it must be at least 1")),
         None => {
             let message = "'max_tokens' is missing; say how long the answer may be, for example 1024";
-            return Err(ApiError::invalid("max_tokens", message));
+            Err(ApiError::invalid("max_tokens", message))
         }
     }
-    chat(&body, names)
+}
+
+impl Chat {
+    /// Lowers the limit of the answer.
+    pub(super) fn lower_limit(&mut self, limit: u64) {
+        let lowered = Body::parse(&self.body).map(|body| body.rebuild(&[("max_tokens", set(&limit))]));
+        // Our own body reads; were it not so, it would be refused a step later.
+        if let Ok(body) = lowered {
+            self.body = body;
+            self.warnings
+                .push(format!("'max_tokens' was lowered to {limit}, which is what the context leaves"));
+        }
+    }
 }
 
 /// Translates what is to be counted only: no limit is needed, and the model may be any.
@@ -179,7 +193,7 @@ fn chat(body: &Body<'_>, names: Names<'_>) -> Result<Chat, ApiError> {
         }
     }
     edits.extend(LEFT_OUT.iter().chain(DROPPED).map(|name| (*name, Edit::Remove)));
-    Ok(Chat { body: body.rebuild(&edits), model, stops, warnings: warnings.0 })
+    Ok(Chat { body: body.rebuild(&edits), model, max_tokens: 0, stops, warnings: warnings.0 })
 }
 
 /// Their `metadata` names the end user; ours gives instructions. Nothing else is known to either.

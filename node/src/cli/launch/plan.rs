@@ -22,8 +22,8 @@ pub(super) struct Mesh {
     pub(super) model: String,
     /// Model for small things: titles, summaries.
     pub(super) small_model: String,
-    /// Models that the agent may be switched to.
-    pub(super) models: Vec<String>,
+    /// Models that the agent may be switched to, with their contexts in tokens where they are known.
+    pub(super) models: Vec<(String, Option<u64>)>,
     /// Certificates that prove the node, where the web's do not: of the mesh alone, and in one list with the host's.
     pub(super) trusted: Option<(PathBuf, PathBuf)>,
 }
@@ -41,6 +41,23 @@ pub(super) struct Plan {
     pub(super) unset: Vec<&'static str>,
     /// How to install it.
     pub(super) install: &'static str,
+}
+
+impl Mesh {
+    /// Context of the model for the work, the longest of all where it is the mesh's to choose.
+    fn context(&self) -> Option<u64> {
+        let chosen =
+            self.models.iter().find(|(model, _)| *model == self.model).and_then(|(_, context)| *context);
+        chosen.or_else(|| {
+            let is_ours = self.model == "auto" || self.model.starts_with("auto:");
+            self.models.iter().filter_map(|(_, context)| *context).max().filter(|_| is_ours)
+        })
+    }
+}
+
+/// Returns a length of answers that leaves most of a context to the conversation; agents believe in 32,000.
+fn answer_length(context: u64) -> u64 {
+    (context / 8).clamp(1024, 32_000)
 }
 
 impl Plan {
@@ -62,7 +79,14 @@ impl Plan {
 /// Claude Code speaks Anthropic's API and appends `/v1/messages` itself.
 fn claude(mesh: &Mesh) -> Plan {
     let (model, small) = (OsString::from(&mesh.model), OsString::from(&mesh.small_model));
-    Plan {
+    // It takes a model that it does not know for one with the longest context there is, and then never compacts.
+    let lengths = mesh.context().map(|context| {
+        [
+            ("CLAUDE_CODE_MAX_CONTEXT_TOKENS", context.to_string().into()),
+            ("CLAUDE_CODE_MAX_OUTPUT_TOKENS", answer_length(context).to_string().into()),
+        ]
+    });
+    let mut plan = Plan {
         program: "claude",
         args: Vec::new(),
         set: vec![
@@ -80,14 +104,16 @@ fn claude(mesh: &Mesh) -> Plan {
         // A key for Anthropic is nothing to show to a node, and the agent would ask which of the two to use.
         unset: vec!["ANTHROPIC_API_KEY"],
         install: "npm install -g @anthropic-ai/claude-code",
-    }
+    };
+    plan.set.extend(lengths.into_iter().flatten());
+    plan
 }
 
 /// Codex takes a provider by overrides of its configuration, whose values are TOML.
 fn codex(mesh: &Mesh) -> Plan {
     let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let provider = "model_providers.shoal";
-    let overrides = [
+    let mut overrides = vec![
         ("model".to_owned(), text(&mesh.model)),
         ("model_provider".to_owned(), text("shoal")),
         (format!("{provider}.name"), text("Shoal")),
@@ -95,6 +121,9 @@ fn codex(mesh: &Mesh) -> Plan {
         (format!("{provider}.env_key"), text(KEY_VARIABLE)),
         (format!("{provider}.wire_api"), text("responses")),
     ];
+    if let Some(context) = mesh.context() {
+        overrides.push(("model_context_window".to_owned(), context.to_string()));
+    }
     Plan {
         program: "codex",
         args: overrides
@@ -109,10 +138,17 @@ fn codex(mesh: &Mesh) -> Plan {
 
 /// opencode merges a configuration from a variable into the user's own.
 fn opencode(mesh: &Mesh) -> Plan {
+    let entry = |model: &str, context: Option<u64>| {
+        let mut entry = json!({"name": model});
+        if let Some(context) = context {
+            entry["limit"] = json!({"context": context, "output": answer_length(context)});
+        }
+        entry
+    };
     let mut models: serde_json::Map<String, Value> =
-        mesh.models.iter().map(|model| (model.clone(), json!({"name": model}))).collect();
+        mesh.models.iter().map(|(model, context)| (model.clone(), entry(model, *context))).collect();
     for model in [&mesh.model, &mesh.small_model] {
-        models.entry(model.clone()).or_insert_with(|| json!({"name": model}));
+        models.insert(model.clone(), entry(model, Mesh { model: model.clone(), ..mesh.clone() }.context()));
     }
     let config = json!({
         "$schema": "https://opencode.ai/config.json",
@@ -147,7 +183,11 @@ mod tests {
             key: "sk-shoal-x".into(),
             model: "auto".into(),
             small_model: "auto:fast".into(),
-            models: vec!["qwen \"3\"".into()],
+            models: vec![
+                ("qwen \"3\"".into(), Some(65_536)),
+                ("auto".into(), None),
+                ("tiny".into(), Some(4096)),
+            ],
             trusted: None,
         }
     }
@@ -164,6 +204,10 @@ mod tests {
         assert_eq!(value(&plan, "ANTHROPIC_AUTH_TOKEN"), "sk-shoal-x");
         assert_eq!(value(&plan, "ANTHROPIC_MODEL"), "auto");
         assert_eq!(value(&plan, "ANTHROPIC_SMALL_FAST_MODEL"), "auto:fast");
+        assert_eq!(value(&plan, "CLAUDE_CODE_MAX_CONTEXT_TOKENS"), "65536");
+        assert_eq!(value(&plan, "CLAUDE_CODE_MAX_OUTPUT_TOKENS"), "8192");
+        let unknown = Plan::of(Agent::Claude, &Mesh { model: "other".into(), ..mesh() });
+        assert!(unknown.set.iter().all(|(name, _)| !name.starts_with("CLAUDE_CODE_MAX")));
         assert_eq!(plan.unset, ["ANTHROPIC_API_KEY"]);
         assert!(plan.args.is_empty());
     }
@@ -179,6 +223,7 @@ mod tests {
             .collect();
         let table: toml::Table = text.parse().unwrap();
         assert_eq!(table["model"].as_str(), Some("qwen \"3\""));
+        assert_eq!(table["model_context_window"].as_integer(), Some(65_536));
         let provider = &table["model_providers"]["shoal"];
         assert_eq!(provider["base_url"].as_str(), Some("http://127.0.0.1:8080/v1"));
         assert_eq!(provider["wire_api"].as_str(), Some("responses"));
@@ -194,7 +239,9 @@ mod tests {
         let provider = &config["provider"]["shoal"];
         assert_eq!(provider["options"]["baseURL"], "http://127.0.0.1:8080/v1");
         let models: Vec<&String> = provider["models"].as_object().unwrap().keys().collect();
-        assert_eq!(models, ["auto", "auto:fast", "qwen \"3\""]);
+        assert_eq!(models, ["auto", "auto:fast", "qwen \"3\"", "tiny"]);
+        assert_eq!(provider["models"]["tiny"]["limit"], json!({"context": 4096, "output": 1024}));
+        assert_eq!(provider["models"]["auto"]["limit"]["context"], 65_536);
         assert_eq!(config["model"], "shoal/auto");
     }
 

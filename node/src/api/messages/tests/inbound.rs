@@ -152,9 +152,30 @@ fn instructions_go_where_templates_take_them_and_accounting_nowhere() {
     assert_eq!(
         body["messages"],
         json!([{"role": "system", "content": "You are an agent.\n\nBe kind."},
-               {"role": "user", "content": "hi"},
-               {"role": "user", "content": "<system-reminder>\nThe plan changed.\n</system-reminder>"}])
+               {"role": "user", "content": "hi\n\n<system-reminder>\nThe plan changed.\n</system-reminder>"}])
     );
+    let changed = json!({"role": "system", "content": [
+        {"type": "text", "text": "More tools."}, {"type": "tool_addition", "tool": {"name": "x"}}]});
+    let call =
+        json!({"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]});
+    let results = json!({"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "t", "content": "42"},
+        {"type": "text", "text": "<system-reminder>\nHurry.\n</system-reminder>"}]});
+    let (body, noted) = chat(&with(json!({"messages": [
+        {"role": "user", "content": "hi"}, call, results, changed,
+        {"role": "assistant", "content": "done"}, {"role": "system", "content": "Go on."}]})))
+    .unwrap();
+    let messages = &body["messages"];
+    assert_eq!(
+        messages[2],
+        json!({"role": "tool", "tool_call_id": "t", "content": "42\n\n<system-reminder>\nHurry.\n</system-reminder>\n\n\
+               <system-reminder>\nMore tools.\n</system-reminder>"})
+    );
+    assert_eq!(
+        messages[4],
+        json!({"role": "user", "content": "<system-reminder>\nGo on.\n</system-reminder>"})
+    );
+    assert_eq!(noted.warnings, ["a block of type 'tool_addition' of the system was left out"]);
     let first = said(json!([{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]));
     assert_eq!(first[0], json!({"role": "system", "content": "s"}));
 }

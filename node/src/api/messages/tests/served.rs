@@ -10,6 +10,7 @@ use axum::middleware;
 use axum::response::Response;
 use http::Request;
 use serde_json::{Value, json};
+use shoal_routing::Tokens;
 use tower::ServiceExt;
 
 use super::outbound::event;
@@ -210,6 +211,26 @@ async fn our_instructions_count_in_their_metadata() {
     assert_eq!(body(response).await["error"]["type"], "permission_error");
     assert!(scene.tried().is_empty());
     assert_eq!(scene.only_outcome().0.outcome, "rejected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_beyond_the_context_is_a_bound_and_a_prompt_beyond_it_too_long() {
+    let mut short = offer("a", "m", &[]);
+    Arc::make_mut(&mut short.model).context = Some(Tokens(600));
+    let mut scene = Scene::new(vec![short]);
+    scene.script("a/m", [whole_answer()]);
+    let response = ask(&scene, json!({"max_tokens": 32_000})).await;
+    assert_eq!(response.status(), 200);
+    assert!(header(&response, "x-shoal-warnings").unwrap().contains("'max_tokens' was lowered to 528"));
+    let asked: Value = serde_json::from_slice(&scene.asked()[0].body).unwrap();
+    assert_eq!(asked["max_tokens"], 528);
+    assert_eq!(scene.only_outcome().0.outcome, "completed");
+    let long = "word ".repeat(700);
+    let refused = ask(&scene, json!({"max_tokens": 32_000, "system": long})).await;
+    assert_eq!(refused.status(), 400);
+    let error = body(refused).await;
+    // Agents shorten the conversation when they read this.
+    assert!(error["error"]["message"].as_str().unwrap().starts_with("prompt is too long: "), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
