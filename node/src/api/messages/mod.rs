@@ -1,8 +1,8 @@
 //! Anthropic's Messages API: `/v1/messages`, `/v1/messages/count_tokens`, and their shape of `/v1/models`.
 //!
 //! Two pure translations around the pipeline, which knows chat completions alone: [`request`] on the way in, with
-//! [`content`] and [`tools`]; [`answer`] and [`stream`] on the way out. Where the two APIs differ for good, what an
-//! agent survives is preferred to what is tidy: a field that means nothing here is left out with a line in
+//! [`content`], [`shown`] and [`tools`]; [`answer`] and [`stream`] on the way out. Where the two APIs differ for good,
+//! what an agent survives is preferred to what is tidy: a field that means nothing here is left out with a line in
 //! `x-shoal-warnings`, and only what would change the sense of the question is refused. `docs/api.md` has the table.
 
 mod answer;
@@ -12,6 +12,7 @@ mod count;
 pub(super) mod models;
 mod request;
 mod room;
+mod shown;
 mod stop;
 mod stream;
 #[cfg(test)]
