@@ -247,6 +247,7 @@ impl Scene {
             pipeline: pipeline.clone(),
             keys,
             no_auth: true,
+            claude_model: Some("auto".into()),
         };
         Self {
             pipeline,

@@ -21,6 +21,8 @@ pub struct Front {
     pub keys: Arc<KeyRing>,
     /// Serves without a key.
     pub no_auth: bool,
+    /// What a `claude-…` name means that nobody serves; `None` = nothing.
+    pub claude_model: Option<Arc<str>>,
 }
 
 impl Front {

@@ -86,11 +86,13 @@ pub(super) struct Spoken {
     pub body: Bytes,
     /// Says the answer.
     pub voice: Box<dyn Voice>,
+    /// What the translation left out, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// A request in OpenAI's own words.
 fn plain(path: ApiPath, body: BodyBytes) -> Result<Spoken, ApiError> {
-    Ok(Spoken { path, body: readable(body)?, voice: Box::new(OpenAi) })
+    Ok(Spoken { path, body: readable(body)?, voice: Box::new(OpenAi), warnings: Vec::new() })
 }
 
 /// `POST /shoal/v1/route`: where a chat request would go, without sending it.
@@ -175,13 +177,10 @@ fn accept(
     spoken: Spoken,
     id: Arc<str>,
 ) -> Result<Accepted, ApiError> {
-    let Spoken { path, body, voice } = spoken;
-    if headers.contains_key(header::CONTENT_ENCODING) {
-        let message = "compressed request bodies are not accepted; send plain JSON";
-        return Err(ApiError::new(415, "unsupported_encoding", message));
-    }
+    let Spoken { path, body, mut voice, mut warnings } = spoken;
+    refuse_compressed(headers)?;
     let origin = Origin {
-        id,
+        id: id.clone(),
         hop: 0,
         attempts_left: MAX_ATTEMPTS,
         key_id: caller.key_id.clone(),
@@ -193,9 +192,11 @@ fn accept(
         parse::parse(path, &body, headers, caller.floor, front.pipeline.naming(&is_provider))?;
     request.max_local_tokens = front.pipeline.limits.max_local_tokens;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
-    let (stream, warnings) = (parsed.shape.stream, parsed.warnings.join("; "));
+    voice.accepted(&id, parsed.profile.prompt_tokens);
+    let stream = parsed.shape.stream;
+    warnings.extend_from_slice(&parsed.warnings);
     let job = front.pipeline.accept(parsed, &request, origin)?;
-    Ok(Accepted { job, stream, asked, voice, warnings })
+    Ok(Accepted { job, stream, asked, voice, warnings: warnings.join("; ") })
 }
 
 impl Accepted {
@@ -221,6 +222,15 @@ impl Accepted {
         }
         response
     }
+}
+
+/// Refuses a compressed body, which would only look like broken JSON.
+pub(super) fn refuse_compressed(headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        let message = "compressed request bodies are not accepted; send plain JSON";
+        return Err(ApiError::new(415, "unsupported_encoding", message));
+    }
+    Ok(())
 }
 
 /// Reads a body, or says why it cannot be read.

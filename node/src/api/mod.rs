@@ -10,6 +10,7 @@ pub mod error;
 mod feedback;
 pub mod front;
 pub mod inference;
+mod messages;
 mod packs;
 pub mod parse;
 pub mod relay;
@@ -71,7 +72,7 @@ pub fn admin(node: Arc<Node>) -> Router {
 
 fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
     // The base URL works with and without `/v1`, since clients differ in what they append.
-    let mut router = inference::routes();
+    let mut router = inference::routes().merge(messages::routes());
     for prefix in ["/v1", ""] {
         router = router
             .route(&format!("{prefix}/feedback"), post(feedback::give))

@@ -8,10 +8,11 @@ use std::borrow::Cow;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::messages;
 
 /// Which API's errors a path has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +26,11 @@ enum Shape {
 }
 
 impl Shape {
-    fn of(path: &str) -> Self {
+    fn of(path: &str, headers: &HeaderMap) -> Self {
         let path = path.strip_prefix("/v1").unwrap_or(path);
         let is_under =
             |root: &str| path.strip_prefix(root).is_some_and(|r| r.is_empty() || r.starts_with('/'));
-        if is_under("/messages") {
+        if is_under("/messages") || is_under("/models") && messages::models::is_wanted(headers) {
             Shape::Anthropic
         } else if is_under("/api") {
             Shape::Ollama
@@ -41,7 +42,7 @@ impl Shape {
 
 /// Tells an error in the shape of the path that was asked.
 pub async fn tell_errors(request: Request, next: Next) -> Response {
-    let shape = Shape::of(request.uri().path());
+    let shape = Shape::of(request.uri().path(), request.headers());
     let response = next.run(request).await;
     let Some(error) = response.extensions().get::<ApiError>() else { return response };
     let body = match shape {
@@ -74,7 +75,12 @@ pub fn anthropic(error: &ApiError) -> Value {
         400..=499 => "invalid_request_error",
         _ => "api_error",
     };
-    json!({"type": "error", "error": {"type": kind, "message": located(error), "code": &*error.code}})
+    let message = match &*error.code {
+        // Anthropic's words, by which agents know that they must shorten the conversation.
+        "context_length_exceeded" => format!("prompt is too long: {}", error.message).into(),
+        _ => located(error),
+    };
+    json!({"type": "error", "error": {"type": kind, "message": message, "code": &*error.code}})
 }
 
 /// Returns an error as Ollama's clients know it.
@@ -98,6 +104,12 @@ mod tests {
 
     #[test]
     fn a_path_has_its_apis_shape() {
+        let theirs = HeaderMap::from_iter([(
+            "anthropic-version".parse().unwrap(),
+            HeaderValue::from_static("2023-06-01"),
+        )]);
+        assert_eq!(Shape::of("/v1/models/x", &theirs), Shape::Anthropic);
+        assert_eq!(Shape::of("/v1/models/x", &HeaderMap::new()), Shape::OpenAi);
         for (path, shape) in [
             ("/v1/messages", Shape::Anthropic),
             ("/messages/count_tokens", Shape::Anthropic),
@@ -106,7 +118,7 @@ mod tests {
             ("/v1/chat/completions", Shape::OpenAi),
             ("/shoal/v1/messages", Shape::OpenAi),
         ] {
-            assert_eq!(Shape::of(path), shape, "{path}");
+            assert_eq!(Shape::of(path, &HeaderMap::new()), shape, "{path}");
         }
     }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_proto::DeviceInfo;
@@ -16,6 +17,7 @@ use shoal_routing::features::DIM;
 use shoal_routing::{ArmEvidence, ArmId, Curve, QualitySums, Reliability, Route, UpstreamId};
 
 use super::error::ApiError;
+use super::messages;
 use crate::feedback::Learnt;
 use crate::node::Node;
 use crate::store::{RequestRecord, unix_ms};
@@ -58,10 +60,24 @@ pub(super) async fn metrics(State(node): State<Arc<Node>>) -> Response {
     response
 }
 
-/// `GET /v1/models`, with our extra fields under `shoal`.
-pub(super) async fn models(State(node): State<Arc<Node>>) -> Json<Value> {
+/// `GET /v1/models`, with our extra fields under `shoal`; in Anthropic's shape for Anthropic's clients.
+pub(super) async fn models(
+    State(node): State<Arc<Node>>,
+    headers: HeaderMap,
+    page: Result<Query<messages::models::Page>, QueryRejection>,
+) -> Json<Value> {
+    let data = model_entries(&node);
+    if messages::models::is_wanted(&headers) {
+        // A page that cannot be read is the first one.
+        let Query(page) = page.unwrap_or_default();
+        return Json(messages::models::list(&data, &page));
+    }
+    Json(json!({"object": "list", "data": data}))
+}
+
+fn model_entries(node: &Node) -> Vec<Value> {
     let inventory = node.pipeline.inventory.load();
-    let mut data: Vec<Value> = inventory.registry.models().iter().map(|m| model_entry(&node, m)).collect();
+    let mut data: Vec<Value> = inventory.registry.models().iter().map(|m| model_entry(node, m)).collect();
     if !data.is_empty() {
         for (id, what) in [
             ("auto", "the best for each request"),
@@ -76,17 +92,19 @@ pub(super) async fn models(State(node): State<Arc<Node>>) -> Json<Value> {
             }));
         }
     }
-    Json(json!({"object": "list", "data": data}))
+    data
 }
 
 /// `GET /v1/models/{id}`
 pub(super) async fn model(
     State(node): State<Arc<Node>>,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    let Json(list) = models(State(node.clone())).await;
-    let found = list["data"].as_array().into_iter().flatten().find(|m| m["id"] == id.as_str()).cloned();
-    found.map(Json).ok_or_else(|| {
+    let found = model_entries(&node).into_iter().find(|model| model["id"] == id.as_str());
+    let shown =
+        |model| if messages::models::is_wanted(&headers) { messages::models::entry(&model) } else { model };
+    found.map(|model| Json(shown(model))).ok_or_else(|| {
         let near = node.pipeline.inventory.load().registry.nearest(&id, 3);
         let near: Vec<&str> = near.iter().map(AsRef::as_ref).collect();
         let hint = if near.is_empty() {

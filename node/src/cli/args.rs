@@ -1,5 +1,6 @@
 //! What people type. The names are promises; see the contract in `docs/cli.md`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -67,6 +68,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Print the variables that point OpenAI clients at the local node.
     Env(ClientArgs),
+    /// Start an agent (claude, codex, opencode) so that it asks this mesh; its own files stay as they are.
+    Launch(LaunchArgs),
     /// Stop the local node.
     Down(ClientArgs),
     /// Check and show the configuration.
@@ -98,6 +101,40 @@ pub struct ClientArgs {
     /// Machine-readable output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// An agent that can be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Agent {
+    /// Claude Code.
+    Claude,
+    /// OpenAI's Codex.
+    Codex,
+    /// opencode.
+    Opencode,
+}
+
+/// `shoal launch`
+#[derive(Debug, Clone, Args)]
+pub struct LaunchArgs {
+    /// Agent to start.
+    #[arg(value_enum)]
+    pub agent: Agent,
+    /// Model for its work.
+    #[arg(long, default_value = "auto")]
+    pub model: String,
+    /// Model for titles and summaries [default: auto:fast, or the model for its work if one is named].
+    #[arg(long, value_name = "MODEL")]
+    pub small_model: Option<String>,
+    /// Show what would be run instead of running it; the key is not shown.
+    #[arg(long)]
+    pub print: bool,
+    /// Where the node is.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Arguments of the agent; the first that is not an option above ends those, as `--` does.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
 }
 
 /// `shoal doctor`

@@ -327,8 +327,8 @@ pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
     }
     show::line(format!("export OPENAI_BASE_URL={base}"));
     if let Some(trusted) = &trusted {
-        show::line(format!("export SSL_CERT_FILE={}", quoted(&trusted.list)));
-        show::line(format!("export NODE_EXTRA_CA_CERTS={}", quoted(&trusted.mesh)));
+        show::line(format!("export SSL_CERT_FILE={}", quoted(&trusted.list.to_string_lossy())));
+        show::line(format!("export NODE_EXTRA_CA_CERTS={}", quoted(&trusted.mesh.to_string_lossy())));
     }
     match &args.api_key {
         Some(key) => show::line(format!("export OPENAI_API_KEY={key}")),
@@ -340,26 +340,25 @@ pub(super) async fn env(args: &ClientArgs) -> Result<(), CliError> {
 }
 
 /// Files by which clients of an API with a certificate from the mesh know it.
-struct Trusted {
+pub(super) struct Trusted {
     /// For what takes one list of all: the host's roots and the mesh's, where the node could write it.
-    list: PathBuf,
+    pub(super) list: PathBuf,
     /// The mesh's roots alone.
-    mesh: PathBuf,
+    pub(super) mesh: PathBuf,
 }
 
 impl Trusted {
-    fn of(ca: &Path) -> Self {
+    pub(super) fn of(ca: &Path) -> Self {
         let mesh = std::path::absolute(ca).unwrap_or_else(|_| ca.to_owned());
         let beside = mesh.parent().and_then(Path::parent).map(bundle_file).filter(|file| file.is_file());
         Self { list: beside.unwrap_or_else(|| mesh.clone()), mesh }
     }
 }
 
-/// Quotes a path for a shell, where it needs that.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+@%:".contains(&b)) {
-        return text;
+/// Quotes a word for a shell, where it needs that.
+pub(super) fn quoted(text: &str) -> String {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+@%:".contains(&b)) {
+        return text.to_owned();
     }
     format!("'{}'", text.replace('\'', "'\\''"))
 }

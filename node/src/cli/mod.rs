@@ -9,6 +9,7 @@ mod doctor;
 pub mod exit;
 mod explain;
 mod join;
+mod launch;
 mod router;
 mod show;
 mod signals;
@@ -78,6 +79,7 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Health(args) => commands::health(&args).await,
         Command::Doctor(args) => Box::pin(doctor::run(&args, &env)).await,
         Command::Env(args) => commands::env(&args).await,
+        Command::Launch(args) => launch::run(args, &env).await,
         Command::Down(args) => commands::down(&args).await,
         Command::Config(command) => config_command(command, &env),
         Command::Completions { shell } => {

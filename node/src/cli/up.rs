@@ -204,7 +204,8 @@ impl TokenFile {
     }
 }
 
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+/// Writes a file that only its owner may read.
+pub(super) fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true);

@@ -216,6 +216,7 @@ impl FileConfig {
                     key: Some(PathBuf::from("api.key")),
                     names: vec!["shoal.example.org".into()],
                 },
+                claude_model: Some(super::DEFAULT_CLAUDE_MODEL.into()),
             },
             devices: Vec::new(),
             providers: Vec::new(),

@@ -33,6 +33,9 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 /// Default address of the mesh port: mutually authenticated, so it may bind all interfaces.
 pub const DEFAULT_MESH: &str = "[::]:7411";
 
+/// What Anthropic's model names mean where nobody serves them, so that their agents work unchanged.
+pub const DEFAULT_CLAUDE_MODEL: &str = "auto";
+
 /// A problem with the configuration, with its cause and the next step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -112,6 +115,8 @@ pub struct Config {
     pub no_auth: bool,
     /// What the API proves itself with.
     pub tls: ApiTls,
+    /// Model that `claude-…` names mean which nobody serves; `None` = they are unknown.
+    pub claude_model: Option<String>,
     /// Cloud providers, from the file and from keys in the environment.
     pub providers: Vec<ProviderSettings>,
     /// Prices that replace built-in ones.
@@ -193,6 +198,8 @@ impl Config {
             detect: !flags.no_detect && file.detect.unwrap_or(true),
             no_auth: flags.no_auth || file.no_auth.unwrap_or(false),
             tls: ApiTls::merge(flags.tls, file.api.tls, address.ip())?,
+            claude_model: Some(file.api.claude_model.unwrap_or_else(|| DEFAULT_CLAUDE_MODEL.into()))
+                .filter(|model| !model.is_empty()),
             providers: configured(file.providers, env)
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
@@ -306,6 +313,17 @@ mod tests {
     fn nested_variables_reach_nested_keys() {
         let config = Config::load(Flags::default(), &env(&[("SHOAL_LIMITS__BODY_BYTES", "1024")])).unwrap();
         assert_eq!(config.limits.body_bytes, 1024);
+    }
+
+    #[test]
+    fn anthropics_model_names_mean_auto_what_is_set_or_nothing() {
+        let meant = |more: &[(&str, &str)]| Config::load(Flags::default(), &env(more)).unwrap().claude_model;
+        assert_eq!(meant(&[]).as_deref(), Some("auto"));
+        assert_eq!(meant(&[("SHOAL_API__CLAUDE_MODEL", "auto:best")]).as_deref(), Some("auto:best"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shoal.toml");
+        std::fs::write(&path, "version = 1\n[api]\nclaude_model = \"\"\n").unwrap();
+        assert_eq!(check_file(&path, &[]).unwrap().claude_model, None);
     }
 
     #[test]

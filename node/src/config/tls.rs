@@ -11,6 +11,8 @@ use super::Error;
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileApi {
+    /// Model that Anthropic's names (`claude-…`) mean where nobody serves them; empty: they are unknown. Default `auto`.
+    pub claude_model: Option<String>,
     /// HTTPS of the API.
     pub tls: FileTls,
 }

@@ -138,6 +138,7 @@ impl Started {
             pipeline: pipeline.clone(),
             keys: keys.clone(),
             no_auth: config.no_auth,
+            claude_model: config.claude_model.as_deref().map(Arc::from),
         };
         let background = stop_background.clone();
         let mut judges = Vec::new();

@@ -6,7 +6,8 @@ use super::super::body::{Body, Edit};
 use super::super::error::ApiError;
 
 /// Our own keys in `metadata`; they are instructions to us and go no further.
-const OUR_METADATA: &[&str] = &["mode", "confidence_threshold", "preference", "data_class"];
+pub(in super::super) const OUR_METADATA: &[&str] =
+    &["mode", "confidence_threshold", "preference", "data_class"];
 
 /// Our instructions in `metadata`, and what is left of it for the upstream.
 pub(super) struct Metadata {

@@ -16,6 +16,7 @@ use shoal_routing::{
 
 use self::input::Input;
 use self::metadata::Metadata;
+pub(super) use self::metadata::OUR_METADATA;
 use super::body::{Body, Edit, Text};
 use super::error::ApiError;
 use crate::upstream::ApiPath;
