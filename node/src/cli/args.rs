@@ -291,6 +291,9 @@ pub enum KeysCommand {
         /// Requests with it never leave the devices of the mesh.
         #[arg(long)]
         local_only: bool,
+        /// Most that requests with it may cost at providers, on each node: 5usd/month, 0.5usd/day.
+        #[arg(long)]
+        budget: Option<crate::cloud::Budget>,
         /// Where the node is.
         #[command(flatten)]
         client: ClientArgs,

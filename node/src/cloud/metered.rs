@@ -67,9 +67,15 @@ where
         let Self { inner, purse, quote, traffic } = self.clone();
         Box::pin(async move {
             let Bounded { body, input, output } = bounded(request.path, &request.body, &quote)?;
-            let reservation = purse.reserve(quote.price.cost(input, output)).await?;
+            let most = quote.price.cost(input, output);
+            // The key's own money first: what the provider's purse then refuses goes back to it.
+            let payer = match &request.payer {
+                Some(payer) => Some(payer.reserve(most).await?),
+                None => None,
+            };
+            let reservations = [Some(purse.reserve(most).await?), payer];
             let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
-            let mut meter = Meter { reservation, price: quote.price, prompt, tap: Tap::default() };
+            let mut meter = Meter { reservations, price: quote.price, prompt, tap: Tap::default() };
             let call = traffic.begin(Instant::now());
             let streamed = request.stream;
             match inner.oneshot(UpstreamRequest { body, ..request }).await {
@@ -127,9 +133,10 @@ fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, Upstr
     Ok(Bounded { body, input, output: Tokens(each.0.saturating_mul(n)) })
 }
 
-/// Reads counts as an answer passes, and keeps the reservation told.
+/// Reads counts as an answer passes, and keeps the reservations told.
 struct Meter {
-    reservation: Reservation,
+    /// At the provider, and of the key that asks.
+    reservations: [Option<Reservation>; 2],
     price: Price,
     /// Tokens of the prompt as estimated here.
     prompt: Tokens,
@@ -172,7 +179,8 @@ impl Meter {
     }
 
     fn book(&mut self) {
-        self.reservation.spent(self.cost());
+        let cost = self.cost();
+        self.reservations.iter_mut().flatten().for_each(|reservation| reservation.spent(cost));
     }
 
     fn cost(&self) -> MicroUsd {

@@ -153,7 +153,8 @@ pub struct FileWhen {
 /// # Errors
 /// [`Error::Invalid`] names the rule and the key.
 pub(super) fn check(routes: Vec<FileRoute>, aliases: Vec<FileAlias>) -> Result<Rules, Error> {
-    for (what, count, most) in [("routes", routes.len(), MAX_ROUTES), ("aliases", aliases.len(), MAX_ALIASES)] {
+    for (what, count, most) in [("routes", routes.len(), MAX_ROUTES), ("aliases", aliases.len(), MAX_ALIASES)]
+    {
         if count > most {
             return Err(wrong(what, format!("there are {count}; {what} may be at most {most}")));
         }
@@ -196,10 +197,18 @@ impl FileRoute {
         let data_class = word::<DataClass>(&place, "data_class", self.data_class)?;
         let does = !targets.split.is_empty() || !targets.fallback.is_empty() || mode.is_some();
         if !(does || preference.is_some() || data_class.is_some()) {
-            let message = "it does nothing; give it a model, a split, a fallback, a mode, a preference or a data_class";
+            let message =
+                "it does nothing; give it a model, a split, a fallback, a mode, a preference or a data_class";
             return Err(wrong(place, message));
         }
-        Ok(Route { name: self.name.into(), when: self.when.check(&place)?, targets, mode, preference, data_class })
+        Ok(Route {
+            name: self.name.into(),
+            when: self.when.check(&place)?,
+            targets,
+            mode,
+            preference,
+            data_class,
+        })
     }
 }
 
@@ -217,7 +226,8 @@ impl FileWhen {
             ("modes", &self.modes),
         ];
         for (key, list) in lists {
-            let fits = |text: &String| (1..=MAX_NAME).contains(&text.len()) && !text.chars().any(char::is_control);
+            let fits =
+                |text: &String| (1..=MAX_NAME).contains(&text.len()) && !text.chars().any(char::is_control);
             if list.len() > MAX_CONDITIONS || !list.iter().all(fits) {
                 let message =
                     format!("it may have {MAX_CONDITIONS} entries of 1 to {MAX_NAME} printable characters");
@@ -268,7 +278,8 @@ fn targets(
         return Err(wrong(place, "it has a model and a split; leave one of them out"));
     }
     if split.len() > MAX_TARGETS || fallback.len() > MAX_FALLBACKS {
-        let message = format!("it may have {MAX_TARGETS} models in its split and {MAX_FALLBACKS} in its fallback");
+        let message =
+            format!("it may have {MAX_TARGETS} models in its split and {MAX_FALLBACKS} in its fallback");
         return Err(wrong(place, message));
     }
     let single = model.map(|model| FileTarget { model, weight: 1.0 });
@@ -312,7 +323,9 @@ fn word<T: std::str::FromStr<Err = shoal_routing::UnknownWord>>(
     key: &str,
     text: Option<String>,
 ) -> Result<Option<T>, Error> {
-    text.map(|text| text.parse()).transpose().map_err(|e| wrong(format!("{place}.{key}"), e.to_string()))
+    text.map(|text| text.parse())
+        .transpose()
+        .map_err(|e: T::Err| wrong(format!("{place}.{key}"), e.to_string()))
 }
 
 fn words<T: std::str::FromStr<Err = shoal_routing::UnknownWord>>(
@@ -387,12 +400,18 @@ mod tests {
             ("[[aliases]]\nname = \"a\"\nmodel = \"m\"\nsplit = [{model = \"n\"}]", "leave one of them out"),
             ("[[aliases]]\nname = \"a\"\nsplit = [{model = \"n\", weight = 0}]", "above 0"),
             ("[[aliases]]\nname = \"a\"\nsplit = [{model = \"n\", weight = nan}]", "above 0"),
-            ("[[aliases]]\nname = \"a\"\nmodel = \"b\"\n[[aliases]]\nname = \"b\"\nmodel = \"a\"", "leads back"),
+            (
+                "[[aliases]]\nname = \"a\"\nmodel = \"b\"\n[[aliases]]\nname = \"b\"\nmodel = \"a\"",
+                "leads back",
+            ),
             ("[[aliases]]\nname = \"a\"\nmodel = \"b\"\nsticky = \"always\"", "sticky"),
             ("[[routes]]\nname = \"r\"", "does nothing"),
             ("[[routes]]\nname = \"a b\"\nmodel = \"m\"", "1 to 64 letters"),
             ("[[routes]]\nname = \"r\"\nmode = \"moon\"", "auto, local, cloud"),
-            ("[[routes]]\nname = \"r\"\nmodel = \"m\"\nwhen = { keyword = [\"x\"] }", "did you mean 'keywords'"),
+            (
+                "[[routes]]\nname = \"r\"\nmodel = \"m\"\nwhen = { keyword = [\"x\"] }",
+                "did you mean 'keywords'",
+            ),
             ("[[routes]]\nname = \"r\"\nmodel = \"m\"\nwhen = { keywords = [\"c++\"] }", "letter or digit"),
             ("[[routes]]\nname = \"r\"\nmodel = \"m\"\nwhen = { domains = [\"law\"] }", "one of code, math"),
             (

@@ -123,7 +123,7 @@ fn an_sdks_time_limit_makes_its_caller_impatient() {
 #[test]
 fn the_model_name_is_replaced_without_touching_the_rest() {
     let parsed = chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"seed": 1.50}"#).unwrap();
-    let body = parsed.body_for("qwen \"x\"", false);
+    let body = parsed.body_for("qwen \"x\"", false, false);
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""model":"qwen \"x\"","#));
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""seed":1.50"#));
 }
@@ -135,7 +135,7 @@ fn in_lfos_manners_a_missing_model_and_its_own_name_mean_auto() {
         let bytes = Bytes::from(body.to_string());
         let naming = Naming { lfo_manners, ..NAMING };
         parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), naming)
-            .map(|(parsed, request)| (request.choice, parsed.body_for("m", false)))
+            .map(|(parsed, request)| (request.choice, parsed.body_for("m", false, false)))
     };
     for model in [Value::Null, "lfo-auto".into(), "auto".into()] {
         let (choice, body) = read(model, true).unwrap();
