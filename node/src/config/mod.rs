@@ -26,6 +26,7 @@ pub use file::{FileConfig, FileDevice, FileLimits, FileRouter};
 pub use judging::{FileEvaluator, FileLearning};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
+pub(crate) use rules::check as rules_of;
 pub use rules::{FileAlias, FileRoute, FileSticky, FileTarget, FileWhen};
 pub(crate) use tls::is_dns_name;
 pub use tls::{ApiTls, FileApi, FileTls, TlsFlags, TlsMode};

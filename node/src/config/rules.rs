@@ -152,7 +152,7 @@ pub struct FileWhen {
 ///
 /// # Errors
 /// [`Error::Invalid`] names the rule and the key.
-pub(super) fn check(routes: Vec<FileRoute>, aliases: Vec<FileAlias>) -> Result<Rules, Error> {
+pub(crate) fn check(routes: Vec<FileRoute>, aliases: Vec<FileAlias>) -> Result<Rules, Error> {
     for (what, count, most) in [("routes", routes.len(), MAX_ROUTES), ("aliases", aliases.len(), MAX_ALIASES)]
     {
         if count > most {

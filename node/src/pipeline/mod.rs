@@ -16,6 +16,8 @@ mod delivery;
 pub(crate) mod exhibit;
 pub mod purpose;
 mod ruled;
+#[cfg(test)]
+mod ruled_tests;
 pub mod tap;
 #[cfg(test)]
 mod tests;
