@@ -89,6 +89,8 @@ struct Device {
 
 struct Provider {
     name: String,
+    /// Name and base URL before it was told from another account at the same place.
+    place: (String, Option<String>),
     base: Option<String>,
     variable: Option<String>,
     models: Vec<String>,
@@ -196,7 +198,8 @@ impl Import<'_> {
         variable: Option<String>,
         literal: bool,
     ) -> usize {
-        let same = |other: &Provider| other.base == base && other.variable == variable;
+        let place = (name.clone(), base.clone());
+        let same = |other: &Provider| other.place == place && other.variable == variable;
         if let Some(index) = self.providers.iter().position(same) {
             self.providers[index].literal |= literal;
             return index;
@@ -213,6 +216,7 @@ impl Import<'_> {
         let base = base.or(known.filter(|_| free != name).map(|known| known.base.to_owned()));
         self.providers.push(Provider {
             name: free,
+            place,
             base,
             variable,
             models: Vec::new(),

@@ -125,6 +125,8 @@ model_list:
     litellm_params: {model: openai/gpt-4o, api_key: os.environ/OPENAI_API_KEY}
   - model_name: a
     litellm_params: {model: openai/gpt-4o, api_key: os.environ/OTHER_KEY, temperature: 0.2, seed: 7}
+  - model_name: a2
+    litellm_params: {model: openai/gpt-4o-mini, api_key: os.environ/OTHER_KEY}
   - model_name: b
     litellm_params: {model: groq/llama-3.3-70b, api_key: sk-canary-5e1d}
   - model_name: c
@@ -148,7 +150,7 @@ environment_variables: {SECRET: sk-canary-5e1d}
     assert_eq!(shares(&config, "a").len(), 2);
     assert_eq!(fallback(&config, "a"), ["b"]);
     for said in [
-        "'c' (model_list[3]) is left out: there is no provider of the kind 'bedrock'",
+        "'c' (model_list[4]) is left out: there is no provider of the kind 'bedrock'",
         "a pattern is no model",
         "the group 'auto' has no alias",
         "NOT_SET",
