@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::page::{Page, quoted, shown};
 use super::places::{Key, Place, place};
+use super::tables::{budget, keys_of, settings};
 use super::{Error, Imported};
 use crate::cloud::settings::KNOWN;
-use crate::config::{FileAlias, FileConfig, FileTarget, rules_of};
+use crate::config::{FileAlias, FileConfig, rules_of};
 
-/// Most fallbacks of one alias.
-const MAX_CHAIN: usize = 16;
 /// Budget of a provider where the file has none for it.
 const USUAL_BUDGET: &str = "1usd/day";
 
@@ -71,42 +70,42 @@ fn check(text: &str) -> Result<(), Error> {
 }
 
 #[derive(Default)]
-struct Import<'a> {
-    env: &'a [(String, String)],
-    devices: Vec<Device>,
-    providers: Vec<Provider>,
+pub(super) struct Import<'a> {
+    pub(super) env: &'a [(String, String)],
+    pub(super) devices: Vec<Device>,
+    pub(super) providers: Vec<Provider>,
     /// Deployments of each group, in the order of the file.
-    groups: BTreeMap<String, Vec<Deployment>>,
+    pub(super) groups: BTreeMap<String, Vec<Deployment>>,
     /// Groups in the order of the file.
-    order: Vec<String>,
-    notes: Vec<String>,
+    pub(super) order: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
-struct Device {
-    url: String,
-    name: String,
+pub(super) struct Device {
+    pub(super) url: String,
+    pub(super) name: String,
 }
 
-struct Provider {
-    name: String,
+pub(super) struct Provider {
+    pub(super) name: String,
     /// Name and base URL before it was told from another account at the same place.
-    place: (String, Option<String>),
-    base: Option<String>,
-    variable: Option<String>,
-    models: Vec<String>,
-    prices: Vec<(String, f64, f64)>,
+    pub(super) place: (String, Option<String>),
+    pub(super) base: Option<String>,
+    pub(super) variable: Option<String>,
+    pub(super) models: Vec<String>,
+    pub(super) prices: Vec<(String, f64, f64)>,
     /// Its key stood in the file.
-    literal: bool,
+    pub(super) literal: bool,
 }
 
-struct Deployment {
-    target: Target,
-    weight: Option<f64>,
-    order: i64,
+pub(super) struct Deployment {
+    pub(super) target: Target,
+    pub(super) weight: Option<f64>,
+    pub(super) order: i64,
 }
 
 #[derive(Clone, PartialEq)]
-enum Target {
+pub(super) enum Target {
     /// A model of a device.
     Device { device: usize, model: String },
     /// `provider/model`.
@@ -226,114 +225,6 @@ impl Import<'_> {
         self.providers.len() - 1
     }
 
-    /// Makes an alias of each group that is more than the name of its one model.
-    fn aliases(&mut self, root: &Value) -> Vec<FileAlias> {
-        let chains = Chains::of(root);
-        let mut aliases = Vec::new();
-        for group in self.order.clone() {
-            let deployments = &self.groups[&group];
-            let first = deployments.iter().map(|deployment| deployment.order).min().unwrap_or(1);
-            let (now, later): (Vec<_>, Vec<_>) =
-                deployments.iter().partition(|deployment| deployment.order == first);
-            let split = self.split(&now);
-            let mut fallback: Vec<String> =
-                self.split(&later).into_iter().map(|target| target.model).collect();
-            fallback.extend(chains.of_group(&group));
-            let fallback = self.usable(fallback, &group, root);
-            let stands_for_itself = split.len() == 1 && split[0].model == group && fallback.is_empty();
-            if stands_for_itself {
-                continue;
-            }
-            if let Some(alias) = self.alias(&group, split, fallback) {
-                aliases.push(alias);
-            }
-        }
-        for (name, target) in group_aliases(root) {
-            match self.groups.contains_key(&target) && !self.groups.contains_key(&name) {
-                true => aliases.extend(self.alias(&name, vec![FileTarget { model: target, weight: 1.0 }], Vec::new())),
-                false => self.notes.push(format!(
-                    "model_group_alias '{}' is left out: its target is no group of the file, or its own name is one",
-                    shown(&name)
-                )),
-            }
-        }
-        aliases
-    }
-
-    /// Makes the split of deployments of one order: weights relative to one another, equal ones if one has none.
-    fn split(&self, deployments: &[&Deployment]) -> Vec<FileTarget> {
-        let weights: Option<Vec<f64>> = deployments.iter().map(|deployment| deployment.weight).collect();
-        let weights = weights.unwrap_or_else(|| vec![1.0; deployments.len()]);
-        let largest = weights.iter().copied().fold(1.0, f64::max);
-        let even = weights.iter().all(|weight| *weight == weights[0]);
-        let mut split: Vec<FileTarget> = Vec::new();
-        for (deployment, weight) in deployments.iter().zip(&weights) {
-            let model = match &deployment.target {
-                Target::Provider(model) => model.clone(),
-                // Hosts of one model are balanced by what they do at the moment, unless somebody weighed them.
-                Target::Device { model, .. } if even => model.clone(),
-                Target::Device { device, model } => format!("device:{}/{model}", self.devices[*device].name),
-            };
-            // Large rates (tokens a minute) become small weights in the same proportion.
-            let weight = if even {
-                1.0
-            } else if largest > 1e6 {
-                weight / largest
-            } else {
-                *weight
-            };
-            match split.iter_mut().find(|target| target.model == model) {
-                Some(_) if even => {}
-                Some(target) => target.weight += weight,
-                None => split.push(FileTarget { model, weight }),
-            }
-        }
-        split
-    }
-
-    fn alias(&mut self, name: &str, mut split: Vec<FileTarget>, fallback: Vec<String>) -> Option<FileAlias> {
-        let chooses = name == "auto" || name.starts_with("auto:") || name.starts_with("device:");
-        if chooses || name.contains('*') || name.len() > 256 || split.is_empty() {
-            self.notes.push(format!(
-                "the group '{}' has no alias: a pattern, 'auto' and 'device:…' cannot be one; its models are there as provider/model",
-                shown(name)
-            ));
-            return None;
-        }
-        let single = (split.len() == 1).then(|| split.remove(0).model);
-        Some(FileAlias { name: name.to_owned(), model: single, split, fallback, ..FileAlias::default() })
-    }
-
-    /// Leaves out of a chain what is nothing here, what occurs twice, and the group itself.
-    fn usable(&mut self, chain: Vec<String>, group: &str, root: &Value) -> Vec<String> {
-        let names: Vec<String> = group_aliases(root).into_iter().map(|(name, _)| name).collect();
-        let mut out: Vec<String> = Vec::new();
-        for model in chain {
-            let is_group = self.groups.contains_key(&model) || names.contains(&model);
-            let is_target = model.contains('/') || model.starts_with("device:");
-            if model == group || out.contains(&model) {
-                continue;
-            }
-            if !(is_group || is_target) {
-                self.notes.push(format!(
-                    "the fallback '{}' of '{}' is left out: it is no group of the file, or was left out itself",
-                    shown(&model),
-                    shown(group)
-                ));
-                continue;
-            }
-            out.push(model);
-        }
-        if out.len() > MAX_CHAIN {
-            self.notes.push(format!(
-                "'{}' has more than {MAX_CHAIN} fallbacks; the rest is left out",
-                shown(group)
-            ));
-            out.truncate(MAX_CHAIN);
-        }
-        out
-    }
-
     fn page(&self, root: &Value, aliases: &[FileAlias]) -> (String, usize) {
         let mut page = Page::default();
         page.line("version = 1");
@@ -405,105 +296,4 @@ impl Provider {
             )),
         }
     }
-}
-
-/// Reads a budget such as `{"budget_limit": 10, "time_period": "1d"}`, where a day or a month is meant.
-fn budget(config: &Value) -> Option<String> {
-    let usd = config["budget_limit"].as_f64().or(config["max_budget"].as_f64())?;
-    let period = config["time_period"].as_str().or(config["budget_duration"].as_str())?;
-    let period = match period {
-        "1d" | "24h" => "day",
-        "30d" | "31d" | "1mo" => "month",
-        _ => return None,
-    };
-    (usd >= 0.0 && usd <= 1e6).then(|| format!("{usd}usd/{period}"))
-}
-
-/// What a group falls back to.
-struct Chains(Vec<(String, Vec<String>)>, Vec<String>);
-
-impl Chains {
-    fn of(root: &Value) -> Self {
-        let tables = [&root["router_settings"], &root["litellm_settings"]];
-        let mut chains: Vec<(String, Vec<String>)> = Vec::new();
-        let mut all = Vec::new();
-        for table in tables {
-            for key in ["fallbacks", "context_window_fallbacks", "content_policy_fallbacks"] {
-                for pair in table[key].as_array().into_iter().flatten() {
-                    for (group, models) in pair.as_object().into_iter().flatten() {
-                        let models = texts(models);
-                        match group.as_str() {
-                            "*" => all.extend(models),
-                            _ => chains.push((group.clone(), models)),
-                        }
-                    }
-                }
-            }
-            all.extend(texts(&table["default_fallbacks"]));
-        }
-        Self(chains, all)
-    }
-
-    fn of_group(&self, group: &str) -> Vec<String> {
-        let own = self.0.iter().filter(|(name, _)| name == group).flat_map(|(_, models)| models);
-        own.chain(&self.1).cloned().collect()
-    }
-}
-
-/// Reads `model_group_alias`: a name, or an object with the name and more.
-fn group_aliases(root: &Value) -> Vec<(String, String)> {
-    let aliases = root["router_settings"]["model_group_alias"].as_object();
-    let target = |value: &Value| value.as_str().or(value["model"].as_str()).map(str::to_owned);
-    aliases.into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), target(value)?))).collect()
-}
-
-/// Says what becomes of the other settings: their names only, since a value may be a secret.
-fn settings(page: &mut Page, root: &Value) {
-    let strategy = root["router_settings"]["routing_strategy"].as_str();
-    if let Some(strategy) = strategy.filter(|strategy| *strategy != "simple-shuffle") {
-        page.note(&format!(
-            "routing_strategy '{}': hosts are balanced by load and latency; ask for auto:cheap or auto:fast to weigh models",
-            shown(strategy)
-        ));
-    }
-    if root["general_settings"]["master_key"].is_string() {
-        page.note(
-            "general_settings.master_key: Shoal makes its first key itself; `shoal keys create` makes more",
-        );
-    }
-    const CARRIED: &[&str] = &[
-        "routing_strategy",
-        "model_group_alias",
-        "fallbacks",
-        "context_window_fallbacks",
-        "content_policy_fallbacks",
-        "default_fallbacks",
-        "provider_budget_config",
-        "master_key",
-        "telemetry",
-        "set_verbose",
-        "drop_params",
-        "num_retries",
-        "retry_after",
-        "enable_pre_call_checks",
-    ];
-    for table in ["router_settings", "litellm_settings", "general_settings", "environment_variables"] {
-        let left: Vec<String> =
-            keys_of(&root[table]).filter(|key| !CARRIED.contains(key)).map(shown).collect();
-        if !left.is_empty() {
-            page.note(&format!("{table}: no counterpart for {}", left.join(", ")));
-        }
-    }
-    if ["router_settings", "litellm_settings"].iter().any(|t| !root[*t]["content_policy_fallbacks"].is_null())
-    {
-        page.note("content_policy_fallbacks are tried on every failure, not on refusals by a provider's filter alone");
-    }
-}
-
-fn keys_of(value: &Value) -> impl Iterator<Item = &str> {
-    value.as_object().into_iter().flat_map(Map::keys).map(String::as_str)
-}
-
-fn texts(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }

@@ -3,9 +3,11 @@
 //! What is written holds no secret: a key that stood in the other file is replaced by the name of a variable. What has
 //! no counterpart is said in a comment where it would have stood, so that nothing is lost in silence.
 
+mod groups;
 mod litellm;
 mod page;
 mod places;
+mod tables;
 #[cfg(test)]
 mod tests;
 

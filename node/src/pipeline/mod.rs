@@ -29,8 +29,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    Decision, LoadBook, NoRoute, Offer, Plan, Planned, Registry, Request, RetryBudget, RetryKind,
-    RetryPermit, Route, Router, Snapshot as RouterSnapshot, UpstreamId,
+    Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
+    Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
@@ -47,7 +47,6 @@ use self::turns::Turns;
 use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
 use crate::cloud::KeyPurses;
-use crate::cloud::purse::Purse;
 use crate::config::Limits;
 use crate::inventory::Snapshot;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
@@ -171,53 +170,6 @@ impl Pipeline {
     /// Returns what clients' names of models mean here.
     pub fn naming<'a>(&self, is_provider: &'a dyn Fn(&str) -> bool) -> Naming<'a> {
         Naming { is_provider, lfo_manners: self.sinks.lfo_manners }
-    }
-
-    /// Asks the rules, then the router, where a client's request would go, without sending it.
-    pub fn preview(
-        &self,
-        parsed: &mut Parsed,
-        request: &Request<'_>,
-        origin: &Origin,
-    ) -> Result<Decision, NoRoute> {
-        let plan = self.plan(parsed, request, origin);
-        self.decide_under(plan.as_ref(), parsed, request, origin)
-    }
-
-    fn plan(&self, parsed: &mut Parsed, request: &Request<'_>, origin: &Origin) -> Option<Plan> {
-        let is_provider = |name: &str| self.is_provider(name);
-        self.rules.rule(parsed, request, origin, self.naming(&is_provider), &mut rand::rng())
-    }
-
-    fn decide_under(
-        &self,
-        plan: Option<&Plan>,
-        parsed: &Parsed,
-        request: &Request<'_>,
-        origin: &Origin,
-    ) -> Result<Decision, NoRoute> {
-        let left = self.purses.as_ref().filter(|_| origin.hop == 0).and_then(|p| p.left(&origin.key_id));
-        let bounded = left.map(|left| Request { budget_left: Some(left), ..request.borrowed() });
-        let request = bounded.as_ref().unwrap_or(request);
-        let Some(plan) = plan else { return self.decide(parsed, request) };
-        let (inventory, learnt, now) = (self.inventory.load(), self.sinks.feedback.learnt(), Instant::now());
-        let snapshot = RouterSnapshot {
-            registry: &inventory.registry,
-            posterior: &learnt.posterior,
-            loads: &self.loads,
-        };
-        let is_provider = |name: &str| inventory.providers.contains(name);
-        let naming = self.naming(&is_provider);
-        let previous = self.turns.previous(request, now);
-        let choice = |name: &str| naming.choice(name);
-        let planned = Planned { plan, choice: &choice, previous: previous.as_ref() };
-        self.router.decide_planned(planned, request, &parsed.profile, &snapshot, now, &mut rand::rng())
-    }
-
-    /// Returns the purse that pays for an attempt; only providers bill.
-    fn payer(&self, offer: &Offer, origin: &Origin) -> Option<Purse> {
-        let bills = matches!(offer.upstream, UpstreamId::Provider(_)) && origin.hop == 0;
-        self.purses.as_ref().filter(|_| bills)?.of(&origin.key_id)
     }
 
     /// Asks the router where a request would go by itself, without the rules.

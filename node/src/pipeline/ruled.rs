@@ -4,23 +4,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use rand::Rng;
 use serde_json::{Value, json};
-use shoal_routing::{Decision, Plan, Request, Rules, Subject};
+use shoal_routing::{
+    Decision, NoRoute, Offer, Plan, Planned, Request, Rules, Snapshot as RouterSnapshot, Subject, UpstreamId,
+};
 
-use super::Origin;
+use super::{Origin, Pipeline};
 use crate::api::parse::{Naming, Parsed};
+use crate::cloud::purse::Purse;
 use crate::store::KeyRing;
+
+/// Requests by rule and model.
+type Taken = BTreeMap<(Arc<str>, Arc<str>), u64>;
 
 /// The rules of a node, and how many requests they sent where.
 #[derive(Default)]
 pub struct RuleBook {
     rules: Rules,
     keys: Option<Arc<KeyRing>>,
-    /// Requests by rule and model, since the start. Bounded by the rules: a rule leads to the models that it names, and
+    /// Since the start. Bounded by the rules: a rule leads to the models that it names, and
     /// to what the policy chose where it names none.
-    taken: Mutex<BTreeMap<(Arc<str>, Arc<str>), u64>>,
+    taken: Mutex<Taken>,
 }
 
 impl RuleBook {
@@ -97,5 +104,54 @@ impl RuleBook {
         let routes = self.rules.routes().map(|route| entry(&route.name, "route", &route.targets.fallback));
         let aliases = self.rules.aliases().map(|alias| entry(&alias.name, "alias", &alias.targets.fallback));
         routes.chain(aliases).collect()
+    }
+}
+
+impl Pipeline {
+    /// Asks the rules, then the router, where a client's request would go, without sending it.
+    pub fn preview(
+        &self,
+        parsed: &mut Parsed,
+        request: &Request<'_>,
+        origin: &Origin,
+    ) -> Result<Decision, NoRoute> {
+        let plan = self.plan(parsed, request, origin);
+        self.decide_under(plan.as_ref(), parsed, request, origin)
+    }
+
+    pub(super) fn plan(&self, parsed: &mut Parsed, request: &Request<'_>, origin: &Origin) -> Option<Plan> {
+        let is_provider = |name: &str| self.is_provider(name);
+        self.rules.rule(parsed, request, origin, self.naming(&is_provider), &mut rand::rng())
+    }
+
+    pub(super) fn decide_under(
+        &self,
+        plan: Option<&Plan>,
+        parsed: &Parsed,
+        request: &Request<'_>,
+        origin: &Origin,
+    ) -> Result<Decision, NoRoute> {
+        let left = self.purses.as_ref().filter(|_| origin.hop == 0).and_then(|p| p.left(&origin.key_id));
+        let bounded = left.map(|left| Request { budget_left: Some(left), ..request.borrowed() });
+        let request = bounded.as_ref().unwrap_or(request);
+        let Some(plan) = plan else { return self.decide(parsed, request) };
+        let (inventory, learnt, now) = (self.inventory.load(), self.sinks.feedback.learnt(), Instant::now());
+        let snapshot = RouterSnapshot {
+            registry: &inventory.registry,
+            posterior: &learnt.posterior,
+            loads: &self.loads,
+        };
+        let is_provider = |name: &str| inventory.providers.contains(name);
+        let naming = self.naming(&is_provider);
+        let previous = self.turns.previous(request, now);
+        let choice = |name: &str| naming.choice(name);
+        let planned = Planned { plan, choice: &choice, previous: previous.as_ref() };
+        self.router.decide_planned(planned, request, &parsed.profile, &snapshot, now, &mut rand::rng())
+    }
+
+    /// Returns the purse that pays for an attempt; only providers bill.
+    pub(super) fn payer(&self, offer: &Offer, origin: &Origin) -> Option<Purse> {
+        let bills = matches!(offer.upstream, UpstreamId::Provider(_)) && origin.hop == 0;
+        self.purses.as_ref().filter(|_| bills)?.of(&origin.key_id)
     }
 }

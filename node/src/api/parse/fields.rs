@@ -231,7 +231,7 @@ fn tools<'a>(body: &Body<'a>) -> Result<Vec<Tool<'a>>, ApiError> {
         let wrong = |what: &str| ApiError::invalid(format!("tools[{at}]"), format!("'tools[{at}]' {what}"));
         let tool: Tool<'a> =
             serde_json::from_str(raw.get()).map_err(|_| wrong("must be an object with a 'type'"))?;
-        if tool.is("function") && !tool.name().is_some_and(|name| !name.is_empty()) {
+        if tool.is("function") && tool.name().is_none_or(str::is_empty) {
             return Err(wrong("has no 'function.name'; give the function a name"));
         }
         Ok(tool)

@@ -178,7 +178,7 @@ fn content_text<'a>(content: &'a RawValue, at: &str) -> Result<(Cow<'a, str>, bo
             }
             Some("input_audio") => {
                 let read = part.input_audio.map(|raw| serde_json::from_str::<Audio<'_>>(raw.get()));
-                if !read.is_some_and(|read| read.is_ok()) {
+                if read.is_none_or(|read| read.is_err()) {
                     let message =
                         format!("{at} has a part 'input_audio' without its 'data' (base64) and 'format'");
                     return Err(ApiError::invalid(at, message));
@@ -212,7 +212,7 @@ fn is_image(raw: Option<&RawValue>) -> Result<(), &'static str> {
     let known = ["https://", "http://", "data:image/"];
     let begins =
         |scheme: &&str| image.url.0.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
-    match known.iter().any(|scheme| begins(&scheme)) {
+    match known.iter().any(begins) {
         true => Ok(()),
         false => Err("has an image whose 'url' is neither http(s):// nor data:image/…;base64,…"),
     }
