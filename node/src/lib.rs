@@ -15,6 +15,7 @@ pub mod device;
 pub mod egress;
 pub mod evaluate;
 pub mod feedback;
+pub mod import;
 pub mod inventory;
 pub mod judge;
 pub mod judging;

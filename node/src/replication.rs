@@ -12,6 +12,7 @@ use shoal_cluster::ids::NodeId;
 use shoal_proto as proto;
 use shoal_routing::{ModelSpec, Offer, Registry, Route, Tokens, UpstreamId};
 
+use crate::cloud::Budget;
 use crate::store::KeyRecord;
 
 /// Longest name of a device or model that is believed.
@@ -30,6 +31,7 @@ pub fn key_to_proto(key: KeyRecord) -> proto::KeyRecord {
         local_only: key.local_only,
         created_unix_ms: key.created_ms,
         revoked_unix_ms: key.revoked_ms,
+        budget: key.budget.map_or_else(String::new, |budget| budget.to_string()),
     }
 }
 
@@ -43,6 +45,8 @@ pub fn key_from_proto(key: proto::KeyRecord) -> Option<KeyRecord> {
         local_only: key.local_only,
         created_ms: key.created_unix_ms,
         revoked_ms: key.revoked_unix_ms,
+        // A form of a later version must not become a key without a bound.
+        budget: (!key.budget.is_empty()).then(|| key.budget.parse().unwrap_or(Budget::NOTHING)),
     })
 }
 

@@ -10,18 +10,19 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::HeaderMap;
-use shoal_routing::{LoadBook, MAX_ATTEMPTS, ModelSpec, Offer, Outcome, Registry, Route, UpstreamId};
+use shoal_routing::{LoadBook, MAX_ATTEMPTS, ModelSpec, Offer, Outcome, Registry, Route, Rules, UpstreamId};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::error::ApiError;
 use crate::api::front::Front;
 use crate::api::parse::{self, Floor};
+use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::feedback;
 use crate::inventory::Inventory;
 use crate::judging::witness;
 use crate::pipeline::ticket::{Live, Sinks};
-use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve};
+use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve, RuleBook};
 use crate::store::{HistoryWriter, KeyRing, RequestRecord, Store};
 use crate::upstream::{
     ApiPath, BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse,
@@ -188,6 +189,8 @@ pub(crate) struct Scene {
     /// Looks at answers only when a test asks it to.
     pub(crate) witness: Option<witness::Service>,
     pub(crate) store: Store,
+    /// Key that clients come with.
+    pub(crate) key_id: Arc<str>,
     offers: Vec<Offer>,
     disk: CancellationToken,
     dir: tempfile::TempDir,
@@ -207,6 +210,18 @@ impl Scene {
     }
 
     pub(crate) fn with_room_for(concurrent_requests: usize, offers: Vec<Offer>) -> Self {
+        Self::build(concurrent_requests, offers, Rules::default())
+    }
+
+    /// A node whose `shoal.toml` holds these rules.
+    pub(crate) fn ruled(offers: Vec<Offer>, rules: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shoal.toml");
+        std::fs::write(&path, format!("version = 1\n{rules}")).unwrap();
+        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules)
+    }
+
+    fn build(concurrent_requests: usize, offers: Vec<Offer>, rules: Rules) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let (learning, feedback) = feedback::Service::new("me", 1, store.clone()).unwrap();
@@ -238,9 +253,12 @@ impl Scene {
         let scripted = Arc::new(Scripted::default());
         let resolver = Arc::new(Resolver(scripted.clone()));
         let loads = Arc::new(LoadBook::new(1));
-        let pipeline = Arc::new(Pipeline::new("me", inventory, loads, sinks, resolver, limits));
         let judged = store.clone();
-        let keys = KeyRing::load(store).unwrap();
+        let keys = KeyRing::load(store.clone()).unwrap();
+        let pipeline = Pipeline::new("me", inventory, loads, sinks, resolver, limits)
+            .with_rules(RuleBook::new(rules, keys.clone()))
+            .with_purses(KeyPurses::new(keys.clone(), store));
+        let pipeline = Arc::new(pipeline);
         let front = Front {
             name: "me".into(),
             short_id: "0123abcd".into(),
@@ -256,6 +274,7 @@ impl Scene {
             learning,
             witness: Some(witness_service),
             store: judged,
+            key_id: "test".into(),
             offers,
             disk,
             dir,
@@ -307,7 +326,7 @@ impl Scene {
             id: self.front.new_request_id(),
             hop: 0,
             attempts_left: MAX_ATTEMPTS,
-            key_id: "test".into(),
+            key_id: self.key_id.clone(),
             deadline,
             purpose: Purpose::Client,
         };

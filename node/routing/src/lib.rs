@@ -5,9 +5,10 @@
 //! and `clippy.toml` prove it. So the same seed and the same inputs give the same decision, and a month of
 //! traffic can be replayed in a second. The shell around it (sockets, tasks, clocks) is the package `shoal`.
 //!
-//! Three ideas are kept apart, because mixing them is how routers go wrong:
+//! Four ideas are kept apart, because mixing them is how routers go wrong:
 //!
 //! * **policy** says what is *allowed*: [`router`] filters candidates by data class and mode before anything ranks them;
+//! * **rules** of the operator ([`rules`]) say what a name means and who is asked first, within what is allowed;
 //! * **the bandit** says which *model* is worth it: quality is learnt ([`bandit`]), price and speed are known;
 //! * **the balancer** says which *host* of that model gets the request ([`balance`]), from what was just measured.
 //!
@@ -15,9 +16,8 @@
 //! whether a stronger model that the policy admitted is worth asking ([`escalate`]).
 //!
 //! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`embed`], [`domain`],
-//! [`profile`], [`features`], [`registry`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`], [`router`],
-//! [`confidence`], [`calibration`],
-//! [`escalate`].
+//! [`profile`], [`features`], [`registry`], [`rules`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`],
+//! [`router`], [`confidence`], [`calibration`], [`escalate`].
 
 pub mod balance;
 pub mod bandit;
@@ -37,6 +37,7 @@ pub mod profile;
 pub mod registry;
 pub mod request;
 pub mod router;
+pub mod rules;
 pub mod tokens;
 pub mod units;
 
@@ -68,7 +69,9 @@ pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
 pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{
-    Considered, Decision, Fallback, NoRoute, Permitted, Removal, Removed, RouteReason, Router, Snapshot,
+    Considered, Decision, Fallback, NoRoute, Permitted, Planned, Removal, Removed, RouteReason, Router,
+    Snapshot,
 };
+pub use rules::{Alias, Keyword, Plan, Rules, Sticky, Subject, Target, Targets, When};
 pub use tokens::count_tokens;
 pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};

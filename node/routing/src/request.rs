@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::choice::ModelChoice;
 use crate::class::{DataClass, Mode, Preference};
-use crate::units::Tokens;
+use crate::units::{MicroUsd, Tokens};
 
 /// Who wrote a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub struct Request<'a> {
     pub max_local_tokens: Option<Tokens>,
     /// How long the caller says that it waits for the whole answer.
     pub time_limit: Option<Duration>,
+    /// What is left of the money that the caller's key may spend at providers; `None` = no bound of its own.
+    pub budget_left: Option<MicroUsd>,
 }
 
 impl<'a> Request<'a> {
@@ -89,6 +91,29 @@ impl<'a> Request<'a> {
             hop: 0,
             max_local_tokens: None,
             time_limit: None,
+            budget_left: None,
+        }
+    }
+
+    /// Returns the same request with its text borrowed from this one.
+    pub fn borrowed(&self) -> Request<'_> {
+        Request {
+            messages: self
+                .messages
+                .iter()
+                .map(|message| Message { role: message.role, text: Cow::Borrowed(&*message.text) })
+                .collect(),
+            max_output: self.max_output,
+            needs: self.needs,
+            stream: self.stream,
+            choice: self.choice.clone(),
+            mode: self.mode,
+            preference: self.preference,
+            data_class: self.data_class,
+            hop: self.hop,
+            max_local_tokens: self.max_local_tokens,
+            time_limit: self.time_limit,
+            budget_left: self.budget_left,
         }
     }
 

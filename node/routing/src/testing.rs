@@ -37,5 +37,6 @@ pub(crate) fn request(messages: Vec<Message<'_>>) -> Request<'_> {
         hop: 0,
         max_local_tokens: None,
         time_limit: None,
+        budget_left: None,
     }
 }

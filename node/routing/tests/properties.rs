@@ -229,6 +229,7 @@ fn arb_request() -> impl Strategy<Value = Request<'static>> {
         hop,
         max_local_tokens: limit.map(Tokens),
         time_limit: None,
+        budget_left: None,
     })
 }
 

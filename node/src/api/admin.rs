@@ -12,6 +12,7 @@ use shoal_cluster::TokenBook;
 use shoal_cluster::ids::Role;
 
 use super::error::ApiError;
+use crate::cloud::Budget;
 use crate::node::Node;
 
 /// Longest life of a join token.
@@ -95,6 +96,8 @@ pub(super) struct NewKey {
     name: String,
     #[serde(default)]
     local_only: bool,
+    #[serde(default)]
+    budget: Option<String>,
 }
 
 pub(super) async fn create_key(
@@ -105,12 +108,19 @@ pub(super) async fn create_key(
     if body.name.is_empty() || body.name.len() > 64 || body.name.chars().any(char::is_control) {
         return Err(ApiError::invalid("name", "a key's name has 1 to 64 printable characters"));
     }
-    let key = node.keys.create(&body.name, body.local_only).map_err(store_failed)?;
+    let budget = body.budget.as_deref().map(str::parse::<Budget>).transpose();
+    let budget = budget.map_err(|e| ApiError::invalid("budget", e.to_string()))?;
+    let key = node.keys.create(&body.name, body.local_only, budget).map_err(store_failed)?;
     node.share_keys();
-    Ok(Json(json!({"key": key.text, "id": key.record.id, "name": body.name, "local_only": body.local_only})))
+    Ok(Json(json!({
+        "key": key.text, "id": key.record.id, "name": body.name, "local_only": body.local_only,
+        "budget": budget.map(|budget| budget.to_string()),
+    })))
 }
 
+/// Lists keys; what was spent is this node's book, absent if it cannot be read.
 pub(super) async fn list_keys(State(node): State<Arc<Node>>) -> Json<Value> {
+    let left = |id: &str| Some(node.pipeline.purses.as_ref()?.of(id)?.left().ok()?.as_usd());
     let keys: Vec<Value> = node
         .keys
         .list()
@@ -120,6 +130,9 @@ pub(super) async fn list_keys(State(node): State<Arc<Node>>) -> Json<Value> {
                 "id": k.id,
                 "name": k.name,
                 "local_only": k.local_only,
+                "budget": k.budget.map(|budget| budget.to_string()),
+                "spent_usd": k.budget.zip(left(&k.id)).map(|(budget, left)| budget.amount.as_usd() - left),
+                "left_usd": left(&k.id),
                 "created": date(k.created_ms / 1000),
                 "state": if k.revoked_ms == 0 { "good" } else { "revoked" },
             })

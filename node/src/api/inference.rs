@@ -105,14 +105,18 @@ async fn dry_run(
     let bytes = readable(body)?;
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let naming = front.pipeline.naming(&is_provider);
-    let (parsed, request) = parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, naming)?;
+    let (mut parsed, request) =
+        parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, naming)?;
+    let origin = origin(&caller, front.new_request_id());
     let decision = front
         .pipeline
-        .decide(&parsed, &request)
+        .preview(&mut parsed, &request, &origin)
         .map_err(|no| crate::pipeline::no_route(&no, &front.pipeline.inventory.load().registry))?;
     Ok(Json(json!({
         "model": &*decision.model,
-        "routing_reason": decision.reason.as_str(),
+        "routing_reason": decision.reason.under(decision.rule.as_deref()),
+        "rule": decision.rule.as_deref(),
+        "fallback": decision.fallback_models.iter().map(|other| &*other.model).collect::<Vec<_>>(),
         "propensity": decision.propensity,
         "upstreams": decision.offers.iter().map(|o| json!({"name": &*o.name, "id": o.upstream.to_string()})).collect::<Vec<_>>(),
         "explored": decision.explored,
@@ -179,14 +183,7 @@ fn accept(
 ) -> Result<Accepted, ApiError> {
     let Spoken { path, body, mut voice, mut warnings } = spoken;
     refuse_compressed(headers)?;
-    let origin = Origin {
-        id: id.clone(),
-        hop: 0,
-        attempts_left: MAX_ATTEMPTS,
-        key_id: caller.key_id.clone(),
-        deadline: None,
-        purpose: Purpose::Client,
-    };
+    let origin = origin(caller, id.clone());
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let (parsed, mut request) =
         parse::parse(path, &body, headers, caller.floor, front.pipeline.naming(&is_provider))?;
@@ -197,6 +194,18 @@ fn accept(
     warnings.extend_from_slice(&parsed.warnings);
     let job = front.pipeline.accept(parsed, &request, origin)?;
     Ok(Accepted { job, stream, asked, voice, warnings: warnings.join("; ") })
+}
+
+/// A request of a client, just come.
+fn origin(caller: &Caller, id: Arc<str>) -> Origin {
+    Origin {
+        id,
+        hop: 0,
+        attempts_left: MAX_ATTEMPTS,
+        key_id: caller.key_id.clone(),
+        deadline: None,
+        purpose: Purpose::Client,
+    }
 }
 
 impl Accepted {

@@ -308,7 +308,7 @@ async fn a_restricted_request_never_meets_an_engine_that_sends_it_on() {
 async fn a_key_is_asked_for_and_a_local_one_keeps_requests_in_the_mesh() {
     let mut scene = Scene::new(vec![offer("a", "m", &[])]);
     scene.front.no_auth = false;
-    let key = scene.front.keys.create("k", true).unwrap();
+    let key = scene.front.keys.create("k", true, None).unwrap();
     assert_eq!(post(&scene, "").await.status(), 401);
     assert_eq!(post_with(&scene, "", &[("x-api-key", "sk-shoal-aaaaaaaa_x")]).await.status(), 401);
     scene.script("a/m", [whole_answer()]);

@@ -92,6 +92,17 @@ fn model_entries(node: &Node) -> Vec<Value> {
             }));
         }
     }
+    for alias in node.pipeline.rules.rules().aliases() {
+        // One that bears the name of a model is listed as that model.
+        if data.iter().all(|entry| entry["id"] != *alias.name) {
+            let stands_for = node.pipeline.rules.rules().shares(&alias.name);
+            let stands_for: Vec<&str> = stands_for.iter().map(|(model, _)| &**model).collect();
+            data.push(json!({
+                "id": &*alias.name, "object": "model", "created": node.started_ms / 1000, "owned_by": "shoal",
+                "shoal": {"virtual": true, "stands_for": stands_for},
+            }));
+        }
+    }
     data
 }
 
@@ -202,6 +213,7 @@ pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
     let learnt = node.pipeline.sinks.feedback.learnt();
     Json(json!({
         "policy": "thompson",
+        "rules": node.pipeline.rules.describe(),
         "statistics": statistics(&node),
         "totals": arms(&learnt.totals),
         "believed": learnt.quality.iter().map(|(arm, quality)| {

@@ -328,6 +328,9 @@ pub enum KeysCommand {
         /// Requests with it never leave the devices of the mesh.
         #[arg(long)]
         local_only: bool,
+        /// Most that requests with it may cost at providers, on each node: 5usd/month, 0.5usd/day.
+        #[arg(long)]
+        budget: Option<crate::cloud::Budget>,
         /// Where the node is.
         #[command(flatten)]
         client: ClientArgs,
@@ -515,4 +518,22 @@ pub enum ConfigCommand {
     },
     /// Show a file with every key.
     Schema,
+    /// Turn another router's configuration into ours; a key that stands in it is not copied.
+    Import {
+        /// Whose it is.
+        #[arg(value_enum)]
+        from: ImportFrom,
+        /// Its file, or `-` for standard input.
+        file: PathBuf,
+        /// Where to write ours; must not exist [default: standard output].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Routers whose configuration can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImportFrom {
+    /// LiteLLM's proxy, `config.yaml`.
+    Litellm,
 }

@@ -222,10 +222,11 @@ pub(super) async fn token(command: &TokenCommand) -> Result<(), CliError> {
 /// `shoal keys …`
 pub(super) async fn keys(command: &KeysCommand) -> Result<(), CliError> {
     match command {
-        KeysCommand::Create { name, local_only, client } => {
+        KeysCommand::Create { name, local_only, budget, client } => {
             let node = NodeClient::find(client)?;
             node.require_admin()?;
-            let body = json!({"name": name, "local_only": local_only});
+            let budget = budget.map(|budget| budget.to_string());
+            let body = json!({"name": name, "local_only": local_only, "budget": budget});
             let v = node.json(Method::POST, "/admin/v1/keys", Some(body)).await?;
             if client.json {
                 show::json(&v);
@@ -238,11 +239,16 @@ pub(super) async fn keys(command: &KeysCommand) -> Result<(), CliError> {
             let node = NodeClient::find(client)?;
             node.require_admin()?;
             let v = node.get("/admin/v1/keys").await?;
-            print_list(client, &v, "keys", &["ID", "NAME", "LOCAL ONLY", "CREATED", "STATE"], |k| {
+            let headings = ["ID", "NAME", "LOCAL ONLY", "BUDGET", "SPENT", "LEFT", "CREATED", "STATE"];
+            print_list(client, &v, "keys", &headings, |k| {
+                let usd = |key: &str| k[key].as_f64().map_or("-".into(), |usd| format!("{usd:.4}"));
                 vec![
                     show::text(k, "id"),
                     show::text(k, "name"),
                     show::text(k, "local_only"),
+                    show::text(k, "budget"),
+                    usd("spent_usd"),
+                    usd("left_usd"),
                     show::text(k, "created"),
                     show::text(k, "state"),
                 ]

@@ -32,6 +32,7 @@ pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
         ("model", "model"),
         ("where", "target"),
         ("why", "routing_reason"),
+        ("rule", "rule"),
         ("outcome", "outcome"),
         ("finish", "finish_reason"),
         ("error", "error"),

@@ -10,9 +10,10 @@ use shoal_cluster::{DeviceSettings, JoinToken, RouterAddr, join};
 use tokio_util::sync::CancellationToken;
 
 use super::args::JoinArgs;
+use super::config::load_config;
 use super::exit::{CliError, Exit};
 use super::up::{RouterStart, identity_dir};
-use super::{load_config, show, signals};
+use super::{show, signals};
 use crate::config::{self, Flags, lookup};
 use crate::device::set::{EmbeddedChoice, EngineSet};
 use crate::device::{agent_process, lfo};

@@ -4,6 +4,7 @@ pub mod args;
 pub mod client;
 mod cloud;
 mod commands;
+mod config;
 mod dev;
 mod doctor;
 pub mod exit;
@@ -19,14 +20,14 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 
-use self::args::{Cli, Command, ConfigCommand};
+use self::args::{Cli, Command};
 use self::exit::{CliError, Exit};
-use crate::config::{self, Config, FileConfig, Flags};
+use crate::config::process_env;
 use crate::telemetry;
 
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> Result<(), CliError> {
-    let env = config::process_env();
+    let env = process_env();
     let serves = matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Dev(_));
     // A client command prints its answer; only what is worth looking at goes beside it.
     telemetry::start_logs(cli.verbose, cli.quiet || !serves && cli.verbose == 0, &env);
@@ -45,7 +46,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
 #[cfg(all(unix, feature = "embedded"))]
 pub fn with_engine_threads(cli: &Cli) -> Option<CliError> {
     use std::os::unix::process::CommandExt;
-    let set = config::lookup(&config::process_env(), shoal_embedded::THREADS_VARIABLE).is_some();
+    let set = crate::config::lookup(&process_env(), shoal_embedded::THREADS_VARIABLE).is_some();
     if set || !matches!(cli.command, Command::Up(_) | Command::Join(_)) {
         return None;
     }
@@ -81,34 +82,12 @@ async fn dispatch(command: Command, env: Vec<(String, String)>) -> Result<(), Cl
         Command::Env(args) => commands::env(&args).await,
         Command::Launch(args) => launch::run(args, &env).await,
         Command::Down(args) => commands::down(&args).await,
-        Command::Config(command) => config_command(command, &env),
+        Command::Config(command) => config::run(command, &env),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "shoal", &mut std::io::stdout());
             Ok(())
         }
     }
-}
-
-fn config_command(command: ConfigCommand, env: &[(String, String)]) -> Result<(), CliError> {
-    match command {
-        ConfigCommand::Check { config } => {
-            load_config(Flags { config, ..Flags::default() }, env)?;
-            show::line("the configuration is right");
-        }
-        ConfigCommand::Show { config } => {
-            let config = load_config(Flags { config, ..Flags::default() }, env)?;
-            show::line(format!("{config:#?}"));
-        }
-        ConfigCommand::Schema => {
-            let text = toml::to_string_pretty(&FileConfig::sample()).map_err(CliError::failure)?;
-            show::line(text);
-        }
-    }
-    Ok(())
-}
-
-fn load_config(flags: Flags, env: &[(String, String)]) -> Result<Config, CliError> {
-    Config::load(flags, env).map_err(|e| CliError::new(Exit::Usage, e.to_string()))
 }
 
 /// Reads a duration such as `90s`, `30m`, `1h` or `7d`.

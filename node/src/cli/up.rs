@@ -10,8 +10,9 @@ use shoal_cluster::{Handle, RouterAddr};
 use tokio_util::sync::CancellationToken;
 
 use super::args::{PullArgs, UpArgs};
+use super::config::load_config;
 use super::exit::{CliError, Exit};
-use super::{load_config, show, signals};
+use super::{show, signals};
 use crate::config::{ApiTls, Config, Flags, default_data_dir};
 use crate::device::set::EngineSet;
 use crate::node::{Parts, Started, lock_data_dir};

@@ -41,6 +41,9 @@ impl Default for Budget {
 }
 
 impl Budget {
+    /// Nothing at all: what a budget that cannot be read is taken for.
+    pub const NOTHING: Self = Self { amount: MicroUsd(0), period: Period::Month };
+
     /// Returns the name of the period that a moment lies in, `2026-11-22` or `2026-11`.
     pub fn period_at(self, unix_ms: u64) -> String {
         let seconds = i64::try_from(unix_ms / 1000).unwrap_or_default();

@@ -17,7 +17,7 @@ use tower::{Service, ServiceExt};
 use super::prices::Quote;
 use super::purse::{Purse, Reservation};
 use super::traffic::{Call, Traffic};
-use crate::api::body::{Body, Edit};
+use crate::api::body::{Body, Edit, Text};
 use crate::pipeline::tap::Tap;
 use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 
@@ -30,6 +30,9 @@ const IMAGE_TOKENS: u32 = 50_000;
 
 /// Bytes of a token on average, for what is booked when a provider gives no count.
 const BYTES_PER_TOKEN: u32 = 4;
+
+/// How many list prices a token of the tier `priority` may cost; providers ask for 1.7 to 2.
+const PRIORITY: u64 = 2;
 
 /// Most answers to one prompt that are believed; the API refuses more anyway.
 const MAX_N: u32 = 128;
@@ -66,10 +69,20 @@ where
     fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
         let Self { inner, purse, quote, traffic } = self.clone();
         Box::pin(async move {
-            let Bounded { body, input, output } = bounded(request.path, &request.body, &quote)?;
-            let reservation = purse.reserve(quote.price.cost(input, output)).await?;
+            let Bounded { body, input, output, times } = bounded(request.path, &request.body, &quote)?;
+            let price = Price {
+                input_per_million: MicroUsd(quote.price.input_per_million.0.saturating_mul(times)),
+                output_per_million: MicroUsd(quote.price.output_per_million.0.saturating_mul(times)),
+            };
+            let most = price.cost(input, output);
+            // The key's own money first: what the provider's purse then refuses goes back to it.
+            let payer = match &request.payer {
+                Some(payer) => Some(payer.reserve(most).await?),
+                None => None,
+            };
+            let reservations = [Some(purse.reserve(most).await?), payer];
             let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
-            let mut meter = Meter { reservation, price: quote.price, prompt, tap: Tap::default() };
+            let mut meter = Meter { reservations, price, prompt, tap: Tap::default() };
             let call = traffic.begin(Instant::now());
             let streamed = request.stream;
             match inner.oneshot(UpstreamRequest { body, ..request }).await {
@@ -94,10 +107,14 @@ struct Bounded {
     body: Bytes,
     input: Tokens,
     output: Tokens,
+    /// Prices of the list that a token costs.
+    times: u64,
 }
 
 #[derive(Deserialize)]
-struct Limits {
+struct Limits<'a> {
+    #[serde(borrow)]
+    service_tier: Option<Text<'a>>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     n: Option<u32>,
@@ -106,7 +123,7 @@ struct Limits {
 fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, UpstreamError> {
     let refused =
         |_| UpstreamError::new(400, "invalid_request_error", "the limits of the request are no numbers");
-    let limits: Limits = serde_json::from_slice(bytes).map_err(refused)?;
+    let limits: Limits<'_> = serde_json::from_slice(bytes).map_err(refused)?;
     let images = memmem::find_iter(bytes, b"\"image_url\"").count();
     let images = u32::try_from(images).unwrap_or(u32::MAX).saturating_mul(IMAGE_TOKENS);
     let asked = limits.max_tokens.max(limits.max_completion_tokens).map(Tokens);
@@ -124,12 +141,14 @@ fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, Upstr
     let n = if generates { limits.n.unwrap_or(1).clamp(1, MAX_N) } else { 0 };
     let each = asked.unwrap_or(DEFAULT_OUTPUT).min(longest);
     let input = Tokens::from_len(body.len()) + Tokens(images);
-    Ok(Bounded { body, input, output: Tokens(each.0.saturating_mul(n)) })
+    let times = if limits.service_tier.is_some_and(|tier| tier.0 == "priority") { PRIORITY } else { 1 };
+    Ok(Bounded { body, input, output: Tokens(each.0.saturating_mul(n)), times })
 }
 
-/// Reads counts as an answer passes, and keeps the reservation told.
+/// Reads counts as an answer passes, and keeps the reservations told.
 struct Meter {
-    reservation: Reservation,
+    /// At the provider, and of the key that asks.
+    reservations: [Option<Reservation>; 2],
     price: Price,
     /// Tokens of the prompt as estimated here.
     prompt: Tokens,
@@ -172,7 +191,8 @@ impl Meter {
     }
 
     fn book(&mut self) {
-        self.reservation.spent(self.cost());
+        let cost = self.cost();
+        self.reservations.iter_mut().flatten().for_each(|reservation| reservation.spent(cost));
     }
 
     fn cost(&self) -> MicroUsd {

@@ -5,6 +5,7 @@
 //! is shown, logged or gossiped is made from them.
 
 pub mod budget;
+pub mod key_purse;
 pub mod metered;
 pub mod prices;
 pub mod purse;
@@ -25,12 +26,13 @@ use shoal_routing::{ModelSpec, Offer, UpstreamId};
 use tokio::sync::watch;
 
 pub use budget::Budget;
+pub use key_purse::KeyPurses;
 pub use prices::{PriceEntry, price_list};
 pub use settings::{FileProvider, ProviderSettings, Source};
 
 use self::metered::Metered;
 use self::prices::Prices;
-use self::purse::Purse;
+use self::purse::{Owner, Purse};
 use self::traffic::Traffic;
 use crate::config::Limits;
 use crate::egress::{Egress, ProviderZone};
@@ -249,7 +251,7 @@ impl Clouds {
             models: models.iter().map(|model| Arc::from(format!("{name}/{model}"))).collect(),
             zone: Arc::new(zone),
             wire: Arc::new(wire),
-            purse: Purse::new(name.clone(), settings.budget, self.store.clone()),
+            purse: Purse::new(Owner::Provider(name.clone()), settings.budget, self.store.clone()),
             // New settings are no reason to forget what the provider did.
             traffic: providers.get(&name).map(|old| old.traffic.clone()).unwrap_or_default(),
             settings,

@@ -1,6 +1,6 @@
-//! A provider's money: reserved before a request goes out, settled when it is over.
+//! Money of a provider or of an API key: reserved before a request goes out, settled when it is over.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use shoal_routing::MicroUsd;
 
@@ -8,12 +8,34 @@ use super::budget::Budget;
 use crate::store::{self, Store, unix_ms};
 use crate::upstream::UpstreamError;
 
-/// The purse of one provider; cheap to clone.
+/// Whose money it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// What may be spent at a provider, by its name.
+    Provider(Arc<str>),
+    /// What the owner of an API key may spend, by the key's id.
+    Key(Arc<str>),
+}
+
+impl Owner {
+    /// Returns the account in the books; a provider's name has no colon.
+    fn account(&self) -> String {
+        match self {
+            Self::Provider(name) => name.to_string(),
+            Self::Key(id) => format!("key:{id}"),
+        }
+    }
+}
+
+/// One purse; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Purse {
-    provider: Arc<str>,
+    owner: Owner,
+    account: Arc<str>,
     budget: Budget,
     store: Store,
+    /// Period and amount spent as last read from the store, so that a decision waits for no disk.
+    known: Arc<Mutex<Option<(String, MicroUsd)>>>,
 }
 
 /// What a purse holds now.
@@ -26,9 +48,15 @@ pub struct Balance {
 }
 
 impl Purse {
-    /// Opens the purse of a provider; what was spent before counts.
-    pub fn new(provider: Arc<str>, budget: Budget, store: Store) -> Self {
-        Self { provider, budget, store }
+    /// Opens a purse; what was spent before counts.
+    pub fn new(owner: Owner, budget: Budget, store: Store) -> Self {
+        let account = owner.account().into();
+        Self { owner, account, budget, store, known: Arc::default() }
+    }
+
+    /// Returns the money of a period.
+    pub fn budget(&self) -> Budget {
+        self.budget
     }
 
     /// Sets money aside for a request, durably, before anything is sent.
@@ -41,17 +69,24 @@ impl Purse {
         let purse = self.clone();
         let (name, booked) = (period.clone(), amount.0);
         let done = tokio::task::spawn_blocking(move || {
-            purse.store.reserve_spend(&purse.provider, &name, booked, purse.budget.amount.0)
+            let done = purse.store.reserve_spend(&purse.account, &name, booked, purse.budget.amount.0);
+            purse.read_again(&name);
+            done
         });
         match done.await {
             Ok(Ok(true)) => Ok(Reservation { purse: self.clone(), period, amount, spent: MicroUsd(0) }),
             Ok(Ok(false)) => {
-                metrics::counter!("shoal_purse_refusals_total", "provider" => self.provider.to_string())
-                    .increment(1);
+                match &self.owner {
+                    Owner::Provider(name) => {
+                        metrics::counter!("shoal_purse_refusals_total", "provider" => name.to_string())
+                            .increment(1);
+                    }
+                    Owner::Key(_) => metrics::counter!("shoal_key_budget_refusals_total").increment(1),
+                }
                 Err(UpstreamError::retryable(429, "insufficient_quota", self.refusal(amount)))
             }
             Ok(Err(error)) => {
-                tracing::error!(%error, provider = %self.provider, "the purse cannot be written; nothing is sent");
+                tracing::error!(%error, account = %self.account, "the purse cannot be written; nothing is sent");
                 Err(books_closed())
             }
             Err(_) => Err(books_closed()),
@@ -59,13 +94,18 @@ impl Purse {
     }
 
     fn refusal(&self, amount: MicroUsd) -> String {
-        format!(
-            "the purse of '{name}' ({budget}) does not cover this request, which may cost up to {cost:.6} USD; ask for \
-             fewer tokens with max_tokens, or raise it with `shoal cloud add {name} --budget`",
-            name = self.provider,
-            budget = self.budget,
-            cost = amount.as_usd(),
-        )
+        let (budget, cost) = (self.budget, amount.as_usd());
+        match &self.owner {
+            Owner::Provider(name) => format!(
+                "the purse of '{name}' ({budget}) does not cover this request, which may cost up to {cost:.6} USD; ask for \
+                 fewer tokens with max_tokens, or raise it with `shoal cloud add {name} --budget`"
+            ),
+            Owner::Key(id) => format!(
+                "what is left of the budget of the API key {id} ({budget}) does not cover this request, which may cost \
+                 up to {cost:.6} USD; ask for fewer tokens with max_tokens, ask a model of a device, or make a key \
+                 with more: `shoal keys create --budget`"
+            ),
+        }
     }
 
     /// Returns what the purse holds now.
@@ -73,8 +113,38 @@ impl Purse {
     /// # Errors
     /// The store failed.
     pub fn balance(&self) -> Result<Balance, store::Error> {
-        let spent = self.store.spend(&self.provider, &self.budget.period_at(unix_ms()))?;
-        Ok(Balance { budget: self.budget, spent: MicroUsd(spent) })
+        let period = self.budget.period_at(unix_ms());
+        let spent = MicroUsd(self.store.spend(&self.account, &period)?);
+        Ok(Balance { budget: self.budget, spent })
+    }
+
+    /// Returns what may still be spent in this period. Reads the store once a period, and else what the last
+    /// reservation or settlement left there.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn left(&self) -> Result<MicroUsd, store::Error> {
+        let period = self.budget.period_at(unix_ms());
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let spent = match known {
+            Some((of, spent)) if of == period => spent,
+            _ => {
+                let spent = self.balance()?.spent;
+                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((period, spent));
+                spent
+            }
+        };
+        Ok(MicroUsd(self.budget.amount.0.saturating_sub(spent.0)))
+    }
+
+    /// Takes over what the store says now, if anybody asked before.
+    fn read_again(&self, period: &str) {
+        if self.known.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return;
+        }
+        let now = self.store.spend(&self.account, period).ok();
+        let now = now.map(|spent| (period.to_owned(), MicroUsd(spent)));
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
 
@@ -107,13 +177,16 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let (purse, period) = (self.purse.clone(), std::mem::take(&mut self.period));
         let (amount, spent) = (self.amount.0, self.spent.0);
-        metrics::counter!("shoal_spend_micro_usd_total", "provider" => purse.provider.to_string())
-            .increment(spent);
+        if let Owner::Provider(name) = &purse.owner {
+            metrics::counter!("shoal_spend_micro_usd_total", "provider" => name.to_string()).increment(spent);
+        }
         // Outside of a runtime (a late drop at the end of the process) the reservation stays booked, which is safe.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn_blocking(move || {
-            if let Err(error) = purse.store.settle_spend(&purse.provider, &period, amount, spent) {
-                tracing::error!(%error, provider = %purse.provider, "a purse keeps a reservation that is no longer due");
+            let settled = purse.store.settle_spend(&purse.account, &period, amount, spent);
+            purse.read_again(&period);
+            if let Err(error) = settled {
+                tracing::error!(%error, account = %purse.account, "a purse keeps a reservation that is no longer due");
             }
         });
     }

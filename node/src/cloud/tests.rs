@@ -160,6 +160,48 @@ async fn parallel_requests_never_pass_the_purse() {
 }
 
 #[tokio::test]
+async fn a_key_with_a_budget_pays_beside_the_providers_purse() {
+    let scene = Scene::new(true, "1usd/day", good).await;
+    let store = scene.clouds.store.clone();
+    let keys = crate::store::KeyRing::load(store.clone()).unwrap();
+    let budget: Budget = "0.0004usd/month".parse().unwrap();
+    let id = keys.create("intern", false, Some(budget)).unwrap().record.id;
+    let purses = KeyPurses::new(keys.clone(), store.clone());
+    let left = || purses.left(&id).unwrap().0;
+    assert_eq!(left(), 400);
+    let asked = || UpstreamRequest { payer: purses.of(&id), ..request(DataClass::Public) };
+    collect(scene.ask(asked()).await.unwrap()).await;
+    scene.spends(50e-6).await;
+    let settled = async {
+        while left() != 350 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(testing::PATIENCE, settled).await.expect("the key is billed what the answer cost");
+    // A restart reads the same book.
+    let again = KeyPurses::new(keys, store.clone());
+    assert_eq!(again.left(&id), Some(shoal_routing::MicroUsd(350)));
+    // Spent but for less than a request may cost: nothing is sent, and the provider's purse gets its part back.
+    let account = format!("key:{id}");
+    let period = budget.period_at(crate::store::unix_ms());
+    assert!(store.reserve_spend(&account, &period, 300, 400).unwrap());
+    let error = scene.ask(asked()).await.unwrap_err();
+    assert_eq!((error.status, &*error.code, error.retryable), (429, "insufficient_quota", true));
+    assert!(error.message.contains(&id) && error.message.contains("keys create"), "{error}");
+    assert_eq!(scene.seen.load(Ordering::SeqCst), 1);
+    scene.spends(50e-6).await;
+}
+
+#[tokio::test]
+async fn a_dearer_tier_is_reserved_and_booked_at_its_price() {
+    let scene = Scene::new(true, "1usd/day", good).await;
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"service_tier":"priority"}"#;
+    let asked = UpstreamRequest { body: body.into(), ..request(DataClass::Public) };
+    collect(scene.ask(asked).await.unwrap()).await;
+    scene.spends(100e-6).await;
+}
+
+#[tokio::test]
 async fn faults_are_mapped_and_refusals_are_free() {
     let cases = [
         (StatusCode::TOO_MANY_REQUESTS, 429, "rate_limit_exceeded"),

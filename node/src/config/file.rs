@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::judging::{FileEvaluator, FileLearning};
+use super::rules::{FileAlias, FileRoute, FileSticky, FileTarget, FileWhen};
 use super::{Error, FileApi, FileTls, Limits, TlsMode};
 use crate::cloud::{FileProvider, PriceEntry};
 
@@ -58,6 +59,10 @@ pub struct FileConfig {
     pub prices: Vec<PriceEntry>,
     /// What routing starts from.
     pub router: FileRouter,
+    /// Names that stand for other models.
+    pub aliases: Vec<FileAlias>,
+    /// Rules by what a request looks like; the first whose conditions hold decides.
+    pub routes: Vec<FileRoute>,
     /// The model that grades answers.
     pub evaluator: FileEvaluator,
     /// What is done to learn more.
@@ -222,6 +227,41 @@ impl FileConfig {
             providers: Vec::new(),
             prices: Vec::new(),
             router: FileRouter::default(),
+            aliases: vec![FileAlias {
+                name: "smart".into(),
+                split: vec![
+                    FileTarget { model: "qwen2.5:32b".into(), weight: 9.0 },
+                    FileTarget { model: "openai/gpt-4o".into(), weight: 1.0 },
+                ],
+                sticky: Some(FileSticky::User),
+                fallback: vec!["auto:local".into()],
+                ..FileAlias::default()
+            }],
+            routes: vec![FileRoute {
+                name: "contracts-stay-here".into(),
+                when: FileWhen {
+                    models: vec!["auto".into(), "gpt-*".into()],
+                    keywords: vec!["contract".into()],
+                    min_prompt_tokens: Some(1),
+                    max_prompt_tokens: Some(100_000),
+                    domains: vec!["legal".into()],
+                    languages: vec!["en".into(), "de".into()],
+                    tasks: vec!["chat".into()],
+                    data_classes: vec!["internal".into()],
+                    modes: vec!["auto".into()],
+                    keys: vec!["office".into()],
+                    tools: Some(false),
+                    images: Some(false),
+                    embeddings: false,
+                },
+                model: Some("smart".into()),
+                split: Vec::new(),
+                sticky: Some(FileSticky::Off),
+                fallback: vec!["auto:local".into()],
+                mode: Some("local".into()),
+                preference: Some("balanced".into()),
+                data_class: Some("restricted".into()),
+            }],
             evaluator: FileEvaluator { model: Some("auto:local".into()), ..FileEvaluator::default() },
             learning: FileLearning::default(),
             limits: FileLimits::default(),

@@ -8,13 +8,14 @@ mod file;
 mod judging;
 mod lfo_env;
 mod paths;
+mod rules;
 mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shoal_routing::Tokens;
+use shoal_routing::{Rules, Tokens};
 
 use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
@@ -25,6 +26,8 @@ pub use file::{FileConfig, FileDevice, FileLimits, FileRouter};
 pub use judging::{FileEvaluator, FileLearning};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
+pub(crate) use rules::check as rules_of;
+pub use rules::{FileAlias, FileRoute, FileSticky, FileTarget, FileWhen};
 pub(crate) use tls::is_dns_name;
 pub use tls::{ApiTls, FileApi, FileTls, TlsFlags, TlsMode};
 
@@ -125,6 +128,8 @@ pub struct Config {
     pub lfo: Option<LfoManners>,
     /// What routing starts from.
     pub router: FileRouter,
+    /// What comes before the learnt choice.
+    pub rules: Rules,
     /// The model that grades answers; `None` = nobody does.
     pub evaluator: Option<EvaluatorSettings>,
     /// What is done to learn more.
@@ -204,6 +209,7 @@ impl Config {
                 .map_err(|e| Error::Invalid { origin: "providers".into(), message: e.to_string() })?,
             prices: file.prices,
             router: file.router,
+            rules: rules::check(file.routes, file.aliases)?,
             learning: file.learning.check(evaluator.as_ref())?,
             evaluator,
             limits: Limits {

@@ -165,6 +165,7 @@ pub(super) fn reason(code: &str) -> String {
         "pinned_device" => "device named".into(),
         "pinned_provider" => "provider named".into(),
         "auto:thompson" => "learnt choice".into(),
+        rule if rule.starts_with("rule:") => clean(&rule.replacen(":", " ", 1)),
         "only_candidate" => "only candidate".into(),
         "fallback" => "fallback".into(),
         other => clean(&other.replace('_', " ")),

@@ -86,6 +86,7 @@ pub(crate) fn chat(stream: bool) -> UpstreamRequest {
         attempts_left: 1,
         device: None,
         egress: Default::default(),
+        payer: None,
     }
 }
 

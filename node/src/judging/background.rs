@@ -50,6 +50,7 @@ pub(super) fn decided(offer: Arc<Offer>, propensity: f64, reason: RouteReason) -
         fallback_models: Vec::new(),
         propensity,
         reason,
+        rule: None,
         considered: Vec::new(),
         removed: Vec::new(),
         explored: false,

@@ -21,7 +21,7 @@ use super::Node;
 use crate::api::front::Front;
 use crate::api::serve::DRAIN_WAIT;
 use crate::api::tls::Tls;
-use crate::cloud::Clouds;
+use crate::cloud::{Clouds, KeyPurses};
 use crate::config::Config;
 use crate::control::ControlService;
 use crate::dashboard;
@@ -33,8 +33,8 @@ use crate::judge::Judge;
 use crate::judging::{evaluator, shadow, witness};
 use crate::mesh::{self, GossipPublisher, MeshResolver};
 use crate::pack;
-use crate::pipeline::Pipeline;
 use crate::pipeline::ticket::{Live, Sinks};
+use crate::pipeline::{Pipeline, RuleBook};
 use crate::store::{HistoryWriter, KeyRing, NewKey, Store, StoreBook, unix_ms};
 use crate::tasks::{self, TaskKind};
 
@@ -91,7 +91,7 @@ impl Started {
         let tls = Tls::new(&config, &identity)?;
         let (listener, api_url) = bind_api(&mut config).await?;
         let new_key =
-            if keys.is_empty() && !config.no_auth { Some(keys.create("first", false)?) } else { None };
+            if keys.is_empty() && !config.no_auth { Some(keys.create("first", false, None)?) } else { None };
         let me = identity.node_id().clone();
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
@@ -130,8 +130,10 @@ impl Started {
         let sinks = Sinks { feedback, witness, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let loads = Arc::new(LoadBook::new(generation));
-        let pipeline =
-            Arc::new(Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone()));
+        let pipeline = Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone())
+            .with_rules(RuleBook::new(config.rules.clone(), keys.clone()))
+            .with_purses(KeyPurses::new(keys.clone(), store.clone()));
+        let pipeline = Arc::new(pipeline);
         let front = Front {
             name: config.name.as_str().into(),
             short_id: me.short().into(),

@@ -36,7 +36,9 @@ impl Failure {
 
     /// Returns how long the upstream wants to be left alone.
     pub(super) fn pause(&self) -> Option<Duration> {
-        self.is_throttle().then(|| self.error.retry_after.unwrap_or(FULL_PAUSE))
+        // An empty purse fills in no moment, and says nothing of the upstream to who pays from another.
+        let pause = (self.error.code != "insufficient_quota").then_some(FULL_PAUSE);
+        if self.is_throttle() { self.error.retry_after.or(pause) } else { None }
     }
 
     /// Returns the code as a label of a metric: a closed set, since the words come from other hosts.

@@ -91,7 +91,11 @@ impl<'a> Attempts<'a> {
                 id: ticket.id().clone(),
                 path: self.parsed.path,
                 model: choice.offer.model.id.clone(),
-                body: self.parsed.body_for(&choice.offer.model.id, watch.asks_logprobs()),
+                body: self.parsed.body_for(
+                    &choice.offer.model.id,
+                    watch.asks_logprobs(),
+                    matches!(choice.offer.upstream, UpstreamId::Device(_)),
+                ),
                 stream: self.parsed.shape.stream,
                 deadline: self.origin.deadline,
                 data_class: self.parsed.shape.travels_as(),
@@ -99,6 +103,7 @@ impl<'a> Attempts<'a> {
                 attempts_left: left,
                 device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
                 egress: ticket.egress().clone(),
+                payer: pipeline.payer(&choice.offer, self.origin),
             };
             let guard =
                 pipeline.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());

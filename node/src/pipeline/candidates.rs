@@ -10,6 +10,9 @@ use shoal_routing::{
     ArmId, Balancer, Decision, Fallback, LoadBook, Offer, Route, RouteReason, Tokens, UpstreamId,
 };
 
+/// Tries that a model gets before the next one of a rule's chain: another host once, of three attempts in all.
+const CHAINED: usize = 2;
+
 /// One attempt's target.
 pub(super) struct Choice {
     pub(super) offer: Arc<Offer>,
@@ -24,6 +27,9 @@ pub(super) struct Candidates {
     others: std::vec::IntoIter<Fallback>,
     reason: RouteReason,
     tried: Vec<(Arc<Offer>, Route)>,
+    /// Tries that one model may take while another one waits.
+    patience: usize,
+    tries: usize,
     rng: StdRng,
 }
 
@@ -34,6 +40,9 @@ impl Candidates {
             others: decision.fallback_models.clone().into_iter(),
             reason: decision.reason,
             tried: Vec::new(),
+            // A chain that somebody wrote down is to be gone along, though a model has many hosts.
+            patience: if decision.rule.is_some() { CHAINED } else { usize::MAX },
+            tries: 0,
             rng: StdRng::from_rng(&mut rand::rng()),
         }
     }
@@ -45,6 +54,8 @@ impl Candidates {
             others: Vec::new().into_iter(),
             reason: RouteReason::Escalated,
             tried: Vec::new(),
+            patience: usize::MAX,
+            tries: 0,
             rng: StdRng::from_rng(&mut rand::rng()),
         }
     }
@@ -72,16 +83,21 @@ impl Candidates {
                 .map(|o| o.upstream.clone())
                 .chain(exhausted.iter().cloned())
                 .collect();
-            let picked = balancer
-                .pick(&self.offers, loads, now, &mut self.rng, &failed)
-                .or_else(|| balancer.pick(&self.offers, loads, now, &mut self.rng, &exhausted));
-            if let Some(offer) = picked {
+            let has_its_share = self.tries >= self.patience && self.others.len() > 0;
+            let picked = (!has_its_share).then(|| {
+                balancer
+                    .pick(&self.offers, loads, now, &mut self.rng, &failed)
+                    .or_else(|| balancer.pick(&self.offers, loads, now, &mut self.rng, &exhausted))
+            });
+            if let Some(offer) = picked.flatten() {
+                self.tries += 1;
                 let route = self.untried(&offer, hop)?;
                 self.tried.push((offer.clone(), route.clone()));
                 let arm = offer.model.arm();
                 return Some(Choice { offer, route, arm, reason: self.reason });
             }
             self.offers = self.others.next()?.offers;
+            self.tries = 0;
             self.reason = RouteReason::Fallback;
         }
     }

@@ -15,6 +15,9 @@ mod climb_tests;
 mod delivery;
 pub(crate) mod exhibit;
 pub mod purpose;
+mod ruled;
+#[cfg(test)]
+mod ruled_tests;
 pub mod tap;
 #[cfg(test)]
 mod tests;
@@ -26,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    Decision, LoadBook, NoRoute, Offer, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
+    Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
     Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
@@ -38,10 +41,12 @@ use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
 pub use self::purpose::Purpose;
+pub use self::ruled::RuleBook;
 use self::ticket::{Sinks, Ticket};
 use self::turns::Turns;
 use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
+use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::inventory::Snapshot;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
@@ -110,6 +115,10 @@ pub struct Pipeline {
     pub resolver: Arc<dyn Resolve>,
     /// Bounds.
     pub limits: Limits,
+    /// What comes before the learnt choice.
+    pub rules: RuleBook,
+    /// Money of API keys; `None` = no key has a budget.
+    pub purses: Option<KeyPurses>,
     router: Router,
     turns: Turns,
     retries: RetryBudget,
@@ -134,11 +143,23 @@ impl Pipeline {
             sinks,
             resolver,
             limits,
+            rules: RuleBook::default(),
+            purses: None,
             router: Router::default(),
             turns: Turns::default(),
             retries: RetryBudget::default(),
             slots,
         }
+    }
+
+    /// Puts rules before the learnt choice.
+    pub fn with_rules(self, rules: RuleBook) -> Self {
+        Self { rules, ..self }
+    }
+
+    /// Lets keys spend what is in their purses only.
+    pub fn with_purses(self, purses: KeyPurses) -> Self {
+        Self { purses: Some(purses), ..self }
     }
 
     /// Tells whether this node has a provider of that name.
@@ -151,7 +172,7 @@ impl Pipeline {
         Naming { is_provider, lfo_manners: self.sinks.lfo_manners }
     }
 
-    /// Asks the router where a request would go, without sending it.
+    /// Asks the router where a request would go by itself, without the rules.
     pub fn decide(&self, parsed: &Parsed, request: &Request<'_>) -> Result<Decision, NoRoute> {
         let inventory = self.inventory.load();
         let learnt = self.sinks.feedback.learnt();
@@ -173,10 +194,12 @@ impl Pipeline {
     }
 
     /// Accepts a request: from here on it has exactly one outcome.
-    pub fn accept(&self, parsed: Parsed, request: &Request<'_>, origin: Origin) -> Result<Job, ApiError> {
+    pub fn accept(&self, mut parsed: Parsed, request: &Request<'_>, origin: Origin) -> Result<Job, ApiError> {
+        // First of all: what a rule keeps here, no judge and no record may take for less.
+        let plan = self.plan(&mut parsed, request, &origin);
         let mut ticket = self.open(&parsed, &origin)?;
         ticket.attach(self.exhibit(&parsed, &origin));
-        self.route(parsed, request, origin, ticket)
+        self.route(parsed, plan.as_ref(), request, origin, ticket)
     }
 
     /// Accepts a request of the node itself, whose way was decided before.
@@ -242,20 +265,25 @@ impl Pipeline {
     fn route(
         &self,
         parsed: Parsed,
+        plan: Option<&Plan>,
         request: &Request<'_>,
         origin: Origin,
         ticket: Ticket,
     ) -> Result<Job, ApiError> {
         let started = Instant::now();
-        let decided = self.decide(&parsed, request);
+        let decided = self.decide_under(plan, &parsed, request, &origin);
         metrics::histogram!("shoal_decision_seconds").record(started.elapsed().as_secs_f64());
         match decided {
             Ok(decision) => {
                 self.turns.note(request, &decision.arm, started);
+                self.rules.count(&decision);
                 Ok(Self::job(parsed, decision, origin, ticket))
             }
             Err(no) => {
-                let error = no_route(&no, &self.inventory.load().registry);
+                let mut error = no_route(&no, &self.inventory.load().registry);
+                if let Some(plan) = plan {
+                    error.message += &format!(" (by the rule '{}')", plan.rule);
+                }
                 ticket.reject(error.status, &error.code);
                 Err(error)
             }
@@ -264,6 +292,7 @@ impl Pipeline {
 
     fn job(parsed: Parsed, decision: Decision, origin: Origin, mut ticket: Ticket) -> Job {
         ticket.record.propensity = Some(decision.propensity);
+        ticket.under(decision.rule.as_deref());
         ticket.record.considered = decision.considered.iter().map(Considered::from).collect();
         ticket.record.removed = decision.removed.iter().map(Removed::from).collect();
         ticket.record.explored = decision.explored;
@@ -320,9 +349,10 @@ pub fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
         NoRoute::ContextTooLong { .. } | NoRoute::Unsupported { .. } => (400, false),
         NoRoute::NoDevice { .. } | NoRoute::NoLocalCapacity => (503, true),
         NoRoute::PolicyBlocked { .. } => (403, false),
+        NoRoute::KeyBudget => (429, false),
     };
     let mut message = no.to_string();
-    if registry.models().is_empty() && status != 403 {
+    if registry.models().is_empty() && status != 403 && status != 429 {
         message = "no device of the mesh serves a model yet; join one with `shoal token create` here and `shoal join <token>` there, or start with `shoal up --embedded`".into();
     }
     let status = if registry.models().is_empty() && status == 404 { 503 } else { status };

@@ -209,13 +209,23 @@ impl Ticket {
         &self.id
     }
 
+    /// Notes the rule that led here.
+    pub(super) fn under(&mut self, rule: Option<&str>) {
+        self.record.rule = rule.unwrap_or_default().to_owned();
+    }
+
+    fn set_reason(&mut self, reason: RouteReason) {
+        self.reason = reason;
+        let rule = Some(self.record.rule.as_str()).filter(|rule| !rule.is_empty());
+        self.record.routing_reason = reason.under(rule).into_owned();
+    }
+
     /// Notes where an attempt goes.
     pub fn attempt(&mut self, upstream: &UpstreamId, arm: ArmId, reason: RouteReason) {
         self.upstream = Some(upstream.clone());
         self.record.arm = arm.as_str().to_owned();
         self.arm = Some(arm);
-        self.reason = reason;
-        self.record.routing_reason = reason.as_str().to_owned();
+        self.set_reason(reason);
         self.record.attempts += 1;
         self.show();
     }
@@ -285,9 +295,8 @@ impl Ticket {
         r.upstream = mark.upstream;
         r.upstream_id = mark.upstream_id;
         r.target = mark.target;
-        r.routing_reason = mark.reason.as_str().to_owned();
         r.arm = mark.arm.as_ref().map(|arm| arm.as_str().to_owned()).unwrap_or_default();
-        self.reason = mark.reason;
+        self.set_reason(mark.reason);
         self.arm = mark.arm;
         self.upstream = mark.id;
         self.priced(mark.price);

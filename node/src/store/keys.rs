@@ -10,6 +10,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
 use super::{Error, Store, unix_ms};
+use crate::cloud::Budget;
 
 const PREFIX: &str = "sk-shoal-";
 /// Bytes of secret in a key: 256 bits, out of reach of guessing.
@@ -30,6 +31,8 @@ pub struct KeyRecord {
     pub created_ms: u64,
     /// Zero while valid.
     pub revoked_ms: u64,
+    /// What requests with this key may cost at providers; `None` = only the providers' own budgets bound it.
+    pub budget: Option<Budget>,
 }
 
 /// A key just made: the only moment at which its text exists.
@@ -71,12 +74,13 @@ impl KeyRing {
             local_only: false,
             created_ms: unix_ms(),
             revoked_ms: 0,
+            budget: None,
         };
         self.foreign.store(Some(Arc::new(record)));
     }
 
     /// Makes a key, stores its hash durably and returns the text once.
-    pub fn create(&self, name: &str, local_only: bool) -> Result<NewKey, Error> {
+    pub fn create(&self, name: &str, local_only: bool, budget: Option<Budget>) -> Result<NewKey, Error> {
         let mut random = [0_u8; SECRET_LEN + 5];
         SystemRandom::new().fill(&mut random).map_err(|_| Error::Open {
             path: "system random generator".into(),
@@ -92,6 +96,7 @@ impl KeyRing {
             local_only,
             created_ms: unix_ms(),
             revoked_ms: 0,
+            budget,
         };
         self.merge(vec![record.clone()])?;
         Ok(NewKey { record, text })
@@ -112,6 +117,11 @@ impl KeyRing {
         (matches && record.revoked_ms == 0).then(|| record.clone())
     }
 
+    /// Returns the record of a key by its id, whether it is valid or not.
+    pub fn find(&self, id: &str) -> Option<KeyRecord> {
+        self.keys.load().get(id).cloned()
+    }
+
     /// Takes records over, from another router or from here; a revoked record wins over an unrevoked one.
     ///
     /// Returns how many changed something.
@@ -120,7 +130,11 @@ impl KeyRing {
         let mut keys = BTreeMap::clone(&self.keys.load());
         let mut changed = Vec::new();
         for record in records {
-            let newer = keys.get(&record.id).is_none_or(|old| old.revoked_ms == 0 && record.revoked_ms != 0);
+            let newer = keys.get(&record.id).is_none_or(|old| {
+                // A router of an earlier version hands a record on without its budget.
+                let bounds = old.budget.is_none() && record.budget.is_some();
+                old.revoked_ms == 0 && (record.revoked_ms != 0 || bounds)
+            });
             if newer {
                 keys.insert(record.id.clone(), record.clone());
                 changed.push(record);
@@ -153,8 +167,10 @@ impl KeyRing {
 impl Store {
     fn read_keys(&self) -> Result<BTreeMap<String, KeyRecord>, Error> {
         let connection = self.lock();
-        let mut statement =
-            connection.prepare("SELECT id, sha256, name, local_only, created_ms, revoked_ms FROM keys")?;
+        let mut statement = connection.prepare(
+            "SELECT id, sha256, name, local_only, created_ms, revoked_ms, budget FROM keys
+             LEFT JOIN key_budgets ON key_id = id",
+        )?;
         let rows = statement.query_map([], |row| {
             Ok(KeyRecord {
                 id: row.get(0)?,
@@ -163,6 +179,8 @@ impl Store {
                 local_only: row.get(3)?,
                 created_ms: row.get::<_, i64>(4)? as u64,
                 revoked_ms: row.get::<_, i64>(5)? as u64,
+                // What cannot be read must not become a key without a bound.
+                budget: row.get::<_, Option<String>>(6)?.map(|text| text.parse().unwrap_or(Budget::NOTHING)),
             })
         })?;
         rows.map(|row| row.map(|r| (r.id.clone(), r))).collect::<Result<_, _>>().map_err(Error::from)
@@ -177,6 +195,12 @@ impl Store {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                 (&r.id, &r.sha256[..], &r.name, r.local_only, r.created_ms as i64, r.revoked_ms as i64),
             )?;
+            if let Some(budget) = r.budget {
+                transaction.execute(
+                    "INSERT OR REPLACE INTO key_budgets (key_id, budget) VALUES (?1, ?2)",
+                    (&r.id, budget.to_string()),
+                )?;
+            }
         }
         transaction.commit()?;
         Ok(())
@@ -195,7 +219,7 @@ mod tests {
     fn only_the_exact_key_opens_and_a_revoked_one_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
-        let key = ring.create("laptop", true).unwrap();
+        let key = ring.create("laptop", true, None).unwrap();
         assert!(ring.authenticate(&key.text).unwrap().local_only);
         let mut wrong = key.text.clone();
         wrong.pop();
@@ -234,17 +258,34 @@ mod tests {
     fn a_revocation_is_not_undone_by_an_older_record() {
         let dir = tempfile::tempdir().unwrap();
         let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
-        let key = ring.create("laptop", false).unwrap();
+        let key = ring.create("laptop", false, None).unwrap();
         ring.revoke(&key.record.id).unwrap();
         assert_eq!(ring.merge(vec![key.record]).unwrap(), 0);
         assert!(ring.authenticate(&key.text).is_none());
     }
 
     #[test]
+    fn a_budget_survives_a_restart_and_a_router_that_does_not_know_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
+        let budget: Budget = "5usd/month".parse().unwrap();
+        let key = ring.create("intern", false, Some(budget)).unwrap().record;
+        let unbound = KeyRecord { budget: None, ..key.clone() };
+        ring.merge(vec![unbound.clone()]).unwrap();
+        let reloaded = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
+        assert_eq!(reloaded.find(&key.id).unwrap().budget, Some(budget));
+        let other = tempfile::tempdir().unwrap();
+        let other = KeyRing::load(Store::open(other.path()).unwrap()).unwrap();
+        other.merge(vec![unbound]).unwrap();
+        assert_eq!(other.merge(vec![key.clone()]).unwrap(), 1);
+        assert_eq!(other.find(&key.id).unwrap().budget, Some(budget));
+    }
+
+    #[test]
     fn the_store_never_holds_the_key_itself() {
         let dir = tempfile::tempdir().unwrap();
         let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
-        let key = ring.create("laptop", false).unwrap();
+        let key = ring.create("laptop", false, None).unwrap();
         let secret = key.text.split('_').nth(1).unwrap().as_bytes();
         for entry in std::fs::read_dir(dir.path()).unwrap() {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();

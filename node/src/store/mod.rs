@@ -157,7 +157,7 @@ mod tests {
         let key = {
             let store = Store::open(dir.path()).unwrap();
             let ring = KeyRing::load(store.clone()).unwrap();
-            let key = ring.create("first", false).unwrap();
+            let key = ring.create("first", false, None).unwrap();
             for n in 0..2000 {
                 store.test_history_row(n);
             }

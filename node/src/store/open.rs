@@ -15,6 +15,7 @@ CREATE TABLE IF NOT EXISTS tokens (
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, sha256 BLOB NOT NULL, name TEXT NOT NULL, local_only INTEGER NOT NULL,
     created_ms INTEGER NOT NULL, revoked_ms INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS key_budgets (key_id TEXT PRIMARY KEY, budget TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, started_ms INTEGER NOT NULL, model TEXT NOT NULL, upstream TEXT NOT NULL,
     outcome TEXT NOT NULL, record TEXT NOT NULL);
@@ -26,7 +27,7 @@ CREATE INDEX IF NOT EXISTS requests_by_time ON requests (started_ms);
 ";
 
 /// Tables that are worth saving out of a damaged file: without them people cannot get in, or pay twice.
-const PRECIOUS: &[&str] = &["keys", "tokens", "routers", "meta", "spend"];
+const PRECIOUS: &[&str] = &["keys", "key_budgets", "tokens", "routers", "meta", "spend"];
 
 pub(super) fn open_or_set_aside(path: &Path) -> Result<Connection, Error> {
     let failed = |message: String| Error::Open { path: path.to_owned(), message };

@@ -29,6 +29,8 @@ pub struct RequestRecord {
     pub upstream_id: String,
     /// Why it went there.
     pub routing_reason: String,
+    /// Rule that led there; empty if no rule was about it.
+    pub rule: String,
     /// Other candidates with their scores.
     pub considered: Vec<Considered>,
     /// Candidates that were not weighed, and why.

@@ -1,4 +1,4 @@
-//! What was spent at providers, by provider and period: the one number that may never be too small.
+//! What was spent at providers, by account (a provider, or `key:<id>`) and period: the one number that may never be too small.
 //!
 //! A reservation is booked as spent before a request goes out, and corrected afterwards. So whatever dies in
 //! between, this process included, the books err on the side of too much.

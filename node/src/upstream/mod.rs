@@ -26,6 +26,7 @@ use futures_util::stream::BoxStream;
 use shoal_routing::DataClass;
 use tokio::time::Instant;
 
+use crate::cloud::purse::Purse;
 use crate::egress::EgressMark;
 
 /// API path that an inference body belongs to.
@@ -88,6 +89,8 @@ pub struct UpstreamRequest {
     pub device: Option<Arc<str>>,
     /// Written by egress when the request leaves the mesh.
     pub egress: EgressMark,
+    /// Money of the key that asks, where it has a budget; what a provider bills is taken from it, too.
+    pub payer: Option<Purse>,
 }
 
 impl fmt::Debug for UpstreamRequest {

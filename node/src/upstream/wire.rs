@@ -52,6 +52,7 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
     let deadline_ms = request.deadline_ms.min(MAX_DEADLINE_MS);
     Ok(UpstreamRequest {
         egress: Default::default(),
+        payer: None,
         path: request.path.parse()?,
         // A class that is missing, or that this version does not know, is taken as the strictest.
         data_class: match WireClass::try_from(request.data_class) {

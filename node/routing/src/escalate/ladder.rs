@@ -97,6 +97,7 @@ mod tests {
             offers: Vec::new(),
             fallback_models: Vec::new(),
             propensity: 1.0,
+            rule: None,
             reason: RouteReason::Named,
             considered: Vec::new(),
             removed: Vec::new(),

@@ -74,6 +74,8 @@ pub enum Removal {
     Mode,
     /// The request was forwarded too often.
     Hops,
+    /// What is left of the key's money does not cover it.
+    KeyBudget,
     /// It cannot be reached or takes no new work.
     NotReachable,
     /// The model is known to lack this.
@@ -91,6 +93,7 @@ impl fmt::Display for Removal {
         match self {
             Self::DataClass => f.write_str("data class forbids it"),
             Self::Mode => f.write_str("mode asks for another place"),
+            Self::KeyBudget => f.write_str("key budget does not cover it"),
             Self::Hops => f.write_str("forwarded too often"),
             Self::NotReachable => f.write_str("not reachable"),
             Self::Lacks(what) => write!(f, "lacks {what}"),

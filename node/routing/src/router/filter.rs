@@ -11,7 +11,7 @@ use crate::request::Request;
 use crate::router::NoRoute;
 use crate::router::account::{MAX_REMOVED, Removal, Removed};
 use crate::tokens;
-use crate::units::Tokens;
+use crate::units::{MicroUsd, Tokens};
 
 /// An estimate this close to a limit is replaced by an exact count: one part in so many.
 const NEAR_LIMIT: u32 = 10;
@@ -21,11 +21,13 @@ pub(super) struct Filter<'a> {
     request: &'a Request<'a>,
     prompt: Tokens,
     context: Tokens,
+    expected_output: Tokens,
     exact: bool,
     mode: Mode,
     seen: bool,
     refused_class: bool,
     refused_dead: bool,
+    refused_budget: bool,
     refused_need: Option<&'static str>,
     longest_context: Option<Tokens>,
     removed: Vec<Removed>,
@@ -37,11 +39,13 @@ impl<'a> Filter<'a> {
             request,
             prompt: profile.prompt_tokens,
             context: profile.context_tokens(),
+            expected_output: profile.expected_output,
             exact: profile.exact,
             mode: request.effective_mode(),
             seen: false,
             refused_class: false,
             refused_dead: false,
+            refused_budget: false,
             refused_need: None,
             longest_context: None,
             removed: Vec::new(),
@@ -69,8 +73,20 @@ impl<'a> Filter<'a> {
         match wanted {
             false => Some(Removal::Mode),
             true if self.request.hop >= MAX_HOPS => Some(Removal::Hops),
+            true if self.is_too_dear(offer) => {
+                self.refused_budget = true;
+                Some(Removal::KeyBudget)
+            }
             true => None,
         }
+    }
+
+    /// True when the key's money does not cover what the request is expected to cost there. Once nothing is left,
+    /// also what seems to be free is too dear, since a provider's price is only believed, not known.
+    fn is_too_dear(&self, offer: &Offer) -> bool {
+        let Some(left) = self.request.budget_left.filter(|_| offer.is_cloud()) else { return false };
+        let cost = offer.price.map_or(MicroUsd(0), |price| price.cost(self.prompt, self.expected_output));
+        left == MicroUsd(0) || cost > left
     }
 
     fn impossible(&mut self, offer: &Offer) -> Option<Removal> {
@@ -157,6 +173,9 @@ impl<'a> Filter<'a> {
         }
         if self.request.hop >= MAX_HOPS {
             return NoRoute::PolicyBlocked { why: "it was forwarded too often" };
+        }
+        if self.refused_budget && !self.refused_dead {
+            return NoRoute::KeyBudget;
         }
         match self.mode {
             Mode::Local if !self.refused_dead || self.request.choice.is_auto() => NoRoute::NoLocalCapacity,

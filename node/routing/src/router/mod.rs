@@ -8,6 +8,7 @@ mod candidate;
 mod filter;
 mod no_route;
 mod permitted;
+mod planned;
 mod reason;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::router::filter::Filter;
 pub use account::{Considered, Removal, Removed};
 pub use no_route::NoRoute;
 pub use permitted::Permitted;
+pub use planned::Planned;
 pub use reason::RouteReason;
 
 /// Names that an "unknown model" error suggests.
@@ -80,6 +82,8 @@ pub struct Decision {
     pub propensity: f64,
     /// Why.
     pub reason: RouteReason,
+    /// Name of the rule that led there; `None` if no rule was about the request.
+    pub rule: Option<Arc<str>>,
     /// Every arm that was weighed, best first; empty when the caller named the model.
     pub considered: Vec<Considered>,
     /// Who was not weighed, and why; up to 32.
@@ -301,6 +305,7 @@ impl<P: Policy> Router<P> {
             fallback_models,
             propensity: selection.propensity,
             reason,
+            rule: None,
             considered,
             removed: filter.removed(),
             explored,
@@ -357,6 +362,7 @@ fn named<'a>(
         fallback_models: Vec::new(),
         propensity: 1.0,
         reason,
+        rule: None,
         considered: Vec::new(),
         removed: filter.removed(),
         explored: false,

@@ -48,6 +48,13 @@ pub enum NoRoute {
          Join one with 'shoal join', or name another model."
     )]
     NoLocalCapacity,
+    /// What is left of the key's money covers no provider, and no device can serve it.
+    #[error(
+        "What is left of this API key's budget does not cover any provider that may serve this request. Ask a model \
+         of a device, ask for fewer tokens with max_tokens, wait for the next period, or make a key with a larger \
+         --budget; 'shoal keys ls' shows what is left."
+    )]
+    KeyBudget,
     /// Data class, mode or hop count forbid every candidate.
     #[error("Policy forbids every candidate: {why}.")]
     PolicyBlocked {
@@ -65,6 +72,7 @@ impl NoRoute {
             Self::ContextTooLong { .. } => "context_length_exceeded",
             Self::Unsupported { .. } => "unsupported",
             Self::NoLocalCapacity => "no_local_capacity",
+            Self::KeyBudget => "insufficient_quota",
             Self::PolicyBlocked { .. } => "policy_blocked",
         }
     }

@@ -1,5 +1,6 @@
 //! Why an arm was chosen, as one word for headers, the history and metrics.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// Why an arm was chosen.
@@ -44,6 +45,24 @@ impl RouteReason {
             Self::Escalated => "escalated",
             Self::Shadow => "shadow",
             Self::None => "none",
+        }
+    }
+
+    /// Returns the same, or `rule:NAME` where a rule made the choice: what came after its pick keeps its own words.
+    pub fn under(self, rule: Option<&str>) -> Cow<'static, str> {
+        let is_first = match self {
+            Self::Named
+            | Self::PinnedDevice
+            | Self::PinnedProvider
+            | Self::AutoThompson
+            | Self::OnlyCandidate
+            | Self::PromptTooLong
+            | Self::ModeCloud => true,
+            Self::Fallback | Self::Escalated | Self::Shadow | Self::None => false,
+        };
+        match rule.filter(|_| is_first) {
+            Some(rule) => Cow::Owned(format!("rule:{rule}")),
+            None => Cow::Borrowed(self.as_str()),
         }
     }
 }

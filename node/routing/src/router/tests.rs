@@ -1,5 +1,7 @@
 //! Decisions on small meshes, one rule at a time.
 
+mod planned;
+
 use super::*;
 use crate::bandit::{ArmStats, Observations};
 use crate::class::{DataClass, Mode, Preference};
@@ -46,6 +48,7 @@ fn request(choice: &str) -> Request<'static> {
         hop: 0,
         max_local_tokens: None,
         time_limit: None,
+        budget_left: None,
     }
 }
 
@@ -459,4 +462,25 @@ fn the_model_that_called_the_tools_goes_on_unless_it_is_gone() {
     let [stays, other] = scores(Some("a:7b"));
     assert!((stays - a).abs() < 1e-9 && (b - other - SWITCHING).abs() < 1e-9);
     assert_eq!(scores(Some("gone:7b")), [a, b], "nobody is charged for what cannot be helped");
+}
+
+#[test]
+fn a_spent_key_keeps_what_costs_nothing() {
+    let mut spent = request("auto");
+    spent.budget_left = Some(MicroUsd(0));
+    for seed in 0..20 {
+        let decision = decide_with(mesh(), &spent, &Posterior::default(), seed).unwrap();
+        assert!(!reachable(&decision).contains(&"openai/gpt-4o"));
+        assert!(decision.permitted.iter().all(|arm| !arm.cloud));
+        let why = decision.removed.iter().find(|removed| &*removed.model == "openai/gpt-4o").unwrap().why;
+        assert_eq!(why, Removal::KeyBudget);
+    }
+    spent.budget_left = Some(MicroUsd(1_000_000));
+    assert!(reachable(&decide(mesh(), &spent).unwrap()).contains(&"openai/gpt-4o"));
+    let mut named = request("openai/gpt-4o");
+    // A few tokens of prompt and a typical answer cost about 2,600 millionths.
+    for (left, fits) in [(0, false), (100, false), (100_000, true)] {
+        named.budget_left = Some(MicroUsd(left));
+        assert_eq!(decide(mesh(), &named).map(|_| ()), if fits { Ok(()) } else { Err(NoRoute::KeyBudget) });
+    }
 }

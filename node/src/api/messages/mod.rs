@@ -71,7 +71,10 @@ async fn create(
 fn speak(front: &Front, headers: &HeaderMap, body: BodyBytes) -> Result<Spoken, ApiError> {
     refuse_compressed(headers)?;
     let inventory = front.pipeline.inventory.load();
-    let serves = |model: &str| !inventory.registry.by_model(model).is_empty();
+    let serves = |model: &str| {
+        !inventory.registry.by_model(model).is_empty()
+            || !front.pipeline.rules.rules().shares(model).is_empty()
+    };
     let names = Names { claude: front.claude_model.as_deref(), serves: &serves };
     let mut chat = request::translate(&readable(body)?, names)?;
     let is_provider = |name: &str| front.pipeline.is_provider(name);

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use shoal_routing::{Message, MessageRole};
 
-use super::super::body::{Body, Text};
+use super::super::body::{Body, Edit, Text};
 use super::super::error::ApiError;
 
 /// Most messages of one request; a long agent session has a few hundred.
@@ -37,6 +37,49 @@ struct Part<'a> {
     text: Option<Text<'a>>,
     #[serde(borrow)]
     refusal: Option<Text<'a>>,
+    #[serde(borrow)]
+    image_url: Option<&'a RawValue>,
+    #[serde(borrow)]
+    input_audio: Option<&'a RawValue>,
+    #[serde(borrow)]
+    file: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Image<'a> {
+    #[serde(borrow)]
+    url: Text<'a>,
+}
+
+#[derive(Deserialize)]
+struct Audio<'a> {
+    #[serde(borrow, rename = "data")]
+    _data: Text<'a>,
+    #[serde(borrow, rename = "format")]
+    _format: Text<'a>,
+}
+
+/// Returns `messages` with the role `developer` said as `system`, its older name; `None` if there is no such role.
+pub(super) fn without_developer(body: &Body<'_>) -> Option<String> {
+    let raw = body.raw("messages")?.get();
+    memchr::memmem::find(raw.as_bytes(), b"developer")?;
+    let list: Vec<&RawValue> = serde_json::from_str(raw).ok()?;
+    let mut found = false;
+    let mut out = String::with_capacity(raw.len());
+    for message in list {
+        out.push(if out.is_empty() { '[' } else { ',' });
+        let body = Body::parse(message.get().as_bytes()).ok()?;
+        if body.raw("role").is_some_and(|role| role.get() == "\"developer\"") {
+            found = true;
+            out.push_str(
+                std::str::from_utf8(&body.rebuild(&[("role", Edit::Set("\"system\"".into()))])).ok()?,
+            );
+        } else {
+            out.push_str(message.get());
+        }
+    }
+    out.push(']');
+    found.then_some(out)
 }
 
 pub(super) fn chat_messages<'a>(body: &Body<'a>) -> Result<Vec<Input<'a>>, ApiError> {
@@ -129,8 +172,25 @@ fn content_text<'a>(content: &'a RawValue, at: &str) -> Result<(Cow<'a, str>, bo
                     joined.to_mut().push_str(&text.0);
                 }
             }
-            Some("image_url") => vision = true,
-            Some("input_audio") => audio = true,
+            Some("image_url") => {
+                is_image(part.image_url).map_err(|what| ApiError::invalid(at, format!("{at} {what}")))?;
+                vision = true;
+            }
+            Some("input_audio") => {
+                let read = part.input_audio.map(|raw| serde_json::from_str::<Audio<'_>>(raw.get()));
+                if read.is_none_or(|read| read.is_err()) {
+                    let message =
+                        format!("{at} has a part 'input_audio' without its 'data' (base64) and 'format'");
+                    return Err(ApiError::invalid(at, message));
+                }
+                audio = true;
+            }
+            Some("file") if part.file.is_none_or(|raw| !raw.get().starts_with('{')) => {
+                return Err(ApiError::invalid(
+                    at,
+                    format!("{at} has a part 'file' without an object 'file'"),
+                ));
+            }
             Some("file") => vision = true,
             Some(other) => {
                 let shown: String = other.chars().take(32).collect();
@@ -143,6 +203,19 @@ fn content_text<'a>(content: &'a RawValue, at: &str) -> Result<(Cow<'a, str>, bo
         }
     }
     Ok((joined, vision, audio))
+}
+
+/// Checks that an image is a link or the image itself: no path on the host of whoever answers.
+fn is_image(raw: Option<&RawValue>) -> Result<(), &'static str> {
+    let image = raw.and_then(|raw| serde_json::from_str::<Image<'_>>(raw.get()).ok());
+    let Some(image) = image else { return Err("has a part 'image_url' without 'image_url.url'") };
+    let known = ["https://", "http://", "data:image/"];
+    let begins =
+        |scheme: &&str| image.url.0.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
+    match known.iter().any(begins) {
+        true => Ok(()),
+        false => Err("has an image whose 'url' is neither http(s):// nor data:image/…;base64,…"),
+    }
 }
 
 pub(super) fn plain_inputs<'a>(body: &Body<'a>, name: &'static str) -> Result<Vec<Input<'a>>, ApiError> {

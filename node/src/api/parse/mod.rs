@@ -1,5 +1,6 @@
 //! From a client's JSON to a checked request: one parse, every bound checked, a clear error for each mistake.
 
+mod fields;
 mod input;
 mod metadata;
 #[cfg(test)]
@@ -14,17 +15,14 @@ use shoal_routing::{
     DataClass, Message, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens,
 };
 
+use self::fields::Fields;
 use self::input::Input;
 use self::metadata::Metadata;
 pub(super) use self::metadata::OUR_METADATA;
-use super::body::{Body, Edit, Text};
+use super::body::{Body, Edit};
 use super::error::ApiError;
 use crate::upstream::ApiPath;
 
-/// Most stop sequences; engines differ between 4 and any number.
-const MAX_STOPS: usize = 16;
-/// Most answers to one prompt.
-const MAX_N: u64 = 128;
 /// Fields that could redirect or corrupt an upstream; a client may never set them.
 const DENIED: &[&str] = &[
     "api_base",
@@ -61,6 +59,8 @@ pub struct Parsed {
     pub body: Bytes,
     /// True when the client asked for usage in the stream.
     pub include_usage: bool,
+    /// Who asks, in the client's own words: the `user` field.
+    pub user: Option<String>,
     /// Denied fields that were left out.
     pub warnings: Vec<String>,
 }
@@ -99,8 +99,19 @@ pub struct Shape {
 impl Parsed {
     /// Returns the body with the chosen model's name in it, and with log probabilities asked for where the answer
     /// will be judged by them.
-    pub fn body_for(&self, model: &str, ask_logprobs: bool) -> Bytes {
+    ///
+    /// `plain` is for engines, which know the fields of a few years ago: the role `developer` is said as `system`, and a
+    /// limit as `max_tokens` too, or their templates would refuse the one and their samplers pass over the other.
+    pub fn body_for(&self, model: &str, ask_logprobs: bool, plain: bool) -> Bytes {
         let mut edits = Vec::new();
+        if plain && let Ok(body) = Body::parse(&self.body) {
+            edits.extend(input::without_developer(&body).map(|messages| ("messages", Edit::Set(messages))));
+            if let Some(limit) =
+                body.raw("max_completion_tokens").filter(|_| body.raw("max_tokens").is_none())
+            {
+                edits.push(("max_tokens", Edit::Set(limit.get().to_owned())));
+            }
+        }
         if self.model != model {
             edits.push(("model", Edit::Set(json_string(model))));
         }
@@ -149,7 +160,8 @@ impl Naming<'_> {
         }
     }
 
-    fn choice(&self, model: &str) -> ModelChoice {
+    /// Reads the name of a model.
+    pub fn choice(&self, model: &str) -> ModelChoice {
         let means_auto = self.lfo_manners && model == LFO_AUTO;
         ModelChoice::parse(if means_auto { "auto" } else { model }, self.is_provider)
     }
@@ -180,7 +192,7 @@ pub fn parse<'a>(
     let metadata = Metadata::read(&body)?;
     let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
     let include_usage = stream_options(&body, stream)?;
-    let answers = check_numbers(&body)?;
+    let fields = fields::check(path, &body)?;
     let choice = naming.choice(&model);
     let data_class = data_class(&metadata, headers, floor)?;
     let shape = Shape {
@@ -188,9 +200,9 @@ pub fn parse<'a>(
         mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
         preference: metadata.preference,
         data_class: if floor.local_only { DataClass::Restricted } else { data_class },
-        needs: needs(path, &body, &messages),
+        needs: needs(path, &fields, &messages),
         max_output: max_output(&body)?,
-        answers,
+        answers: fields.answers,
         confidence_threshold: metadata.threshold,
         chooses: choice.is_auto(),
     };
@@ -206,11 +218,13 @@ pub fn parse<'a>(
         hop: 0,
         max_local_tokens: None,
         time_limit: time_limit(headers),
+        budget_left: None,
     };
     // Half a kilobyte that would otherwise be moved through every future of the request.
     let profile = Box::new(RequestProfile::of(&request));
     let (body, warnings) = upstream_body(&body, &metadata, stream);
-    Ok((Parsed { path, model, profile, shape, body, include_usage, warnings }, request))
+    let user = fields.user;
+    Ok((Parsed { path, model, profile, shape, body, include_usage, user, warnings }, request))
 }
 
 /// Reads only the messages of a chat body, for who looks at a request that was parsed before.
@@ -219,16 +233,14 @@ pub(crate) fn messages(bytes: &[u8]) -> Option<Vec<Message<'_>>> {
     Some(input::chat_messages(&body).ok()?.into_iter().map(|input| input.message).collect())
 }
 
-fn needs(path: ApiPath, body: &Body<'_>, inputs: &[Input<'_>]) -> Needs {
-    let nonempty_list = |name: &str| body.raw(name).is_some_and(|v| v.get() != "[]");
-    let schema = body.raw("response_format").is_some_and(|v| v.get().contains("json_schema"));
+fn needs(path: ApiPath, fields: &Fields, inputs: &[Input<'_>]) -> Needs {
     Needs {
-        tools: nonempty_list("tools") || nonempty_list("functions"),
-        schema,
+        tools: fields.tools,
+        schema: fields.schema,
         vision: inputs.iter().any(|i| i.vision),
         audio: inputs.iter().any(|i| i.audio),
         embeddings: path == ApiPath::Embeddings,
-        logprobs: body.raw("logprobs").is_some_and(|v| v.get() != "false"),
+        logprobs: fields.logprobs,
     }
 }
 
@@ -251,49 +263,6 @@ fn stream_options(body: &Body<'_>, stream: bool) -> Result<bool, ApiError> {
         ));
     }
     Ok(options.include_usage.unwrap_or(false))
-}
-
-/// Checks what has bounds; returns how many answers are wanted.
-fn check_numbers(body: &Body<'_>) -> Result<u64, ApiError> {
-    for (name, low, high) in [
-        ("temperature", 0.0, 2.0),
-        ("top_p", 0.0, 1.0),
-        ("presence_penalty", -2.0, 2.0),
-        ("frequency_penalty", -2.0, 2.0),
-    ] {
-        if let Some(value) = optional::<f64>(body, name, "a number")?
-            && !(low..=high).contains(&value)
-        {
-            return Err(ApiError::invalid(
-                name,
-                format!("'{name}' is {value}; it must lie between {low} and {high}"),
-            ));
-        }
-    }
-    let n = optional::<u64>(body, "n", "a whole number of at least 1")?.unwrap_or(1);
-    if !(1..=MAX_N).contains(&n) {
-        return Err(ApiError::invalid("n", format!("'n' is {n}; it must lie between 1 and {MAX_N}")));
-    }
-    if let Some(top) = optional::<u64>(body, "top_logprobs", "a whole number from 0 to 20")?
-        && top > 20
-    {
-        return Err(ApiError::invalid("top_logprobs", "'top_logprobs' must lie between 0 and 20"));
-    }
-    if let Some(raw) = body.raw("stop")
-        && !raw.get().starts_with('"')
-    {
-        let stops: Vec<Text<'_>> = serde_json::from_str(raw.get())
-            .map_err(|_| ApiError::invalid("stop", "'stop' must be text or a list of texts"))?;
-        if stops.len() > MAX_STOPS {
-            return Err(ApiError::invalid("stop", format!("'stop' has more than {MAX_STOPS} entries")));
-        }
-    }
-    if let Some(raw) = body.raw("tools")
-        && !raw.get().starts_with('[')
-    {
-        return Err(ApiError::invalid("tools", "'tools' must be a list"));
-    }
-    Ok(n)
 }
 
 fn max_output(body: &Body<'_>) -> Result<Option<Tokens>, ApiError> {

@@ -53,6 +53,111 @@ fn mistakes_name_the_field() {
     }
 }
 
+/// A chat with one tool and more fields.
+fn with_tool(more: &str) -> String {
+    format!(
+        r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],
+            "tools":[{{"type":"function","function":{{"name":"weather","parameters":{{}}}}}}],{more}}}"#
+    )
+}
+
+#[test]
+fn fields_that_cannot_be_meant_are_refused_by_name() {
+    let plain =
+        |more: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],{more}}}"#);
+    let part = |part: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}"#);
+    let cases = [
+        (plain(r#""seed":1.5"#), "seed", "whole number"),
+        (plain(r#""stop":7"#), "stop", "text or a list"),
+        (plain(r#""stop":[1]"#), "stop", "text or a list"),
+        (plain(r#""logprobs":3"#), "logprobs", "true or false"),
+        (plain(r#""top_logprobs":3"#), "top_logprobs", "only with"),
+        (plain(r#""logprobs":true,"top_logprobs":21"#), "top_logprobs", "between 0 and 20"),
+        (plain(r#""n":200"#), "n", "between 1 and 128"),
+        (plain(r#""user":7"#), "user", "text"),
+        (plain(r#""service_tier":1"#), "service_tier", "text"),
+        (plain(r#""parallel_tool_calls":"no""#), "parallel_tool_calls", "true or false"),
+        (plain(r#""logit_bias":[1]"#), "logit_bias", "object"),
+        (plain(r#""max_completion_tokens":0"#), "max_completion_tokens", "at least 1"),
+        (plain(r#""response_format":"json""#), "response_format", "object with a 'type'"),
+        (plain(r#""response_format":{}"#), "response_format", "object with a 'type'"),
+        (plain(r#""response_format":{"type":"json_schema"}"#), "response_format.json_schema", "'name'"),
+        (
+            plain(r#""response_format":{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}"#),
+            "response_format.json_schema.name",
+            "1 to 128",
+        ),
+        (
+            plain(r#""response_format":{"type":"json_schema","json_schema":{"name":"a","schema":[]}}"#),
+            "response_format.json_schema.schema",
+            "an object",
+        ),
+        (plain(r#""tools":{}"#), "tools", "list"),
+        (plain(r#""tools":["weather"]"#), "tools[0]", "object with a 'type'"),
+        (plain(r#""tools":[{"type":"function"}]"#), "tools[0]", "function.name"),
+        (plain(r#""tool_choice":"required""#), "tool_choice", "no tools"),
+        (with_tool(r#""tool_choice":"always""#), "tool_choice", "'always'"),
+        (with_tool(r#""tool_choice":{"type":"function"}"#), "tool_choice", "names no tool"),
+        (
+            with_tool(r#""tool_choice":{"type":"function","function":{"name":"whether"}}"#),
+            "tool_choice",
+            "'whether', which is none of the tools: weather",
+        ),
+        (
+            plain(r#""functions":[{"name":"f"}],"function_call":{"name":"g"}"#),
+            "function_call",
+            "does not have",
+        ),
+        (part(r#"{"type":"image_url","image_url":"https://x"}"#), "messages[0].content", "image_url.url"),
+        (
+            part(r#"{"type":"image_url","image_url":{"url":"file:///etc/passwd"}}"#),
+            "messages[0].content",
+            "neither http",
+        ),
+        (part(r#"{"type":"input_audio","input_audio":{"data":"AA"}}"#), "messages[0].content", "'format'"),
+        (part(r#"{"type":"file"}"#), "messages[0].content", "object 'file'"),
+    ];
+    for (text, param, expected) in cases {
+        let error = chat(&text).map(|_| ()).unwrap_err();
+        assert_eq!((error.status, error.param.as_deref()), (400, Some(param)), "{text}: {}", error.message);
+        assert!(error.message.contains(expected), "{text} gave {:?}, expected {expected:?}", error.message);
+    }
+}
+
+#[test]
+fn what_a_chat_may_say_reaches_the_upstream_as_it_was_said() {
+    let fields = serde_json::json!({
+        "n": 2, "stop": ["a", "b"], "seed": -1, "logprobs": true, "top_logprobs": 4, "user": "ann",
+        "service_tier": "flex", "parallel_tool_calls": false, "temperature": 0.5, "logit_bias": {"5": -100},
+        "max_completion_tokens": 77, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": false},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {}}},
+        "tools": [{"type": "function", "function": {"name": "weather"}}, {"type": "web_search"}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "messages": [
+            {"role": "developer", "content": "be \"brief\"", "name": "boss"},
+            {"role": "user", "content": [
+                {"type": "text", "text": "developer"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "low"}},
+                {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+            ]},
+        ],
+    });
+    let mut body = fields.clone();
+    body["model"] = "m".into();
+    let parsed = chat(&body.to_string()).unwrap();
+    let needs = parsed.shape.needs;
+    assert!(needs.tools && needs.schema && needs.vision && needs.audio && needs.logprobs);
+    assert_eq!((parsed.shape.answers, parsed.shape.max_output), (2, Some(Tokens(77))));
+    assert_eq!(parsed.user.as_deref(), Some("ann"));
+    let sent = |plain: bool| serde_json::from_slice::<Value>(&parsed.body_for("m2", false, plain)).unwrap();
+    let mut expected = body.clone();
+    expected["model"] = "m2".into();
+    assert_eq!(sent(false), expected, "a provider gets what the client said");
+    expected["max_tokens"] = 77.into();
+    expected["messages"][0]["role"] = "system".into();
+    assert_eq!(sent(true), expected, "an engine gets the older words, too");
+}
+
 #[test]
 fn our_instructions_and_denied_fields_go_no_further() {
     let parsed = chat(
@@ -122,10 +227,11 @@ fn an_sdks_time_limit_makes_its_caller_impatient() {
 
 #[test]
 fn the_model_name_is_replaced_without_touching_the_rest() {
-    let parsed = chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"seed": 1.50}"#).unwrap();
-    let body = parsed.body_for("qwen \"x\"", false);
+    let parsed =
+        chat(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"temperature": 1.50}"#).unwrap();
+    let body = parsed.body_for("qwen \"x\"", false, false);
     assert!(std::str::from_utf8(&body).unwrap().contains(r#""model":"qwen \"x\"","#));
-    assert!(std::str::from_utf8(&body).unwrap().contains(r#""seed":1.50"#));
+    assert!(std::str::from_utf8(&body).unwrap().contains(r#""temperature":1.50"#));
 }
 
 #[test]
@@ -135,7 +241,7 @@ fn in_lfos_manners_a_missing_model_and_its_own_name_mean_auto() {
         let bytes = Bytes::from(body.to_string());
         let naming = Naming { lfo_manners, ..NAMING };
         parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), naming)
-            .map(|(parsed, request)| (request.choice, parsed.body_for("m", false)))
+            .map(|(parsed, request)| (request.choice, parsed.body_for("m", false, false)))
     };
     for model in [Value::Null, "lfo-auto".into(), "auto".into()] {
         let (choice, body) = read(model, true).unwrap();

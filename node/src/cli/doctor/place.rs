@@ -215,8 +215,8 @@ mod tests {
         assert!(!StoreFacts::read(dir.path()).exists);
         let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
         assert_eq!(keys(&StoreFacts::read(dir.path()), None, false).verdict, Verdict::Warn);
-        let key = ring.create("laptop", false).unwrap();
-        ring.create("phone", false).unwrap();
+        let key = ring.create("laptop", false, None).unwrap();
+        ring.create("phone", false, None).unwrap();
         ring.revoke(&key.record.id).unwrap();
         let facts = StoreFacts::read(dir.path());
         assert_eq!((facts.keys, &facts.problem, facts.newest_ms), (1, &None, None));
