@@ -26,7 +26,7 @@ fn request_json() {
                 continue;
             };
             // What is sent on is JSON again, and never what a client may not set.
-            let sent = parsed.body_for("m", true);
+            let sent = parsed.body_for("m", true, true);
             let again = parse(path, &sent, &HeaderMap::new(), Floor::default(), naming);
             assert!(again.is_ok_and(|(again, _)| again.model == "m" && again.warnings.is_empty()));
         }
