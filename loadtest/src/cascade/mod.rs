@@ -30,8 +30,9 @@ use models::Models;
 use rows::Row;
 use signals::SignalFields;
 
-/// Answers of the warming set between two fits: a node makes them as judgements come in, a few at a time.
-const REFIT_EVERY: usize = 25;
+/// Judged requests between two fits, while warming and live: a node makes them as judgements come in, a few at a time.
+const WARM_REFIT: usize = 25;
+const LIVE_REFIT: usize = 5;
 
 /// Requests that may wait for their outcome; more is a scorer that sends none.
 const MAX_PENDING: usize = 10_000;
@@ -62,6 +63,8 @@ pub struct Options {
 pub struct Cascade {
     own: Testimony,
     model: GainModel,
+    /// Judged requests that the model does not know of yet.
+    unfitted: usize,
     local: ArmId,
     /// What is expected of the local model before anything was judged.
     answered: Quality,
@@ -160,7 +163,7 @@ impl Cascade {
         self.table = table.into_iter().map(|row| (row.id, row.signals)).collect();
         for (at, (judged, outcome)) in known.iter().enumerate() {
             self.learn(judged, outcome);
-            if at % REFIT_EVERY == 0 {
+            if at % WARM_REFIT == 0 {
                 self.refit();
             }
         }
@@ -179,6 +182,7 @@ impl Cascade {
         Self {
             own: Testimony::default(),
             model: GainModel::default(),
+            unfitted: 0,
             local: arm("local", local),
             answered: quality(local),
             strong: Permitted {
@@ -209,6 +213,7 @@ impl Cascade {
 
     fn refit(&mut self) {
         self.model = GainModel::fit(&self.own.arms);
+        self.unfitted = 0;
     }
 
     /// Returns the calibrated confidence of a local answer, and what the strong model is expected to gain over it.
@@ -270,7 +275,10 @@ impl Cascade {
             && known != Known::default()
         {
             self.learn(&judged, &known);
-            self.refit();
+            self.unfitted += 1;
+            if self.unfitted >= LIVE_REFIT {
+                self.refit();
+            }
         }
         Ok(None)
     }

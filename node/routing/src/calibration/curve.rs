@@ -13,6 +13,9 @@ const PRIOR: f64 = 4.0;
 /// Judgements that the arm's curve weighs in each bin of a domain: a domain needs some before it differs.
 const ARM_PRIOR: f64 = 20.0;
 
+/// Judgements that a bin without any weighs in the pool, however firm its prior: it must not hold up those with some.
+const EMPTY: f64 = 1.0;
+
 /// Maps raw confidence to the judgement to expect. Never decreases, stays within 0 and 1.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Curve {
@@ -41,8 +44,7 @@ impl Curve {
         let points = reliability.bins.iter().enumerate().map(|(index, bin)| {
             let raw = bin.mean_raw().unwrap_or((index as f64 + 0.5) / BINS as f64);
             let expected = (bin.score_sum + weight * prior(raw)) / (bin.count as f64 + weight);
-            // In the pool a prior weighs little, however firm: bins without judgements must not hold up those with.
-            Point { raw, expected, weight: bin.count as f64 + PRIOR }
+            Point { raw, expected, weight: bin.count as f64 + EMPTY }
         });
         Self { points: pooled(points.collect()) }
     }
