@@ -12,9 +12,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
+use shoal_routing::escalate::gain::GainModel;
 use shoal_routing::{
-    ArmEvidence, ArmId, Calibration, Confidence, Features, Outcome, Pack, Posterior, QualitySums, Score,
-    Testimony,
+    ArmEvidence, ArmId, Confidence, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -65,6 +65,8 @@ pub struct Judgement {
     pub raw: Confidence,
     /// What the request looked like; `None` when its record does not say.
     pub features: Option<Features>,
+    /// Its field of knowledge.
+    pub domain: Domain,
     /// Who says so.
     pub by: JudgedBy,
 }
@@ -77,8 +79,8 @@ pub struct Learnt {
     /// Judgements by features over all origins, each within its influence, and the arms of an adopted pack, for
     /// decisions.
     pub quality: BTreeMap<ArmId, QualitySums>,
-    /// How far the models' confidence can be trusted.
-    pub calibration: Calibration,
+    /// How far the models' confidence can be trusted, and what a stronger model is expected to gain.
+    pub gains: Arc<GainModel>,
     /// Plain sums over all origins: the same on every node that heard the same.
     pub totals: BTreeMap<ArmId, ArmEvidence>,
     /// Who contributed what, this node included.

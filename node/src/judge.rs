@@ -3,7 +3,7 @@
 //! The record says which arm answered; the score goes to that arm's statistics, once for each request.
 
 use shoal_proto::FeedbackVerdict;
-use shoal_routing::{ArmId, Confidence, Score};
+use shoal_routing::{ArmId, Confidence, Domain, Score};
 
 use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
 use crate::judging::witness::WitnessHandle;
@@ -43,12 +43,15 @@ impl Judge {
                 }
                 let raw = record.raw_confidence.and_then(|c| Score::new(c).ok());
                 let raw = raw.map_or(Confidence::Unknown, Confidence::Known);
+                let profile = record.profile.as_ref();
+                let domain = profile.and_then(|profile| Domain::parse(&profile.domain)).unwrap_or_default();
                 Ok(Ok(Judgement {
                     request: wanted.into(),
                     arm: ArmId(record.arm.into()),
                     score,
                     raw,
                     features: record.features.map(|features| *features),
+                    domain,
                     by: JudgedBy::Client,
                 }))
             })

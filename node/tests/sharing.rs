@@ -26,7 +26,7 @@ use shoal_proto::{
     Empty, FeedbackReply, FeedbackRequest, FeedbackVerdict, GetRequestReply, GetRequestRequest, HealthReply,
     KeyRecords, PullStatisticsReply, PullStatisticsRequest, SignedBlob,
 };
-use shoal_routing::{ArmEvidence, ArmId, Confidence, Features, Score};
+use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, Score};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -120,11 +120,11 @@ impl Node {
 
 fn close(a: &BTreeMap<ArmId, ArmEvidence>, b: &BTreeMap<ArmId, ArmEvidence>) -> bool {
     let numbers = |evidence: &ArmEvidence| -> Vec<f64> {
-        let bins = evidence.reliability.bins;
-        let bins = bins.iter().flat_map(|bin| [bin.count as f64, bin.raw_sum, bin.score_sum]);
+        let bins = evidence.reliability.bins();
+        let bins = bins.flat_map(|bin| [bin.count as f64, bin.raw_sum, bin.score_sum]);
         let quality = evidence.quality.gram.iter().chain(&evidence.quality.reward).copied();
         let stats = [evidence.stats.scored as f64, evidence.stats.reward_sum, evidence.version() as f64];
-        quality.chain(bins).chain(stats).collect()
+        quality.chain(bins).chain(stats).chain(evidence.answers.numbers().iter().copied()).collect()
     };
     a.keys().eq(b.keys())
         && a.values()
@@ -282,6 +282,7 @@ fn an_evaluator_is_measured_against_what_clients_say() {
         score: Score::ONE,
         raw: Confidence::Unknown,
         features: Some(Features::default()),
+        domain: Domain::default(),
         by,
     };
     node.runtime.block_on(node.feedback.judge(judgement(JudgedBy::Evaluator)));

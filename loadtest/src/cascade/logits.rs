@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
-use shoal_routing::escalate::gain::AnswerSignals;
+
+use super::signals::SignalFields;
 
 /// One row of the table, for one pair of models.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,7 +12,7 @@ pub(super) struct LogitRow {
     /// Name of the row.
     pub(super) id: String,
     /// Signals of the local answer.
-    pub(super) signals: AnswerSignals,
+    pub(super) signals: SignalFields,
     /// 1 if the local answer was right, 0 if not.
     pub(super) local: Option<f64>,
     /// The same of the strong answer.
@@ -54,11 +55,11 @@ fn parse(text: &str, local: &str, strong: &str) -> Result<Vec<LogitRow>> {
             let id = fields.get(id).filter(|id| !id.is_empty());
             Ok(LogitRow {
                 id: (*id.with_context(|| format!("line {}: no id", index + 1))?).to_owned(),
-                signals: AnswerSignals {
+                signals: SignalFields {
                     margin: number(margin)?,
-                    top_probability: number(pmax)?,
+                    pmax: number(pmax)?,
                     entropy: number(entropy)?,
-                    ..AnswerSignals::default()
+                    ..SignalFields::default()
                 },
                 local: number(local)?,
                 strong: number(strong)?,

@@ -47,19 +47,19 @@ mod testing;
 pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
-    Form, Grading, LengthBias, Level, Observations, Pack, Placed, Policy, Posterior, Proportion, Quality,
-    QualitySums, Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, SizeClass, Suspicion,
-    Testimony, Thompson,
+    Form, Grading, Judged, LengthBias, Level, Observations, Pack, Placed, Policy, Posterior, Proportion,
+    Quality, QualitySums, Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, SizeClass,
+    Suspicion, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
-pub use calibration::{Calibration, Curve, Reliabilities, Reliability};
+pub use calibration::{Calibration, Curve, DomainReliability, Reliability};
 pub use choice::ModelChoice;
 pub use class::{DataClass, Mode, Preference, UnknownWord};
 pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSignals};
 pub use domain::Domain;
 pub use embed::Embedding;
 pub use escalate::{
-    EscalationPolicy, EscalationReason, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
+    EscalationPolicy, EscalationReason, Grounds, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
 };
 pub use features::Features;
 pub use ids::{ArmId, UpstreamId};

@@ -11,9 +11,9 @@ use rand::rngs::StdRng;
 use shoal_routing::request::{Message, MessageRole, Needs};
 use shoal_routing::{
     ArmId, Confidence, Curve, DataClass, EscalationPolicy, Flaw, JudgeInput, LoadBook, MicroUsd, Mode,
-    ModelChoice, ModelSpec, Offer, Permitted, Posterior, Preference, Price, Quality, Registry, Reliabilities,
-    Reliability, Request, RequestProfile, Router, Score, SignalFold, Signals, Snapshot, Thompson,
-    TokenSignals, UpstreamId, Verdict, ladder,
+    ModelChoice, ModelSpec, Offer, Permitted, Posterior, Preference, Price, Quality, Registry, Reliability,
+    Request, RequestProfile, Router, Score, SignalFold, Signals, Snapshot, Thompson, TokenSignals,
+    UpstreamId, Verdict, ladder,
 };
 
 #[expect(clippy::disallowed_methods, reason = "an Instant has no other origin; no test here depends on it")]
@@ -91,23 +91,6 @@ fn arb_reliability() -> impl Strategy<Value = Reliability> {
     })
 }
 
-fn arb_reliabilities() -> impl Strategy<Value = Reliabilities> {
-    vec((0..3u8, 0..3u64, 0..2u8, arb_reliability()), 0..8).prop_map(|entries| {
-        let mut all = Reliabilities::default();
-        for (origin, generation, arm, seen) in entries {
-            let (origin, arm) = (Arc::from(format!("n{origin}")), ArmId::new(&format!("m{arm}"), None));
-            all.put(&origin, generation, &arm, seen).expect("the sums were counted honestly");
-        }
-        all
-    })
-}
-
-fn merged(a: &Reliabilities, b: &Reliabilities) -> Reliabilities {
-    let mut both = a.clone();
-    both.merge(b);
-    both
-}
-
 fn escalates(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Escalate { .. })
 }
@@ -172,7 +155,7 @@ proptest! {
         let answered = Quality { of_request: own, of_answer: own, judged: 50 };
         let verdict = |confidence: Score| EscalationPolicy.judge(&JudgeInput {
             confidence: Confidence::Known(confidence),
-            handoff, threshold, answered, preference, may_spend, rungs: &rungs,
+            handoff, threshold, answered, learnt: None, preference, may_spend, rungs: &rungs,
         });
         prop_assert!(!escalates(verdict(high)) || escalates(verdict(low)));
         for confidence in [low, high] {
@@ -193,6 +176,7 @@ proptest! {
             handoff: false,
             threshold: Some(threshold),
             answered: Quality { of_request: own, of_answer: own, judged: 1_000 },
+            learnt: None,
             preference,
             may_spend: true,
             rungs: &rungs,
@@ -209,16 +193,6 @@ proptest! {
         prop_assert!(mapped.iter().all(|value| (0.0..=1.0).contains(value)));
         prop_assert!(mapped.windows(2).all(|pair| pair[0] <= pair[1] + 1e-12), "{:?}", mapped);
         prop_assert!((0.0..=1.0).contains(&seen.ece()) && (0.0..=1.0).contains(&seen.ece_with(&curve)));
-    }
-
-    #[test]
-    fn merging_reliabilities_commutes_associates_and_is_idempotent(
-        a in arb_reliabilities(), b in arb_reliabilities(), c in arb_reliabilities(),
-    ) {
-        prop_assert_eq!(merged(&a, &b), merged(&b, &a));
-        prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
-        prop_assert_eq!(merged(&a, &a), a.clone());
-        prop_assert_eq!(merged(&a, &b).calibration(), merged(&b, &a).calibration());
     }
 }
 
@@ -271,6 +245,7 @@ fn ends(choice: &str, mode: Mode, provider: bool, confidence: Confidence, thresh
         handoff: false,
         threshold: threshold.map(Score::clamped),
         answered: ladder.answered.as_ref().map_or(nothing, |one| one.quality),
+        learnt: None,
         preference: request.preference,
         may_spend: true,
         rungs: &ladder.rungs,

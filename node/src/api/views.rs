@@ -13,8 +13,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use shoal_proto::DeviceInfo;
 use shoal_routing::bandit::sums::at;
+use shoal_routing::calibration::{Bin, Calibrated};
 use shoal_routing::features::DIM;
-use shoal_routing::{ArmEvidence, ArmId, Curve, QualitySums, Reliability, Route, UpstreamId};
+use shoal_routing::{ArmEvidence, ArmId, Curve, Domain, QualitySums, Reliability, Route, Score, UpstreamId};
 
 use super::error::ApiError;
 use super::messages;
@@ -219,7 +220,7 @@ pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
         "believed": learnt.quality.iter().map(|(arm, quality)| {
             json!({"arm": arm.as_str(), "quality": quality_view(quality)})
         }).collect::<Vec<_>>(),
-        "calibration": learnt.calibration.arms().map(|(arm, sums, curve)| calibration_view(arm, sums, curve))
+        "calibration": learnt.gains.calibration().arms().map(|(arm, seen)| calibration_view(arm, seen))
             .collect::<Vec<_>>(),
         "priors": {"arms": learnt.priors.arms.len(), "classes": learnt.priors.classes.0.len()},
         "evaluator": {"pairs": learnt.agreement.pairs, "belief": learnt.agreement.belief()},
@@ -259,7 +260,7 @@ fn arm_view(arm: &ArmId, evidence: &ArmEvidence) -> Value {
         "mean_ttft_ms": s.ttft_ms(),
         "version": evidence.version(),
         "judged": evidence.reliability.count(),
-        "ece": evidence.reliability.ece(),
+        "ece": evidence.reliability.total().ece(),
         "quality": quality_view(&evidence.quality),
     })
 }
@@ -276,23 +277,39 @@ fn quality_view(quality: &QualitySums) -> Value {
     })
 }
 
-fn calibration_view(arm: &ArmId, sums: &Reliability, curve: &Curve) -> Value {
-    let mean = |sum: f64, count: u64| (count > 0).then(|| sum / count as f64);
-    let bins: Vec<Value> = sums
-        .bins
-        .iter()
-        .map(|bin| {
+/// An arm's reliability: over all domains, and of each that was judged, with the error that its curve leaves.
+fn calibration_view(arm: &ArmId, calibrated: &Calibrated) -> Value {
+    let total = &calibrated.total;
+    let domains: Vec<Value> = Domain::ALL
+        .into_iter()
+        .filter(|domain| calibrated.seen.of(*domain).count() > 0)
+        .map(|domain| {
+            let (seen, curve) = (calibrated.seen.of(domain), calibrated.curve_of(domain));
             json!({
-                "count": bin.count,
-                "mean_confidence": mean(bin.raw_sum, bin.count),
-                "mean_score": mean(bin.score_sum, bin.count),
+                "domain": domain.as_str(), "judged": seen.count(), "ece": seen.ece(),
+                "ece_calibrated": seen.ece_with(curve), "bins": bins_view(seen, curve),
             })
         })
         .collect();
     json!({
-        "arm": arm.as_str(), "judged": sums.count(), "ece": sums.ece(), "ece_calibrated": sums.ece_with(curve),
-        "bins": bins,
+        "arm": arm.as_str(), "judged": total.count(), "ece": total.ece(), "ece_calibrated": calibrated.ece(),
+        "bins": bins_view(total, &calibrated.curve), "domains": domains,
     })
+}
+
+/// Ten bins of a reliability diagram, lowest confidence first; without answers a bin has no means.
+fn bins_view(seen: &Reliability, curve: &Curve) -> Vec<Value> {
+    let view = |bin: &Bin| {
+        let mean = |sum: f64| (bin.count > 0).then(|| sum / bin.count as f64);
+        let confidence = mean(bin.raw_sum);
+        json!({
+            "count": bin.count,
+            "mean_confidence": confidence,
+            "mean_score": mean(bin.score_sum),
+            "calibrated": confidence.map(|raw| curve.apply(Score::clamped(raw)).value()),
+        })
+    };
+    seen.bins.iter().map(view).collect()
 }
 
 fn statistics(node: &Node) -> Vec<Value> {
@@ -314,7 +331,7 @@ fn statistics(node: &Node) -> Vec<Value> {
                 "mean_reward": (s.scored > 0).then(|| s.reward_sum / s.scored as f64),
                 "mean_ttft_ms": s.ttft_ms(),
                 "version": evidence.version(),
-                "ece": evidence.reliability.ece(),
+                "ece": evidence.reliability.total().ece(),
                 "origins": sources.get(arm).copied().unwrap_or(0),
             })
         })

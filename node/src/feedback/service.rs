@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
+use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
 use shoal_routing::{
-    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Outcome, Pack, Posterior, Reliabilities, Reward,
+    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Judged, Outcome, Pack, Posterior, Reward,
     Scrutiny, Testimony,
 };
 use tokio::sync::mpsc;
@@ -62,6 +63,8 @@ pub struct Service {
     shown_at: Instant,
     /// Outcomes were taken that the snapshot does not show.
     is_stale: bool,
+    /// Judgements were taken that the snapshot does not show: its fits are out of date.
+    is_news: bool,
     store: Store,
     queue: mpsc::Receiver<Evidence>,
     snapshot: Arc<ArcSwap<Learnt>>,
@@ -89,6 +92,7 @@ impl Service {
             stored_at: Instant::now(),
             shown_at: Instant::now(),
             is_stale: false,
+            is_news: true,
             store,
             queue,
             snapshot,
@@ -185,6 +189,7 @@ impl Service {
                 }
             }
         }
+        self.is_news |= is_pressing;
         if is_pressing || self.shown_at.elapsed() >= SHOW_EVERY {
             self.show();
         } else {
@@ -206,12 +211,12 @@ impl Service {
     }
 
     fn take_judgement(&mut self, judgement: &Judgement) {
-        let Judgement { request, arm, score, raw, features, by } = judgement;
+        let Judgement { request, arm, score, raw, features, domain, by } = judgement;
         self.pairs.note(request, *by, *score);
-        if let Some(features) = features {
-            self.own.record_quality(arm, features, *score, 1.0);
-        }
-        self.own.record_score(arm, *raw, *score);
+        let signals = AnswerSignals { raw: *raw, out_tokens: None };
+        let judged = Judged { features: *features, domain: *domain, signals };
+        // What decisions rested on, or nearly: the newest snapshot.
+        self.own.record_judgement(arm, &judged, *score, &self.snapshot.load().gains);
         self.judged_since += 1;
         self.unsaved_arms.insert(arm.clone());
     }
@@ -269,19 +274,20 @@ impl Service {
                 believed.entry(arm.clone()).or_default().add(&prior);
             }
         }
-        let mut reliabilities = Reliabilities::default();
         let (mut stats, mut quality) = (BTreeMap::new(), BTreeMap::new());
-        for (arm, ArmEvidence { stats: ends, reliability, quality: judged }) in believed {
-            // Added up from sums that were examined one by one.
-            let _ = reliabilities.put(&self.me, 0, &arm, reliability);
-            stats.insert(arm.clone(), ends);
+        for (arm, ArmEvidence { stats: ends, quality: judged, .. }) in &believed {
+            stats.insert(arm.clone(), *ends);
             if judged.version > 0 {
-                quality.insert(arm, judged);
+                quality.insert(arm.clone(), judged.clone());
             }
         }
-        // Fitting is some 30 µs for an arm; most batches hold outcomes only.
+        // Fitting is some 30 µs for an arm, of either kind; most batches hold outcomes only.
         let shown = self.snapshot.load();
-        let qualities = if shown.quality == quality && Arc::ptr_eq(&shown.priors, &self.priors) {
+        let is_same = shown.quality == quality && Arc::ptr_eq(&shown.priors, &self.priors);
+        let gains =
+            if is_same && !self.is_news { shown.gains.clone() } else { Arc::new(GainModel::fit(&believed)) };
+        self.is_news = false;
+        let qualities = if is_same {
             shown.posterior.qualities().clone()
         } else {
             Discriminant::fit_with(&quality, &self.priors.classes)
@@ -296,7 +302,7 @@ impl Service {
         self.snapshot.store(Arc::new(Learnt {
             posterior: Posterior::of(stats).with_qualities(qualities),
             quality,
-            calibration: reliabilities.calibration(),
+            gains,
             totals: self.origins.totals(),
             origins: origins.collect(),
             blobs: self.blobs.clone(),

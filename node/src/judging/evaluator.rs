@@ -245,9 +245,9 @@ impl Service {
             sinks.witness.judged(sample.arm.clone());
             metrics::counter!("shoal_judgements_total", "by" => "evaluator").increment(1);
             let Sample { id: request, arm, raw, parsed, .. } = sample;
-            let features = Some(parsed.profile.features);
+            let (features, domain) = (Some(parsed.profile.features), parsed.profile.domain);
             let by = JudgedBy::Evaluator;
-            let judgement = Judgement { request, arm, score: reading.score, raw, features, by };
+            let judgement = Judgement { request, arm, score: reading.score, raw, features, domain, by };
             sinks.feedback.judge(judgement).await;
         }
     }

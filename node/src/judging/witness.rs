@@ -8,8 +8,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use rand::{Rng, RngExt};
 use shoal_routing::{
-    ArmId, Confidence, Features, Fingerprint, FinishReason, Flaw, Form, Proportion, RetryBook, Score, Sign,
-    SignKind, SignalFold, Signals,
+    ArmId, Confidence, Domain, Features, Fingerprint, FinishReason, Flaw, Form, Proportion, RequestProfile,
+    RetryBook, Score, Sign, SignKind, SignalFold, Signals,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ pub(crate) struct Answered {
 enum Event {
     Asked { who: Arc<str>, body: Bytes, looks: Looks },
     Answered(Box<Answered>),
-    Rejected { arm: ArmId, features: Box<Features>, signals: Signals },
+    Rejected { arm: ArmId, asked: Box<Asked>, signals: Signals },
     Judged { arm: ArmId },
     Explicit { id: Arc<str>, arm: ArmId, score: Score },
 }
@@ -78,8 +78,8 @@ impl WitnessHandle {
     }
 
     /// Tells of an answer that was given up for a stronger model's; what was seen of it counts.
-    pub(crate) fn rejected(&self, arm: ArmId, features: Features, signals: Signals) {
-        self.tell(Event::Rejected { arm, features: Box::new(features), signals });
+    pub(crate) fn rejected(&self, arm: ArmId, profile: &RequestProfile, signals: Signals) {
+        self.tell(Event::Rejected { arm, asked: Box::new(Asked::of(profile)), signals });
     }
 
     /// Tells that an answer of an arm was judged by somebody who judges good answers too.
@@ -106,7 +106,20 @@ impl WitnessHandle {
 struct Told {
     arm: ArmId,
     raw: Confidence,
+    asked: Asked,
+}
+
+/// What a request looked like, as far as it is learnt from.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
     features: Features,
+    domain: Domain,
+}
+
+impl Asked {
+    fn of(profile: &RequestProfile) -> Self {
+        Self { features: profile.features, domain: profile.domain }
+    }
 }
 
 /// The owning task.
@@ -181,7 +194,7 @@ impl Service {
                 // Set once, here: each question is told once.
                 let _ = looks.set(fingerprint.clone());
                 if let Some(told) = self.retries.asked(&who, &fingerprint, now) {
-                    self.learn(&told.arm, told.raw, told.features, Sign::of(SignKind::Retried)).await;
+                    self.learn(&told.arm, told.raw, told.asked, Sign::of(SignKind::Retried)).await;
                 }
             }
             Event::Answered(answered) => {
@@ -189,14 +202,14 @@ impl Service {
                 self.look_at(*answered, now).await;
                 self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             }
-            Event::Rejected { arm, features, signals } => {
+            Event::Rejected { arm, asked, signals } => {
                 self.proportion(&arm).answered();
                 // Given up before its end: that it seems empty or cut says nothing.
                 let seen = Signals { truncated: false, ..signals };
                 if seen.flaw != Some(Flaw::Empty)
                     && let Some(sign) = Sign::of_answer(&seen, Form::Free)
                 {
-                    self.learn(&arm, signals.confidence(), *features, sign).await;
+                    self.learn(&arm, signals.confidence(), *asked, sign).await;
                 }
             }
             Event::Judged { arm } => self.proportion(&arm).judged(),
@@ -212,14 +225,14 @@ impl Service {
 
     async fn look_at(&mut self, mut answered: Answered, now: Instant) {
         let answer = answered.exhibit.answer();
-        let features = answered.exhibit.parsed.profile.features;
+        let asked = Asked::of(&answered.exhibit.parsed.profile);
         self.proportion(&answered.arm).answered();
         if let Some(sign) = sign_of(&answered, &answer) {
-            self.learn(&answered.arm, answered.raw, features, sign).await;
+            self.learn(&answered.arm, answered.raw, asked, sign).await;
         }
         if let Some(fingerprint) = answered.exhibit.looks.take().and_then(|looks| looks.get().cloned()) {
             let Answered { arm, raw, .. } = &answered;
-            let told = Told { arm: arm.clone(), raw: *raw, features };
+            let told = Told { arm: arm.clone(), raw: *raw, asked };
             self.retries.answered(&answered.exhibit.who, fingerprint, told, now);
         }
         self.pass_on(answered, answer);
@@ -266,7 +279,7 @@ impl Service {
         }
     }
 
-    async fn learn(&mut self, arm: &ArmId, raw: Confidence, features: Features, sign: Sign) {
+    async fn learn(&mut self, arm: &ArmId, raw: Confidence, asked: Asked, sign: Sign) {
         metrics::counter!("shoal_signs_total", "sign" => sign.kind.as_str()).increment(1);
         let is_due = !sign.kind.is_one_sided() || self.proportion(arm).admits();
         if is_due && rand::rng().random::<f64>() < sign.weight {
@@ -280,7 +293,8 @@ impl Service {
                     arm: arm.clone(),
                     score: sign.score,
                     raw,
-                    features: Some(features),
+                    features: Some(asked.features),
+                    domain: asked.domain,
                     by,
                 })
                 .await;

@@ -85,7 +85,9 @@ pub fn of_arms(arms: BTreeMap<ArmId, ArmEvidence>) -> Pack {
         let size = size_of(&arm);
         pack.classes.0.entry(size).or_default().add(&evidence.quality, 1.0);
         // How requests ended here is no other mesh's business.
-        let evidence = ArmEvidence { stats: Default::default(), ..bounded(evidence) };
+        let evidence = bounded(evidence);
+        let answers = evidence.answers.lasting();
+        let evidence = ArmEvidence { stats: Default::default(), answers, ..evidence };
         pack.arms.insert(arm, evidence);
     }
     for sums in pack.classes.0.values_mut() {

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{
-    Decision, EscalationPolicy, JudgeInput, Permitted, Preference, Quality, Score, Verdict, ladder,
+    Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted, Preference, Quality, Score,
+    Verdict, ladder,
 };
 
 use super::attempts::{Answered, Attempts};
@@ -22,6 +24,8 @@ pub(super) struct Climb {
     decision: Option<Decision>,
     threshold: Option<Score>,
     preference: Preference,
+    features: Features,
+    domain: Domain,
 }
 
 impl Climb {
@@ -35,7 +39,13 @@ impl Climb {
             && shape.answers == 1
             && (shape.chooses || threshold.is_some())
             && decision.permitted.len() > 1;
-        Self { decision: may.then(|| decision.clone()), threshold, preference: shape.preference }
+        Self {
+            decision: may.then(|| decision.clone()),
+            threshold,
+            preference: shape.preference,
+            features: parsed.profile.features,
+            domain: parsed.profile.domain,
+        }
     }
 
     /// Makes the watch of an attempt; it holds back only where somebody stronger may be asked.
@@ -60,19 +70,20 @@ impl Climb {
         let (mut quality, mut rungs) = self.rungs(&answered.choice).unzip();
         loop {
             let signals = answered.begun.signals();
-            let raw = signals.confidence();
-            let learnt = attempts.pipeline.sinks.feedback.learnt();
-            let confidence = learnt.calibration.apply(&answered.choice.arm, raw);
-            let attempt = ticket.judged(confidence, raw);
+            let gains = attempts.pipeline.sinks.feedback.learnt().gains.clone();
+            let (arm, seen) = (&answered.choice.arm, AnswerSignals::from(&signals));
+            let evidence = gains.evidence(arm, self.features, self.domain, &seen);
+            let attempt = ticket.judged(evidence.confidence, seen.raw);
             let (Some(expected), Some(left)) = (quality, rungs.as_mut()) else { break };
             if left.is_empty() || !attempts.are_left() {
                 break;
             }
             let verdict = EscalationPolicy.judge(&JudgeInput {
-                confidence,
+                confidence: evidence.confidence,
                 handoff: signals.handoff,
                 threshold: self.threshold,
                 answered: expected,
+                learnt: Some(Grounds { model: &gains, arm, evidence: &evidence }),
                 preference: self.preference,
                 // The purse says no by itself, before anything is sent.
                 may_spend: true,

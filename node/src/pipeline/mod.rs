@@ -14,6 +14,8 @@ mod climb;
 mod climb_tests;
 mod delivery;
 pub(crate) mod exhibit;
+#[cfg(test)]
+mod gain_tests;
 pub mod purpose;
 mod ruled;
 #[cfg(test)]

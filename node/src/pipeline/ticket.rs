@@ -324,7 +324,7 @@ impl Ticket {
     /// Tells the judges of an answer that was given up for a stronger model's.
     pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals) {
         if let Some(exhibit) = &self.exhibit {
-            self.sinks.witness.rejected(arm.clone(), exhibit.parsed.profile.features, *signals);
+            self.sinks.witness.rejected(arm.clone(), &exhibit.parsed.profile, *signals);
         }
     }
 

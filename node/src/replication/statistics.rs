@@ -8,9 +8,10 @@ use std::cmp::Reverse;
 use prost::Message;
 use shoal_proto as proto;
 use shoal_routing::bandit::sums::PACKED;
-use shoal_routing::calibration::BINS;
+use shoal_routing::calibration::{ALL_BINS, BINS, Bin};
+use shoal_routing::escalate::gain::{AnswerSums, LEN};
 use shoal_routing::features::DIM;
-use shoal_routing::{ArmEvidence, ArmId, ArmStats, QualitySums, Reliability, Testimony};
+use shoal_routing::{ArmEvidence, ArmId, ArmStats, DomainReliability, QualitySums, Testimony};
 
 use super::{NAME_LEN, clean};
 
@@ -65,8 +66,8 @@ fn summary(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmSummary {
 
 /// Encodes what was observed of one arm.
 pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence {
-    let ArmEvidence { stats, reliability, quality } = evidence;
-    let bins: &[_] = if reliability.count() > 0 { &reliability.bins } else { &[] };
+    let ArmEvidence { stats, reliability, quality, answers } = evidence;
+    let bins: Vec<(usize, &Bin)> = reliability.bins().enumerate().filter(|(_, bin)| bin.count > 0).collect();
     let judged = quality.version > 0;
     let sums = quality.gram.iter().chain(&quality.reward).map(|number| *number as f32);
     proto::ArmEvidence {
@@ -78,11 +79,16 @@ pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::A
         ttft_count: stats.ttft_count,
         ttft_ms_sum: stats.ttft_ms_sum,
         version: stats.version,
-        bin_count: bins.iter().map(|bin| bin.count).collect(),
-        bin_raw_sum: bins.iter().map(|bin| bin.raw_sum as f32).collect(),
-        bin_score_sum: bins.iter().map(|bin| bin.score_sum as f32).collect(),
+        bin_count: bins.iter().map(|(_, bin)| bin.count).collect(),
+        bin_raw_sum: bins.iter().map(|(_, bin)| bin.raw_sum as f32).collect(),
+        bin_score_sum: bins.iter().map(|(_, bin)| bin.score_sum as f32).collect(),
+        bin_at: bins.iter().map(|(at, _)| *at as u32).collect(),
         quality_version: quality.version,
         quality: if judged { sums.collect() } else { Vec::new() },
+        answers: match answers.is_empty() {
+            true => Vec::new(),
+            false => answers.numbers().iter().map(|number| *number as f32).collect(),
+        },
     }
 }
 
@@ -97,17 +103,7 @@ pub(crate) fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, Arm
         ttft_ms_sum: arm.ttft_ms_sum,
         version: arm.version,
     };
-    let mut reliability = Reliability::default();
-    if !arm.bin_count.is_empty() {
-        let lengths = [arm.bin_count.len(), arm.bin_raw_sum.len(), arm.bin_score_sum.len()];
-        if lengths != [BINS; 3] {
-            return None;
-        }
-        let sums = arm.bin_raw_sum.iter().zip(&arm.bin_score_sum);
-        for ((bin, count), (raw, score)) in reliability.bins.iter_mut().zip(&arm.bin_count).zip(sums) {
-            (bin.count, bin.raw_sum, bin.score_sum) = (*count, f64::from(*raw), f64::from(*score));
-        }
-    }
+    let reliability = reliability_from_proto(&arm)?;
     let mut quality = QualitySums { version: arm.quality_version, ..QualitySums::default() };
     if !arm.quality.is_empty() {
         if arm.quality.len() != PACKED + DIM {
@@ -116,17 +112,46 @@ pub(crate) fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, Arm
         let sums = quality.gram.iter_mut().chain(&mut quality.reward);
         sums.zip(&arm.quality).for_each(|(sum, sent)| *sum = f64::from(*sent));
     }
+    let mut answers = [0.0; LEN];
+    if !arm.answers.is_empty() && arm.answers.len() != LEN {
+        return None;
+    }
+    answers.iter_mut().zip(&arm.answers).for_each(|(sum, sent)| *sum = f64::from(*sent));
+    let answers = AnswerSums::from_numbers(answers);
     let name = clean(&arm.arm, NAME_LEN);
-    (name == arm.arm).then(|| (ArmId(name.into()), ArmEvidence { stats, reliability, quality }))
+    (name == arm.arm).then(|| (ArmId(name.into()), ArmEvidence { stats, reliability, quality, answers }))
+}
+
+/// Reads the bins; `None` unless each is named once, in order, and has all its sums.
+fn reliability_from_proto(arm: &proto::ArmEvidence) -> Option<DomainReliability> {
+    let bare = arm.bin_at.is_empty() && arm.bin_count.len() == BINS;
+    let first = (ALL_BINS - BINS) as u32;
+    let places: Vec<u32> = if bare { (first..ALL_BINS as u32).collect() } else { arm.bin_at.clone() };
+    let lengths = [arm.bin_count.len(), arm.bin_raw_sum.len(), arm.bin_score_sum.len()];
+    let in_order = places.is_sorted_by(|a, b| a < b) && places.last().is_none_or(|at| *at < ALL_BINS as u32);
+    if lengths != [places.len(); 3] || !in_order {
+        return None;
+    }
+    let mut reliability = DomainReliability::default();
+    let mut sums =
+        places.iter().zip(&arm.bin_count).zip(arm.bin_raw_sum.iter().zip(&arm.bin_score_sum)).peekable();
+    for (at, bin) in reliability.bins_mut().enumerate() {
+        if let Some(((_, count), (raw, score))) = sums.next_if(|((place, _), _)| **place == at as u32) {
+            *bin = Bin { count: *count, raw_sum: f64::from(*raw), score_sum: f64::from(*score) };
+        }
+    }
+    Some(reliability)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_routing::{Confidence, Features, Reward, Score};
+    use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
+    use shoal_routing::{Confidence, Domain, Features, Judged, Reward, Score};
 
     fn learnt(arms: usize) -> Testimony {
         let mut testimony = Testimony { generation: u64::MAX / 2, ..Testimony::default() };
+        let mut model = GainModel::default();
         for n in 0..arms {
             let arm = ArmId::new(&format!("meta-llama/Llama-3.1-70B-Instruct-{n}"), Some("0123456789abcdef"));
             for step in 0..50_u32 {
@@ -135,9 +160,14 @@ mod tests {
                 });
                 let features = Features::from_values(values).unwrap();
                 let score = Score::clamped(f64::from(step) / 49.0);
-                testimony.record_quality(&arm, &features, score, 0.3);
-                testimony.record_score(&arm, Confidence::Known(score), score);
+                let domain = Domain::ALL[step as usize % Domain::ALL.len()];
+                let signals = AnswerSignals { raw: Confidence::Known(score), out_tokens: Some(9.0) };
+                let judged = Judged { features: Some(features), domain, signals };
+                testimony.record_judgement(&arm, &judged, score, &model);
                 testimony.record_end(&arm, Reward::Valid, Some(123));
+                if step == 40 && n == 0 {
+                    model = GainModel::fit(&testimony.arms);
+                }
             }
         }
         testimony
@@ -162,11 +192,40 @@ mod tests {
     }
 
     #[test]
-    fn six_arms_take_less_than_20_kb_and_64_fit_a_blob() {
+    fn six_arms_take_less_than_20_kb_and_the_most_fit_a_blob() {
         let six = testimony_to_bytes(&learnt(6).published()).len();
-        assert!(six <= 12_000, "{six} bytes");
-        let most = testimony_to_bytes(&learnt(100).published()).len();
+        assert!(six <= 16_000, "{six} bytes");
+        let widest = widest_bins(learnt(6).published());
+        assert!(widest <= 20_000, "{widest} bytes");
+        let most = widest_bins(learnt(100).published());
         assert!(most <= shoal_cluster::blob::MAX_PAYLOAD_BYTES, "{most} bytes");
+    }
+
+    /// Bytes of a testimony whose arms were judged in all domains at all confidences, some thousand times in each.
+    fn widest_bins(mut testimony: Testimony) -> usize {
+        for evidence in testimony.arms.values_mut() {
+            for (at, bin) in evidence.reliability.bins_mut().enumerate() {
+                let raw = (at % BINS) as f64 / 10.0 + 0.05;
+                *bin = Bin { count: 9_999, raw_sum: 9_999.0 * raw, score_sum: 5_000.0 };
+            }
+        }
+        testimony_to_bytes(&testimony).len()
+    }
+
+    #[test]
+    fn bins_without_domains_are_those_of_no_domain() {
+        let mut old =
+            proto::Testimony::decode(testimony_to_bytes(&learnt(1).published()).as_slice()).unwrap();
+        let arm = &mut old.arms[0];
+        arm.bin_at.clear();
+        arm.bin_count = vec![1; BINS];
+        arm.bin_raw_sum = (0..BINS).map(|at| at as f32 / 10.0 + 0.05).collect();
+        arm.bin_score_sum = vec![1.0; BINS];
+        let (_, evidence) = evidence_from_proto(old.arms.remove(0)).unwrap();
+        assert_eq!(
+            (evidence.reliability.of(Domain::General).count(), evidence.reliability.count()),
+            (10, 10)
+        );
     }
 
     #[test]
@@ -194,8 +253,11 @@ mod tests {
     fn a_payload_of_another_shape_is_not_a_testimony() {
         let published = learnt(1).published();
         let good = proto::Testimony::decode(testimony_to_bytes(&published).as_slice()).unwrap();
-        let changes: [fn(&mut proto::ArmEvidence); 4] = [
+        let changes: [fn(&mut proto::ArmEvidence); 7] = [
             |arm| arm.quality.truncate(300),
+            |arm| arm.answers.truncate(100),
+            |arm| arm.bin_at.reverse(),
+            |arm| *arm.bin_at.last_mut().unwrap() = 60,
             |arm| arm.bin_count.truncate(9),
             |arm| arm.bin_raw_sum.clear(),
             |arm| arm.arm.push('\u{1b}'),

@@ -7,8 +7,9 @@ use prost::Message;
 use rusqlite::Connection;
 use shoal_proto::SignedBlob;
 use shoal_routing::bandit::sums::PACKED;
-use shoal_routing::calibration::Bin;
-use shoal_routing::{ArmEvidence, ArmId, QualitySums, Reliability};
+use shoal_routing::calibration::{ALL_BINS, BINS, Bin};
+use shoal_routing::escalate::gain::AnswerSums;
+use shoal_routing::{ArmEvidence, ArmId, DomainReliability, QualitySums};
 
 use super::{Error, Store, unix_ms};
 use crate::feedback::Agreement;
@@ -17,7 +18,8 @@ use crate::feedback::Agreement;
 const TABLES: [(&str, &str); 3] = [
     (
         "learnt",
-        "arm TEXT PRIMARY KEY, quality_version INTEGER NOT NULL, quality BLOB NOT NULL, bins BLOB NOT NULL",
+        "arm TEXT PRIMARY KEY, quality_version INTEGER NOT NULL, quality BLOB NOT NULL, bins BLOB NOT NULL, \
+         answers BLOB",
     ),
     ("testimonies", "origin TEXT PRIMARY KEY, issued_ms INTEGER NOT NULL, blob BLOB NOT NULL"),
     ("evaluator", "id INTEGER PRIMARY KEY CHECK (id = 1), pairs REAL NOT NULL, error REAL NOT NULL"),
@@ -48,11 +50,13 @@ impl Store {
         let stats = self.read_statistics()?;
         let sums = self.read_or_set_aside(0, |connection| {
             let mut statement =
-                connection.prepare("SELECT arm, quality_version, quality, bins FROM learnt")?;
+                connection.prepare("SELECT arm, quality_version, quality, bins, answers FROM learnt")?;
             let rows = statement.query_map([], |row| {
                 let arm: String = row.get(0)?;
                 let version = row.get::<_, i64>(1)? as u64;
-                Ok((arm, sums_of(version, &row.get::<_, Vec<u8>>(2)?, &row.get::<_, Vec<u8>>(3)?)))
+                let answers = row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default();
+                let (quality, bins): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
+                Ok((arm, sums_of(version, &quality, &bins, &answers)))
             })?;
             rows.collect::<Result<Vec<_>, _>>()
         })?;
@@ -73,7 +77,7 @@ impl Store {
             .map(|(arm, stats)| (arm, ArmEvidence { stats, ..ArmEvidence::default() }))
             .collect();
         for (arm, sums) in sums {
-            let Some((quality, reliability)) = sums else {
+            let Some(sums) = sums else {
                 tracing::warn!(arm, "stored sums of an arm make no sense; they are left out");
                 continue;
             };
@@ -82,7 +86,8 @@ impl Store {
                 own.push((ArmId(arm.into()), ArmEvidence::default()));
                 own.len() - 1
             });
-            (own[index].1.quality, own[index].1.reliability) = (quality, reliability);
+            let stats = own[index].1.stats;
+            own[index].1 = ArmEvidence { stats, ..sums };
         }
         let others = others.iter().filter_map(|blob| SignedBlob::decode(blob.as_slice()).ok()).collect();
         Ok(Learning { own, others, agreement: agreement.first().copied().unwrap_or_default() })
@@ -95,11 +100,18 @@ impl Store {
         for (arm, evidence) in &changed.own {
             super::statistics::write_row(&transaction, arm, &evidence.stats)?;
             let sums = evidence.quality.gram.iter().chain(&evidence.quality.reward);
-            let bins = evidence.reliability.bins.iter();
+            let bins = evidence.reliability.bins();
             let bins = bins.flat_map(|bin| [bin.count as f64, bin.raw_sum, bin.score_sum]);
             transaction.execute(
-                "INSERT OR REPLACE INTO learnt (arm, quality_version, quality, bins) VALUES (?1, ?2, ?3, ?4)",
-                (arm.as_str(), evidence.quality.version as i64, packed(sums.copied()), packed(bins)),
+                "INSERT OR REPLACE INTO learnt (arm, quality_version, quality, bins, answers)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+                (
+                    arm.as_str(),
+                    evidence.quality.version as i64,
+                    packed(sums.copied()),
+                    packed(bins),
+                    packed(evidence.answers.numbers().iter().copied()),
+                ),
             )?;
         }
         for blob in &changed.others {
@@ -143,25 +155,37 @@ fn packed(numbers: impl Iterator<Item = f64>) -> Vec<u8> {
 }
 
 /// Reads sums back; `None` unless honest counting can lead to them.
-fn sums_of(version: u64, quality: &[u8], bins: &[u8]) -> Option<(QualitySums, Reliability)> {
+///
+/// Earlier versions knew ten bins of no domain, and nothing of what was seen of the answers.
+fn sums_of(version: u64, quality: &[u8], bins: &[u8], answers: &[u8]) -> Option<ArmEvidence> {
     let numbers = |bytes: &[u8]| -> Vec<f64> {
         bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
     };
-    let (sums, bins) = (numbers(quality), numbers(bins));
+    let (sums, bins, answers) = (numbers(quality), numbers(bins), numbers(answers));
     let (gram, reward) = sums.split_at_checked(PACKED)?;
     let quality = QualitySums { version, gram: gram.try_into().ok()?, reward: reward.try_into().ok()? };
-    let bins = bins.as_chunks::<3>().0.iter().map(|[count, raw_sum, score_sum]| Bin {
-        count: *count as u64,
-        raw_sum: *raw_sum,
-        score_sum: *score_sum,
-    });
-    let reliability = Reliability { bins: bins.collect::<Vec<_>>().try_into().ok()? };
-    (quality.is_plausible() && reliability.is_plausible()).then_some((quality, reliability))
+    let bins: &[[f64; 3]] = bins.as_chunks().0;
+    let first = match bins.len() {
+        BINS => ALL_BINS - BINS,
+        ALL_BINS => 0,
+        _ => return None,
+    };
+    let mut reliability = DomainReliability::default();
+    for (bin, [count, raw_sum, score_sum]) in reliability.bins_mut().skip(first).zip(bins) {
+        *bin = Bin { count: *count as u64, raw_sum: *raw_sum, score_sum: *score_sum };
+    }
+    let answers = match answers.is_empty() {
+        true => AnswerSums::default(),
+        false => AnswerSums::from_numbers(answers.try_into().ok()?),
+    };
+    let plausible = quality.is_plausible() && reliability.is_plausible() && answers.is_plausible(&quality);
+    plausible.then(|| ArmEvidence { quality, reliability, answers, ..ArmEvidence::default() })
 }
 
 #[cfg(test)]
 mod tests {
-    use shoal_routing::{Confidence, Features, Reward, Score, Testimony};
+    use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
+    use shoal_routing::{Confidence, Domain, Features, Judged, Reward, Score, Testimony};
 
     use super::*;
 
@@ -169,8 +193,9 @@ mod tests {
         let mut testimony = Testimony::default();
         for name in ["a", "b"] {
             let arm = ArmId::new(name, None);
-            testimony.record_quality(&arm, &Features::default(), Score::clamped(0.3), 0.7);
-            testimony.record_score(&arm, Confidence::Known(Score::clamped(0.8)), Score::ONE);
+            let signals = AnswerSignals { raw: Confidence::Known(Score::clamped(0.8)), out_tokens: None };
+            let judged = Judged { features: Some(Features::default()), domain: Domain::Math, signals };
+            testimony.record_judgement(&arm, &judged, Score::clamped(0.3), &GainModel::default());
             testimony.record_end(&arm, Reward::Valid, Some(12));
         }
         testimony.arms.into_iter().collect()

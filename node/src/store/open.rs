@@ -76,6 +76,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     super::learning::create_tables(&connection)?;
     super::packs::create_table(&connection)?;
     add_column(&connection, "requests", "features", "BLOB")?;
+    add_column(&connection, "learnt", "answers", "BLOB")?;
     connection.execute_batch(super::evaluations::TABLE)?;
     Ok(connection)
 }

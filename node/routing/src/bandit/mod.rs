@@ -23,7 +23,7 @@ pub mod sums;
 pub mod thompson;
 
 pub use discriminant::{Belief, Discriminant, Level, Placed};
-pub use evidence::{ArmEvidence, Evidence, Scrutiny, Suspicion, Testimony};
+pub use evidence::{ArmEvidence, Evidence, Judged, Scrutiny, Suspicion, Testimony};
 pub use judge::{EvaluatorTrust, Grading, LengthBias, Reading};
 pub use pack::{ClassPriors, Pack};
 pub use policy::{ArmView, Policy, Selection};

@@ -56,7 +56,10 @@ impl Pack {
         self.arms.len() <= MAX_ARMS
             && self.classes.0.values().all(possible)
             && self.arms.values().all(|arm| {
-                possible(&arm.quality) && arm.reliability.is_plausible() && arm.stats.is_plausible()
+                possible(&arm.quality)
+                    && arm.reliability.is_plausible()
+                    && arm.stats.is_plausible()
+                    && arm.answers.is_plausible(&arm.quality)
             })
     }
 
@@ -75,8 +78,8 @@ impl Pack {
     pub fn rounded(self) -> Self {
         let classes = self.classes.0.into_iter().map(|(class, sums)| (class, sums.rounded())).collect();
         let arms = self.arms.into_iter().map(|(arm, evidence)| {
-            let quality = evidence.quality.clone().rounded();
-            (arm, ArmEvidence { quality, ..evidence })
+            let (quality, answers) = (evidence.quality.rounded(), evidence.answers.rounded());
+            (arm, ArmEvidence { quality, answers, ..evidence })
         });
         Self { classes: ClassPriors(classes), arms: arms.collect() }
     }

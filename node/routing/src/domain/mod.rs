@@ -47,6 +47,11 @@ impl Domain {
         }
     }
 
+    /// Returns the domain of a word of [`as_str`](Self::as_str); any other word is none.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|domain| domain.as_str() == word)
+    }
+
     /// Guesses the domain of a prompt, of which a bounded sample is read.
     pub fn of(text: &str) -> Self {
         let sample = Sample::of_text(text);

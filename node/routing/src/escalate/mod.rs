@@ -15,8 +15,11 @@ use std::sync::Arc;
 use crate::bandit::{Quality, Weights};
 use crate::class::Preference;
 use crate::confidence::{Confidence, FLAWED};
+use crate::ids::ArmId;
 use crate::router::Permitted;
 use crate::units::{MicroUsd, Score};
+
+use gain::{Evidence, GainModel};
 
 pub use held::{HELD_FOR, HELD_TOKENS, HeldPrefix, Hold};
 pub use ladder::{Ladder, MAX_RUNGS, ladder};
@@ -35,12 +38,25 @@ pub struct JudgeInput<'a> {
     pub threshold: Option<Score>,
     /// What is expected of the arm that answered.
     pub answered: Quality,
+    /// What was learnt of arms and answers, for this one; `None` leaves it to `confidence` and `answered`.
+    pub learnt: Option<Grounds<'a>>,
     /// What the caller cares about: the exchange rate between quality, price and time.
     pub preference: Preference,
     /// Money may be spent: purse, key and day have some left. Without it only rungs that cost nothing are taken.
     pub may_spend: bool,
     /// Whom to ask, in order; what is left of the ladder.
     pub rungs: &'a [Arc<Permitted>],
+}
+
+/// What was learnt, and an answer in its terms.
+#[derive(Debug, Clone, Copy)]
+pub struct Grounds<'a> {
+    /// What was learnt.
+    pub model: &'a GainModel,
+    /// Who answered.
+    pub arm: &'a ArmId,
+    /// The request, and what was seen of the answer.
+    pub evidence: &'a Evidence,
 }
 
 /// Whether an answer is given to the client.
@@ -96,8 +112,9 @@ impl EscalationPolicy {
     ///
     /// * With a threshold: a known confidence below it escalates to the first rung, whatever that costs; an unknown
     ///   one does not.
-    /// * Without: to the first rung whose [`gain`](Self::gain) is above 0. Where confidence is unknown, the mean
-    ///   quality of the arm takes its place once ten answers of it were judged; before, its size is no evidence
+    /// * Without: to the first rung whose expected gain is above its price. The gain comes from the [`GainModel`]
+    ///   where that knows both arms; else it is the rung's quality less the confidence. Where that is unknown, too, the
+    ///   mean quality of the arm takes its place once ten answers of it were judged; before, its size is no evidence
     ///   against an answer, so it is accepted.
     /// * A handoff is below any threshold, and worth [`FLAWED`] without one.
     /// * A rung that costs something is passed over unless money may be spent.
@@ -113,21 +130,32 @@ impl EscalationPolicy {
             }
             (Some(_), _) => (None, EscalationReason::BelowThreshold),
             (None, _) => {
-                let Some(quality) = answer_quality(input) else { return Verdict::Accept };
                 let reason =
                     if input.handoff { EscalationReason::Handoff } else { EscalationReason::ExpectedGain };
-                (first(&|rung| self.gain(quality, rung, input.preference) > 0.0), reason)
+                (first(&|rung| self.gain(input, rung).is_some_and(|gain| gain > 0.0)), reason)
             }
         };
         rung.map_or(Verdict::Accept, |rung| Verdict::Escalate { rung, reason })
     }
 
     /// Returns what asking a rung is expected to bring: its quality less the answer's, less price and waiting time
-    /// at the caller's rate of exchange. Between −2 and 1.
-    pub fn gain(&self, answer: Score, rung: &Permitted, preference: Preference) -> f64 {
-        let price = Weights::of(preference).penalty(rung.cost, rung.latency_ms);
-        rung.quality.of_request.value() - answer.value() - price
+    /// at the caller's rate of exchange. Between −2 and 1; `None` when nothing speaks for or against the answer.
+    pub fn gain(&self, input: &JudgeInput<'_>, rung: &Permitted) -> Option<f64> {
+        let price = Weights::of(input.preference).penalty(rung.cost, rung.latency_ms);
+        let learnt = input.learnt.and_then(|of| of.model.gain(of.arm, &rung.arm, of.evidence));
+        let (strong, local) = match learnt {
+            Some(gain) if input.handoff => (gain.strong * chance_of_answer(rung), gain.local.min(FLAWED)),
+            Some(gain) => (gain.strong * chance_of_answer(rung), gain.local),
+            None => (rung.quality.of_request.value(), answer_quality(input)?.value()),
+        };
+        Some(strong - local - price)
     }
+}
+
+/// Returns the chance that a request sent to a rung gets a whole answer.
+fn chance_of_answer(rung: &Permitted) -> f64 {
+    let Quality { of_request, of_answer, .. } = rung.quality;
+    if of_answer.value() > 0.0 { (of_request.value() / of_answer.value()).min(1.0) } else { 1.0 }
 }
 
 /// Returns the quality to expect of the answer that is there; `None` when nothing speaks for or against it.
@@ -172,6 +200,7 @@ mod tests {
             handoff: false,
             threshold: None,
             answered: quality(0.4, 0),
+            learnt: None,
             preference: Preference::Balanced,
             may_spend: true,
             rungs,

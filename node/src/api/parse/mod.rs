@@ -195,7 +195,7 @@ pub fn parse<'a>(
     let fields = fields::check(path, &body)?;
     let choice = naming.choice(&model);
     let data_class = data_class(&metadata, headers, floor)?;
-    let shape = Shape {
+    let mut shape = Shape {
         stream,
         mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
         preference: metadata.preference,
@@ -220,6 +220,8 @@ pub fn parse<'a>(
         time_limit: time_limit(headers),
         budget_left: None,
     };
+    // `auto:cheap` says as much as the field does, also to who judges the answer.
+    shape.preference = request.effective_preference();
     // Half a kilobyte that would otherwise be moved through every future of the request.
     let profile = Box::new(RequestProfile::of(&request));
     let (body, warnings) = upstream_body(&body, &metadata, stream);

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use shoal_routing::{Confidence, Features, OutcomeStatus, Score};
+use shoal_routing::{Confidence, Domain, Features, Judged, OutcomeStatus, Score};
 
 use super::*;
 use crate::feedback::JudgedBy;
@@ -37,6 +37,7 @@ fn judgement(n: usize, by: JudgedBy) -> Evidence {
         score: Score::clamped(0.5),
         raw: Confidence::Known(Score::clamped(0.8)),
         features: Some(Features::default()),
+        domain: Domain::default(),
         by,
     })
 }
@@ -49,7 +50,9 @@ fn judgements(count: usize) -> Vec<Evidence> {
 fn testimony(generation: u64, count: u64) -> Testimony {
     let mut testimony = Testimony { generation, ..Testimony::default() };
     for _ in 0..count {
-        testimony.record_quality(&arm(), &Features::default(), Score::ONE, 1.0);
+        let signals = AnswerSignals::default();
+        let judged = Judged { features: Some(Features::default()), domain: Domain::default(), signals };
+        testimony.record_judgement(&arm(), &judged, Score::ONE, &GainModel::default());
     }
     testimony
 }

@@ -10,7 +10,8 @@
 use crate::bandit::evidence::testimony::ArmEvidence;
 use crate::bandit::stats::ArmStats;
 use crate::bandit::sums::QualitySums;
-use crate::calibration::Reliability;
+use crate::calibration::DomainReliability;
+use crate::escalate::gain::AnswerSums;
 
 /// Origins of an arm from which caps apply.
 const CAPPED_FROM: usize = 4;
@@ -88,7 +89,9 @@ pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
         let evidence = voice.evidence;
         sum.stats.add(&lighter_stats(&evidence.stats, ends(voice), scores(voice)));
         sum.reliability.add(&lighter_reliability(&evidence.reliability, judged(voice)));
+        // The same judgements, so at the same share: together they are moments.
         sum.quality.add(&evidence.quality, quality(voice));
+        sum.answers.add(&evidence.answers, quality(voice));
     }
     sum
 }
@@ -96,12 +99,14 @@ pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
 impl ArmEvidence {
     /// Returns the same at a share of its weight, 0 to 1; what cannot be made lighter than one is left out.
     pub fn lighter(&self, share: f64) -> Self {
-        let mut quality = QualitySums::default();
+        let (mut quality, mut answers) = (QualitySums::default(), AnswerSums::default());
         quality.add(&self.quality, share);
+        answers.add(&self.answers, share);
         Self {
             stats: lighter_stats(&self.stats, share, share),
             reliability: lighter_reliability(&self.reliability, share),
             quality,
+            answers,
         }
     }
 }
@@ -130,11 +135,13 @@ fn lighter_stats(stats: &ArmStats, ends: f64, scores: f64) -> ArmStats {
     }
 }
 
-fn lighter_reliability(reliability: &Reliability, share: f64) -> Reliability {
+fn lighter_reliability(reliability: &DomainReliability, share: f64) -> DomainReliability {
     let mut lighter_one = *reliability;
-    for bin in &mut lighter_one.bins {
-        let (count, share) = lighter(bin.count, share);
-        bin.count = count;
+    for bin in lighter_one.bins_mut().filter(|bin| share < 1.0 && bin.count > 0) {
+        // To the nearest: always down would lose an answer for each of sixty bins.
+        let count = (bin.count as f64 * share).round();
+        let share = count / bin.count as f64;
+        bin.count = count as u64;
         bin.raw_sum *= share;
         bin.score_sum *= share;
     }

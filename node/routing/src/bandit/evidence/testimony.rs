@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use crate::bandit::reward::Reward;
 use crate::bandit::stats::ArmStats;
 use crate::bandit::sums::{MEMORY, QualitySums};
-use crate::calibration::Reliability;
-use crate::confidence::Confidence;
+use crate::calibration::DomainReliability;
+use crate::domain::Domain;
+use crate::escalate::gain::{AnswerSignals, AnswerSums, GainModel};
 use crate::features::Features;
 use crate::ids::ArmId;
 use crate::units::Score;
@@ -18,8 +19,8 @@ use crate::units::Score;
 /// Longest time to a first token that is believed, milliseconds: an hour, beyond any deadline.
 const LONGEST_TTFT_MS: f64 = 3_600_000.0;
 
-/// Most arms of a published testimony: 64 take under 100 kB on the wire.
-pub const MAX_ARMS: usize = 64;
+/// Most arms of a published testimony: 40 that were judged everywhere take under 128 KiB on the wire.
+pub const MAX_ARMS: usize = 40;
 
 /// Relative slack of the bound on weight: sums travel as 32-bit floats.
 const SLACK: f64 = 1e-3;
@@ -29,10 +30,23 @@ const SLACK: f64 = 1e-3;
 pub struct ArmEvidence {
     /// How its requests ended, and the plain mean of their judgements.
     pub stats: ArmStats,
-    /// How far its confidence could be trusted.
-    pub reliability: Reliability,
+    /// How far its confidence could be trusted, by domain.
+    pub reliability: DomainReliability,
     /// Its judgements by the features of their requests.
     pub quality: QualitySums,
+    /// The same judgements by what was seen of the answers.
+    pub answers: AnswerSums,
+}
+
+/// A judged answer: its request, and what was seen of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judged {
+    /// What the request looked like; `None` when that is no longer known.
+    pub features: Option<Features>,
+    /// Its field of knowledge.
+    pub domain: Domain,
+    /// What was seen of the answer.
+    pub signals: AnswerSignals,
 }
 
 impl ArmEvidence {
@@ -41,6 +55,7 @@ impl ArmEvidence {
         self.stats.add(&other.stats);
         self.reliability.add(&other.reliability);
         self.quality.add(&other.quality, 1.0);
+        self.answers.add(&other.answers, 1.0);
     }
 
     /// Returns the observations taken in; grows with each change.
@@ -59,11 +74,16 @@ impl ArmEvidence {
             && self.reliability.is_plausible()
             && self.quality.is_plausible()
             && self.quality.weight() <= MEMORY * (1.0 + SLACK)
+            && self.answers.is_plausible(&self.quality)
     }
 
     fn rounded(&self) -> Self {
-        let mut rounded = Self { quality: self.quality.clone().rounded(), ..self.clone() };
-        for bin in &mut rounded.reliability.bins {
+        let mut rounded = Self {
+            quality: self.quality.clone().rounded(),
+            answers: self.answers.clone().rounded(),
+            ..self.clone()
+        };
+        for bin in rounded.reliability.bins_mut() {
             bin.raw_sum = f64::from(bin.raw_sum as f32);
             bin.score_sum = f64::from(bin.score_sum as f32);
         }
@@ -73,12 +93,14 @@ impl ArmEvidence {
     /// Orders two states by all their numbers.
     fn order(&self, other: &Self) -> Ordering {
         let bins = |evidence: &Self| {
-            evidence.reliability.bins.map(|bin| (bin.count, bin.raw_sum.to_bits(), bin.score_sum.to_bits()))
+            let bins = evidence.reliability.bins();
+            bins.map(|bin| (bin.count, bin.raw_sum.to_bits(), bin.score_sum.to_bits())).collect::<Vec<_>>()
         };
         self.stats
             .newness(&other.stats)
             .then_with(|| self.quality.newness(&other.quality))
             .then_with(|| bins(self).cmp(&bins(other)))
+            .then_with(|| self.answers.order(&other.answers))
     }
 }
 
@@ -112,20 +134,23 @@ impl Testimony {
         self.version = self.version.saturating_add(evidence.version().saturating_sub(before));
     }
 
-    /// Takes in a judgement by the features of its request, for `weight` of one.
-    pub fn record_quality(&mut self, arm: &ArmId, features: &Features, score: Score, weight: f64) {
-        self.arms.entry(arm.clone()).or_default().quality.record_weighted(features, score, weight);
-        self.version = self.version.saturating_add(1);
-    }
-
-    /// Takes in a judgement as one of the plain count, and what it says of the answer's confidence.
-    pub fn record_score(&mut self, arm: &ArmId, raw: Confidence, score: Score) {
-        let evidence = self.arms.entry(arm.clone()).or_default();
-        evidence.stats.record(Reward::Scored(score), None);
-        if let Some(raw) = raw.score() {
-            evidence.reliability.record(raw, score);
+    /// Takes in a judgement: as one of the plain count, for what it says of the answer's confidence, and by the features
+    /// of its request and what was seen of the answer. `model` is what decisions rest on now: its calibration is part of
+    /// what was seen, and how its expectation came true is learnt, too.
+    pub fn record_judgement(&mut self, arm: &ArmId, judged: &Judged, score: Score, model: &GainModel) {
+        let Judged { features, domain, signals } = judged;
+        let known = self.arms.entry(arm.clone()).or_default();
+        let before = known.version();
+        known.stats.record(Reward::Scored(score), None);
+        if let Some(raw) = signals.raw.score() {
+            known.reliability.record(*domain, raw, score);
         }
-        self.version = self.version.saturating_add(1);
+        if let Some(features) = features {
+            let evidence = model.evidence(arm, *features, *domain, signals);
+            known.quality.record(features, score);
+            known.answers.record(&evidence, score, model.expect(arm, &evidence).as_ref());
+        }
+        self.version = self.version.saturating_add(known.version().saturating_sub(before));
     }
 
     /// Returns the state as it travels: every sum that is sent in 32 bits rounded to them, and of more than

@@ -8,35 +8,10 @@ pub(super) struct Triangle {
 }
 
 impl Triangle {
-    pub(super) fn zero(dim: usize) -> Self {
-        Self { dim, values: vec![0.0; dim * (dim + 1) / 2] }
-    }
-
     /// Makes a matrix of a function of row and column; it is asked for the lower triangle only.
     pub(super) fn of(dim: usize, mut entry: impl FnMut(usize, usize) -> f64) -> Self {
         let values = (0..dim).flat_map(|row| (0..=row).map(move |column| (row, column)));
         Self { dim, values: values.map(|(row, column)| entry(row, column)).collect() }
-    }
-
-    pub(super) fn at(&self, row: usize, column: usize) -> f64 {
-        let (row, column) = if row < column { (column, row) } else { (row, column) };
-        self.values[row * (row + 1) / 2 + column]
-    }
-
-    /// Keeps a share of every entry and adds `x xᵀ`.
-    pub(super) fn accumulate(&mut self, keep: f64, x: &[f64]) {
-        let mut values = self.values.iter_mut();
-        for (row, left) in x.iter().enumerate() {
-            for (right, sum) in x[..=row].iter().zip(&mut values) {
-                *sum = *sum * keep + left * right;
-            }
-        }
-    }
-
-    pub(super) fn add(&mut self, other: &Self) {
-        for (ours, theirs) in self.values.iter_mut().zip(&other.values) {
-            *ours += theirs;
-        }
     }
 
     /// Solves `(self + diag(ridge)) x = right` by Cholesky; `None` unless the matrix is positive definite.
@@ -86,17 +61,15 @@ impl Triangle {
 mod tests {
     use super::*;
 
+    const ENTRIES: [[f64; 3]; 3] = [[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]];
+
     #[test]
     fn a_system_is_solved() {
-        let matrix =
-            Triangle::of(3, |row, column| [[4.0, 0.0, 0.0], [1.0, 3.0, 0.0], [0.5, -1.0, 2.0]][row][column]);
+        let matrix = Triangle::of(3, |row, column| ENTRIES[row][column]);
         let x = [1.0, -2.0, 3.0];
         let ridge = |row: usize| 0.1 * row as f64;
-        let right: Vec<f64> = (0..3)
-            .map(|row| {
-                (0..3).map(|column| matrix.at(row, column) * x[column]).sum::<f64>() + ridge(row) * x[row]
-            })
-            .collect();
+        let product = |row: usize| (0..3).map(|column| ENTRIES[row][column] * x[column]).sum::<f64>();
+        let right: Vec<f64> = (0..3).map(|row| product(row) + ridge(row) * x[row]).collect();
         for (solved, expected) in matrix.solve(ridge, &right).unwrap().iter().zip(x) {
             assert!((solved - expected).abs() < 1e-12);
         }
@@ -104,9 +77,8 @@ mod tests {
 
     #[test]
     fn what_is_not_positive_definite_has_no_solution() {
-        let mut matrix = Triangle::zero(2);
-        matrix.accumulate(1.0, &[1.0, 1.0]);
-        assert_eq!(matrix.solve(|_| 0.0, &[1.0, 1.0]), None);
-        assert!(matrix.solve(|_| 1e-3, &[1.0, 1.0]).is_some());
+        let ones = Triangle::of(2, |_, _| 1.0);
+        assert_eq!(ones.solve(|_| 0.0, &[1.0, 1.0]), None);
+        assert!(ones.solve(|_| 1e-3, &[1.0, 1.0]).is_some());
     }
 }
