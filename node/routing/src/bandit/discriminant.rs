@@ -10,17 +10,19 @@
 //! * **Arms share what they have in common.** Hard prompts are hard for all. An arm's slopes are drawn towards slopes
 //!   fitted to all arms together, the less the more its own judgements contradict those (empirical Bayes; Morris 1983):
 //!   an arm with few judgements differs from its neighbours in level only, and a new one is a discriminant at once.
+//!   The common slopes themselves are drawn to zero as much as the judgements ask for ([`shrinkage`]).
 //!   A pack of outcomes from elsewhere ([`ClassPriors`]) takes part in the common slopes as a few more arms do.
 //! * **Strangers are ordinary.** A request unlike all that was judged is moved towards the mean of what was, the
 //!   more the farther it lies: far outside, only the arms' levels speak, which is the best fixed choice.
 //!
-//! Fitting costs some 30 µs for an arm and is done when sums change, never in a request; a request costs one quadratic form
-//! for each arm.
+//! Fitting costs some 30 µs for an arm, and as much once for what they have in common. It is done when sums change,
+//! never in a request; a request costs one quadratic form for each arm.
 
 use std::collections::BTreeMap;
 
 use crate::bandit::linear::{Matrix, SIDE, Vector, dot};
 use crate::bandit::pack::ClassPriors;
+use crate::bandit::shrinkage;
 use crate::bandit::sums::{QualitySums, at};
 use crate::features::Features;
 use crate::ids::ArmId;
@@ -34,9 +36,6 @@ const CHANCE: f64 = 6.8;
 
 /// Judgements that stand behind slopes which nobody contradicted, for what is not known of them.
 const TRUSTED: f64 = 1_000.0;
-
-/// Judgements that "no slope at all" weighs against the common slopes.
-const COMMON_SHRINK: f64 = 100.0;
 
 /// Made-up judgements of ordinary requests in each arm: they keep the fit finite while there are few.
 const PRIOR: f64 = 20.0;
@@ -242,7 +241,7 @@ impl Common {
         if count <= 0.0 {
             return None;
         }
-        within.add_diagonal(COMMON_SHRINK / 4.0);
+        within.add_diagonal(shrinkage::likeliest(&within, &between));
         let slopes = within.inverse()?.times(&between);
         let mean = sum.scaled(1.0 / count);
         // Until enough is known of what is ordinary, the features' own scale stands for it.
@@ -352,6 +351,21 @@ mod tests {
         let (good, bad) = (expect(&model, "m", &at_first(1.0)), expect(&model, "m", &at_first(-1.0)));
         assert!(good.mean > 0.8 && bad.mean < 0.4, "{good:?} {bad:?}");
         assert!(good.deviation < 0.05 && good.deviation > 0.0);
+    }
+
+    #[test]
+    fn slopes_are_found_where_prompts_hardly_differ() {
+        // Prompts of one subject: the first dimension says everything, and varies by a third of what mixed ones do.
+        let mut rng = seeded(8);
+        let mut sums = QualitySums::default();
+        for _ in 0..600 {
+            let value = rng.random_range(-0.5..0.5);
+            let good = rng.random::<f64>() < if value < 0.25 { 0.98 } else { 0.02 };
+            sums.record(&at_first(value), if good { Score::ONE } else { Score::ZERO });
+        }
+        let model = Discriminant::fit([(&arm("m"), &sums)]);
+        let (good, bad) = (expect(&model, "m", &at_first(0.0)), expect(&model, "m", &at_first(0.45)));
+        assert!(good.mean > 0.75 && bad.mean < 0.45, "{good:?} {bad:?}");
     }
 
     #[test]

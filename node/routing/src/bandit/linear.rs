@@ -104,8 +104,8 @@ impl Matrix {
         dot(&self.times(v), v).max(0.0)
     }
 
-    /// Inverts a positive definite matrix by its Cholesky factor; `None` when it is none.
-    pub(super) fn inverse(&self) -> Option<Self> {
+    /// Returns the lower Cholesky factor of a positive definite matrix; `None` when it is none.
+    pub(super) fn factor(&self) -> Option<Self> {
         let mut lower = Self::default();
         for row in 0..SIDE {
             for column in 0..=row {
@@ -121,6 +121,12 @@ impl Matrix {
                 };
             }
         }
+        Some(lower)
+    }
+
+    /// Inverts a positive definite matrix by its Cholesky factor; `None` when it is none.
+    pub(super) fn inverse(&self) -> Option<Self> {
+        let lower = self.factor()?;
         // Rows of the inverse of the factor, then their products.
         let mut inverse_lower = Self::default();
         for column in 0..SIDE {

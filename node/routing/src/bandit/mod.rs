@@ -17,6 +17,7 @@ pub mod policy;
 pub mod prior;
 pub mod retry;
 pub mod reward;
+mod shrinkage;
 pub mod signs;
 pub mod stats;
 pub mod sums;
