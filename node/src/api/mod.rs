@@ -5,6 +5,8 @@
 pub mod admin;
 pub mod auth;
 pub mod body;
+pub mod chat_body;
+pub mod chat_chunk;
 pub(crate) mod clouds;
 pub mod error;
 mod feedback;
@@ -14,6 +16,7 @@ mod messages;
 mod packs;
 pub mod parse;
 pub mod relay;
+pub mod responses;
 pub mod serve;
 pub mod shape;
 pub mod sse;
@@ -72,7 +75,7 @@ pub fn admin(node: Arc<Node>) -> Router {
 
 fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
     // The base URL works with and without `/v1`, since clients differ in what they append.
-    let mut router = inference::routes().merge(messages::routes());
+    let mut router = inference::routes().merge(messages::routes()).merge(responses::routes());
     for prefix in ["/v1", ""] {
         router = router
             .route(&format!("{prefix}/feedback"), post(feedback::give))

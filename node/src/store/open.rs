@@ -77,6 +77,8 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     super::packs::create_table(&connection)?;
     add_column(&connection, "requests", "features", "BLOB")?;
     connection.execute_batch(super::evaluations::TABLE)?;
+    connection.execute_batch(super::responses::TABLE)?;
+    super::responses::forget_last_run(&connection)?;
     Ok(connection)
 }
 
