@@ -5,8 +5,8 @@ use std::sync::Arc;
 use shoal_cluster::Caller;
 use shoal_proto::control_server::{Control, ControlServer};
 use shoal_proto::{
-    Empty, FeedbackReply, FeedbackRequest, GetRequestReply, GetRequestRequest, HealthReply, KeyRecords,
-    PullStatisticsReply, PullStatisticsRequest,
+    Empty, FeedbackReply, FeedbackRequest, GetRequestReply, GetRequestRequest, GetResponseReply, HealthReply,
+    KeptResponseRequest, KeyRecords, PullStatisticsReply, PullStatisticsRequest, RemoveResponseReply,
 };
 use shoal_routing::Score;
 use tonic::{Request, Response, Status};
@@ -15,7 +15,7 @@ use crate::judge::Judge;
 use crate::mesh;
 use crate::pipeline::ticket::Live;
 use crate::replication;
-use crate::store::KeyRing;
+use crate::store::{KeyRing, ResponseShelf};
 
 /// Most key records of one message.
 const MAX_KEYS: usize = 10_000;
@@ -25,12 +25,18 @@ pub struct ControlService {
     judge: Judge,
     keys: Arc<KeyRing>,
     live: Live,
+    responses: Arc<ResponseShelf>,
 }
 
 impl ControlService {
     /// Makes the gRPC routes of this node.
-    pub fn routes(judge: Judge, keys: Arc<KeyRing>, live: Live) -> tonic::service::Routes {
-        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, live }))
+    pub fn routes(
+        judge: Judge,
+        keys: Arc<KeyRing>,
+        live: Live,
+        responses: Arc<ResponseShelf>,
+    ) -> tonic::service::Routes {
+        tonic::service::Routes::new(ControlServer::new(Self { judge, keys, live, responses }))
     }
 }
 
@@ -91,6 +97,24 @@ impl Control for ControlService {
         let learnt = self.judge.feedback.learnt();
         let caller = caller.map(|peer| peer.id);
         Ok(Response::new(mesh::newer_than(&request.into_inner(), &learnt, caller.as_ref())))
+    }
+
+    async fn get_response(
+        &self,
+        request: Request<KeptResponseRequest>,
+    ) -> Result<Response<GetResponseReply>, Status> {
+        let (shelf, request) = (self.responses.clone(), request.into_inner());
+        let sealed = blocking(move || shelf.find(&request.id, &request.owner)).await?;
+        Ok(Response::new(GetResponseReply { found: sealed.is_some(), sealed: sealed.unwrap_or_default() }))
+    }
+
+    async fn remove_response(
+        &self,
+        request: Request<KeptResponseRequest>,
+    ) -> Result<Response<RemoveResponseReply>, Status> {
+        let (shelf, request) = (self.responses.clone(), request.into_inner());
+        let found = blocking(move || shelf.remove(&request.id, &request.owner)).await?;
+        Ok(Response::new(RemoveResponseReply { found }))
     }
 
     async fn health(&self, _: Request<Empty>) -> Result<Response<HealthReply>, Status> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use http::HeaderMap;
 use shoal_routing::{LoadBook, MAX_ATTEMPTS, ModelSpec, Offer, Outcome, Registry, Route, Rules, UpstreamId};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::error::ApiError;
 use crate::api::front::Front;
 use crate::api::parse::{self, Floor};
+use crate::api::responses::{Away, Elsewhere, Keeper};
 use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::feedback;
@@ -23,7 +25,7 @@ use crate::inventory::Inventory;
 use crate::judging::witness;
 use crate::pipeline::ticket::{Live, Sinks};
 use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve, RuleBook};
-use crate::store::{HistoryWriter, KeyRing, RequestRecord, Store};
+use crate::store::{HistoryWriter, KeyRing, RequestRecord, ResponseShelf, Store};
 use crate::upstream::{
     ApiPath, BoxUpstream, Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse,
 };
@@ -111,6 +113,19 @@ impl Drop for Working {
 }
 
 struct Resolver(Arc<Scripted>);
+
+/// A mesh of nobody else.
+struct Alone;
+
+impl Elsewhere for Alone {
+    fn fetch<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Vec<u8>>, Away>> {
+        Box::pin(async { Err(Away) })
+    }
+
+    fn remove<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<bool, Away>> {
+        Box::pin(async { Err(Away) })
+    }
+}
 
 impl Resolve for Resolver {
     fn resolve(&self, offer: &Offer, route: &Route) -> Option<BoxUpstream> {
@@ -254,6 +269,7 @@ impl Scene {
         let resolver = Arc::new(Resolver(scripted.clone()));
         let loads = Arc::new(LoadBook::new(1));
         let judged = store.clone();
+        let (shelf, _) = ResponseShelf::start(store.clone(), 30, disk.clone());
         let keys = KeyRing::load(store.clone()).unwrap();
         let pipeline = Pipeline::new("me", inventory, loads, sinks, resolver, limits)
             .with_rules(RuleBook::new(rules, keys.clone()))
@@ -266,6 +282,7 @@ impl Scene {
             keys,
             no_auth: true,
             claude_model: Some("auto".into()),
+            responses: Keeper::new(shelf, Arc::new(Alone)).unwrap(),
         };
         Self {
             pipeline,

@@ -20,11 +20,12 @@ use shoal_node::judging::witness;
 use shoal_node::mesh::{GossipPublisher, keep_statistics_equal};
 use shoal_node::pipeline::ticket::Live;
 use shoal_node::replication::statistics::testimony_from_blob;
-use shoal_node::store::{HistoryWriter, KeyRing, RequestRecord, Store};
+use shoal_node::store::{HistoryWriter, KeyRing, RequestRecord, ResponseShelf, Store};
 use shoal_proto::control_server::{Control, ControlServer};
 use shoal_proto::{
-    Empty, FeedbackReply, FeedbackRequest, FeedbackVerdict, GetRequestReply, GetRequestRequest, HealthReply,
-    KeyRecords, PullStatisticsReply, PullStatisticsRequest, SignedBlob,
+    Empty, FeedbackReply, FeedbackRequest, FeedbackVerdict, GetRequestReply, GetRequestRequest,
+    GetResponseReply, HealthReply, KeptResponseRequest, KeyRecords, PullStatisticsReply,
+    PullStatisticsRequest, RemoveResponseReply, SignedBlob,
 };
 use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, Score};
 use tempfile::TempDir;
@@ -55,7 +56,9 @@ fn start(identity: Arc<Identity>, folder: &Path, seeds: Vec<RouterAddr>) -> Node
     let (witness, told) = witness::Service::new(feedback.clone());
     runtime.spawn(witness.run(stop.clone()));
     let judge = Judge { store: store.clone(), history, feedback: feedback.clone(), witness: told };
-    let control = ControlService::routes(judge.clone(), KeyRing::load(store).unwrap(), Live::default());
+    let (shelf, _) = ResponseShelf::start(store.clone(), 30, stop.clone());
+    let control =
+        ControlService::routes(judge.clone(), KeyRing::load(store).unwrap(), Live::default(), shelf);
     let (cluster, mesh, _) =
         Service::bind(settings(seeds, generation), identity, Arc::new(MemoryBook::new()), control).unwrap();
     drop(guard);
@@ -230,6 +233,20 @@ impl Control for Liar {
     }
 
     async fn give_feedback(&self, _: Request<FeedbackRequest>) -> Result<Response<FeedbackReply>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+
+    async fn get_response(
+        &self,
+        _: Request<KeptResponseRequest>,
+    ) -> Result<Response<GetResponseReply>, Status> {
+        Err(Status::unimplemented("a liar"))
+    }
+
+    async fn remove_response(
+        &self,
+        _: Request<KeptResponseRequest>,
+    ) -> Result<Response<RemoveResponseReply>, Status> {
         Err(Status::unimplemented("a liar"))
     }
 

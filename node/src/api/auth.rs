@@ -77,7 +77,8 @@ pub(crate) fn has_key(front: &Front, headers: &HeaderMap) -> bool {
     credential(headers).is_some_and(|text| front.keys.authenticate(text).is_some())
 }
 
-fn credential(headers: &HeaderMap) -> Option<&str> {
+/// Returns the key that the headers carry, valid or not.
+pub(super) fn credential(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| {
         let (scheme, rest) = v.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())

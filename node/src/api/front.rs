@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 
+use super::responses::Keeper;
 use crate::node::Node;
 use crate::pipeline::Pipeline;
 use crate::store::KeyRing;
@@ -23,6 +24,8 @@ pub struct Front {
     pub no_auth: bool,
     /// What a `claude-…` name means that nobody serves; `None` = nothing.
     pub claude_model: Option<Arc<str>>,
+    /// Responses that clients may go on from.
+    pub responses: Keeper,
 }
 
 impl Front {

@@ -5,15 +5,19 @@
 pub mod admin;
 pub mod auth;
 pub mod body;
+pub mod chat_body;
+pub mod chat_chunk;
 pub(crate) mod clouds;
 pub mod error;
 mod feedback;
 pub mod front;
 pub mod inference;
 mod messages;
+mod ollama;
 mod packs;
 pub mod parse;
 pub mod relay;
+pub mod responses;
 pub mod serve;
 pub mod shape;
 pub mod sse;
@@ -46,7 +50,8 @@ pub fn public(node: Arc<Node>) -> Router {
     let open = Router::new()
         .route("/healthz", get(views::healthz))
         .route("/health", get(views::healthz))
-        .route("/readyz", get(views::readyz));
+        .route("/readyz", get(views::readyz))
+        .route("/", get(ollama::greet));
     let keyed = protected(&node).layer(middleware::from_fn_with_state(node.front.clone(), auth::require_key));
     finish(open.merge(keyed).merge(crate::dashboard::routes(&node)), node)
 }
@@ -72,7 +77,8 @@ pub fn admin(node: Arc<Node>) -> Router {
 
 fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
     // The base URL works with and without `/v1`, since clients differ in what they append.
-    let mut router = inference::routes().merge(messages::routes());
+    let mut router =
+        inference::routes().merge(messages::routes()).merge(responses::routes()).merge(ollama::routes());
     for prefix in ["/v1", ""] {
         router = router
             .route(&format!("{prefix}/feedback"), post(feedback::give))

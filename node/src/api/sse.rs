@@ -23,6 +23,17 @@ pub fn frame(payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// Frames a payload as a named SSE event. A payload that we wrote holds no line break.
+pub fn event(name: &str, payload: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(payload.len() + name.len() + 18);
+    out.put_slice(b"event: ");
+    out.put_slice(name.as_bytes());
+    out.put_slice(b"\ndata: ");
+    out.put_slice(payload);
+    out.put_slice(b"\n\n");
+    out.freeze()
+}
+
 /// Adds a member to a JSON object given as bytes, before its closing brace.
 ///
 /// Returns the object unchanged when it does not end with a brace.

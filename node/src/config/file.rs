@@ -104,7 +104,7 @@ pub struct FileLimits {
     pub first_byte_s: u64,
     /// Seconds to wait between two chunks. Default 30.
     pub between_chunks_s: u64,
-    /// Days that request history is kept. Default 30.
+    /// Days that request history, and responses to go on from, are kept. Default 30.
     pub history_days: u32,
 }
 

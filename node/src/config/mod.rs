@@ -149,7 +149,7 @@ pub struct Limits {
     pub first_byte: Duration,
     /// Wait between two chunks of an upstream.
     pub between_chunks: Duration,
-    /// Days that request history is kept.
+    /// Days that request history, and responses to go on from, are kept.
     pub history_days: u32,
     /// Longest prompt that mode `auto` sends to a device while a provider may take it; `None` = the model's context.
     pub max_local_tokens: Option<Tokens>,

@@ -4,11 +4,13 @@
 mod inbound;
 mod keys;
 mod resolve;
+mod responses;
 mod statistics;
 
 pub use inbound::receive;
 pub use keys::{keep_keys_equal, push_keys};
 pub use resolve::MeshResolver;
+pub use responses::MeshResponses;
 pub use statistics::{keep_statistics_equal, newer_than};
 
 use shoal_cluster::Handle;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Node;
 use crate::api::front::Front;
+use crate::api::responses::Keeper;
 use crate::api::serve::DRAIN_WAIT;
 use crate::api::tls::Tls;
 use crate::cloud::{Clouds, KeyPurses};
@@ -31,11 +32,11 @@ use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
 use crate::judge::Judge;
 use crate::judging::{evaluator, shadow, witness};
-use crate::mesh::{self, GossipPublisher, MeshResolver};
+use crate::mesh::{self, GossipPublisher, MeshResolver, MeshResponses};
 use crate::pack;
 use crate::pipeline::ticket::{Live, Sinks};
 use crate::pipeline::{Pipeline, RuleBook};
-use crate::store::{HistoryWriter, KeyRing, NewKey, Store, StoreBook, unix_ms};
+use crate::store::{HistoryWriter, KeyRing, NewKey, ResponseShelf, Store, StoreBook, unix_ms};
 use crate::tasks::{self, TaskKind};
 
 /// Time between two rounds of gossip; measured: a key reaches 10 nodes in 0.3 s at 17 kB/s each.
@@ -102,6 +103,8 @@ impl Started {
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());
         let (history, history_task) =
             HistoryWriter::start(store.clone(), config.limits.history_days, stop_background.clone());
+        let (shelf, shelf_task) =
+            ResponseShelf::start(store.clone(), config.limits.history_days, stop_background.clone());
         let live = Live::default();
         let (mut witness_service, witness) = witness::Service::new(feedback.clone());
         let judge = Judge {
@@ -110,7 +113,7 @@ impl Started {
             feedback: feedback.clone(),
             witness: witness.clone(),
         };
-        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone());
+        let control = ControlService::routes(judge.clone(), keys.clone(), live.clone(), shelf.clone());
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
@@ -141,6 +144,7 @@ impl Started {
             keys: keys.clone(),
             no_auth: config.no_auth,
             claude_model: config.claude_model.as_deref().map(Arc::from),
+            responses: Keeper::new(shelf, Arc::new(MeshResponses(mesh.clone())))?,
         };
         let background = stop_background.clone();
         let mut judges = Vec::new();
@@ -181,6 +185,7 @@ impl Started {
         let mut tasks = vec![
             tasks::spawn(TaskKind::Witness, witness_service.run(background.clone())),
             history_task,
+            shelf_task,
             tasks::spawn(TaskKind::Cluster, {
                 let stop = background.clone();
                 async move {

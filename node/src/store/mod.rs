@@ -1,4 +1,5 @@
-//! The node's embedded database: request history, statistics, join tokens and API keys in one SQLite file.
+//! The node's embedded database: request history, statistics, join tokens, API keys and sealed responses in one SQLite
+//! file.
 //!
 //! Identity files are kept apart, since they must survive whatever happens here. Tokens and keys are written
 //! with a full sync before the caller goes on; history is written in batches by one thread and may lose its
@@ -13,6 +14,7 @@ mod learning;
 mod open;
 mod packs;
 mod record;
+mod responses;
 mod spend;
 mod statistics;
 mod tokens;
@@ -32,6 +34,7 @@ pub use packs::AdoptedPack;
 pub use record::{
     AttemptRecord, Considered, EvaluationRecord, ProfileRecord, REJECTED, Removed, RequestRecord,
 };
+pub use responses::{KeptResponse, MAX_RESPONSE_BYTES, ResponseShelf};
 pub use tokens::StoreBook;
 
 /// A failed operation on the database.

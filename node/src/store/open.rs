@@ -78,6 +78,8 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     add_column(&connection, "requests", "features", "BLOB")?;
     add_column(&connection, "learnt", "answers", "BLOB")?;
     connection.execute_batch(super::evaluations::TABLE)?;
+    connection.execute_batch(super::responses::TABLE)?;
+    super::responses::forget_last_run(&connection)?;
     Ok(connection)
 }
 

@@ -330,7 +330,15 @@ fn required_string(body: &Body<'_>, name: &'static str) -> Result<String, ApiErr
     serde_json::from_str(raw.get()).map_err(|_| ApiError::invalid(name, format!("'{name}' must be text")))
 }
 
-fn optional<'a, T: Deserialize<'a>>(body: &Body<'a>, name: &str, what: &str) -> Result<Option<T>, ApiError> {
+/// Reads a field that may be missing; `what` says in the error what it must be.
+///
+/// # Errors
+/// It is something else.
+pub(super) fn optional<'a, T: Deserialize<'a>>(
+    body: &Body<'a>,
+    name: &str,
+    what: &str,
+) -> Result<Option<T>, ApiError> {
     let Some(raw) = body.raw(name) else { return Ok(None) };
     serde_json::from_str(raw.get()).map(Some).map_err(|_| {
         let shown: String = raw.get().chars().take(32).collect();

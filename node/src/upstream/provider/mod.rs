@@ -5,6 +5,7 @@
 
 mod gemini;
 mod openai;
+mod thoughts;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use reqwest::{Request, Url};
 
+use super::thoughts::without_thoughts;
 use crate::api::body::{Body, Edit};
 use crate::upstream::openai_http::{self, Malformed, OpenAi, Settings};
 use crate::upstream::{UpstreamError, UpstreamRequest};
@@ -36,6 +37,7 @@ impl openai_http::Dialect for Dialect {
 }
 
 fn adapt(bytes: &Bytes, model: &str, base: &Url) -> Result<Bytes, UpstreamError> {
+    let bytes = &without_thoughts(bytes);
     let body = Body::parse(bytes)
         .map_err(|_| UpstreamError::new(400, "invalid_request_error", "the request is not a JSON object"))?;
     let name = serde_json::to_string(model).expect("a string serialises");
