@@ -151,5 +151,5 @@ impl Constraint {
 
 /// The limit of one step was met; rare, since the grammar was found small enough before.
 fn too_hard() -> Error {
-    Error::Compute("the form of the answer is too hard to follow; simplify its schema".to_owned())
+    Error::Form("a step of it is too hard to follow; simplify its schema".to_owned())
 }

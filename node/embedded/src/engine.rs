@@ -101,8 +101,8 @@ impl Engine {
     /// every token in order, once its text is certain.
     ///
     /// # Errors
-    /// [`Error::ContextTooLong`], [`Error::EmptyPrompt`], [`Error::InvalidRequest`], [`Error::Form`] before any token;
-    /// [`Error::Compute`] at any time.
+    /// [`Error::ContextTooLong`], [`Error::EmptyPrompt`], [`Error::InvalidRequest`] before any token; [`Error::Form`] before
+    /// any, or later if only a step of the form is too hard; [`Error::Compute`] at any time.
     pub fn generate(
         &self,
         request: &GenerateRequest,

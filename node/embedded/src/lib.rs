@@ -25,7 +25,7 @@ mod threads;
 mod tokenizer;
 mod weights;
 
-pub use calls::{CallFormat, ToolCall};
+pub use calls::ToolCall;
 pub use chat::ChatMessage;
 pub use engine::Engine;
 pub use error::Error;

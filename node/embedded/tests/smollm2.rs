@@ -121,10 +121,10 @@ fn it_answers_in_the_form_of_a_schema_and_not_without_it() {
     });
     let question = ChatMessage::new("user", "Tell me about Paris.");
     let prompt = engine.render_chat(&[question], None).expect("a prompt");
-    for (temperature, seed) in [(0.0, 1), (0.2, 2), (1.0, 3), (1.0, 4)] {
+    for (temperature, seed) in [(0.0, 1), (1.0, 2)] {
         let free = GenerateRequest {
             prompt: prompt.clone(),
-            max_tokens: 120,
+            max_tokens: 60,
             temperature,
             ..GenerateRequest::default()
         };

@@ -153,7 +153,7 @@ pub trait Generator: Send + Sync + 'static {
     /// Generates until the end, a limit, or until `cancel` or `on_token` says to stop.
     ///
     /// # Errors
-    /// See [`GenerateError`]; all but `Failed` come before the first token.
+    /// See [`GenerateError`]; all but `Failed` and `Unsupported` come before the first token.
     fn generate(
         &self,
         generation: &Generation,

@@ -23,7 +23,7 @@ pub struct ToolCall {
 
 /// The form in which a family of models writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CallFormat {
+pub(crate) enum CallFormat {
     /// `<start_function_call>call:name{key:<escape>text<escape>,other:1}<end_function_call>`.
     FunctionGemma,
     /// `<tool_call>`, a line `{"name": …, "arguments": {…}}`, `</tool_call>`: Hermes, Qwen, SmolLM2.
