@@ -4,20 +4,24 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
+use candle_core::Device;
 use serde_json::Value;
 
+use crate::calls::{CallFormat, CallStream};
 use crate::chat::{ChatMessage, ChatTemplate};
 use crate::config::Config;
+use crate::constraint::{Constraint, Next, Vocabulary};
+use crate::form::grammar;
 use crate::gguf::Gguf;
 use crate::model::{Cache, Model};
 use crate::sampler::Sampler;
 use crate::stream::TextStream;
 use crate::tokenizer::Tokenizer;
-use crate::{Error, FinishReason, Finished, GenerateRequest, LoadOptions, ModelInfo, Token};
+use crate::{Error, FinishReason, Finished, GenerateRequest, LoadOptions, ModelInfo, Token, device};
 
 /// Prompt tokens that are computed in one go: large enough to fill the kernels, small enough that a cancelled request
 /// ends within a fraction of a second.
-const PREFILL_CHUNK: usize = 64;
+pub(crate) const PREFILL_CHUNK: usize = 64;
 
 /// Context if the options do not say: a cache at this length stays below a gigabyte for models of 1B.
 const DEFAULT_CONTEXT: usize = 8_192;
@@ -27,9 +31,12 @@ const DEFAULT_CONTEXT: usize = 8_192;
 /// Cheap to share behind an `Arc`; all methods take `&self`. The caller bounds how many generations run: each one
 /// takes its thread and its cache, and they share the cores.
 pub struct Engine {
-    model: Model,
-    tokenizer: Tokenizer,
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
     template: ChatTemplate,
+    /// How the model writes calls of tools, if that is known.
+    calls: Option<CallFormat>,
+    vocabulary: Vocabulary,
     info: ModelInfo,
 }
 
@@ -40,7 +47,7 @@ impl Engine {
     /// [`Error::Io`], [`Error::Invalid`] for a damaged file, [`Error::Unsupported`] for a model of another kind.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, Error> {
         let mut gguf = Gguf::open(path)?;
-        let tokenizer = Tokenizer::read(&gguf)?;
+        let mut tokenizer = Tokenizer::read(&gguf)?;
         let config = Config::read(&gguf, tokenizer.vocabulary())?;
         let begin = tokenizer.spelling(tokenizer.begin());
         let end = tokenizer.spelling(tokenizer.end());
@@ -49,9 +56,17 @@ impl Engine {
         let limit = options.context_limit.unwrap_or(DEFAULT_CONTEXT).max(1);
         info.context_length = config.context.min(limit);
         info.sha256.clone_from(&options.sha256);
-        info.takes_tools = template.takes_tools();
+        // FunctionGemma's texts are quoted by a token, so without that there is no call.
+        let whole = |format: &CallFormat| {
+            *format != CallFormat::FunctionGemma
+                || format.tokens().iter().all(|token| tokenizer.id_of(token).is_some())
+        };
+        let calls = template.calls().filter(whole);
+        tokenizer.reveal(calls.map_or(&[], CallFormat::tokens));
+        info.takes_tools = calls.is_some();
+        gguf.read_onto(if options.cpu_only { Device::Cpu } else { device::pick() });
         let model = Model::read(&mut gguf, config, options.requantize)?;
-        Ok(Self { model, tokenizer, template, info })
+        Ok(Self { model, tokenizer, template, calls, vocabulary: Vocabulary::default(), info })
     }
 
     /// Returns what is known about the model.
@@ -86,8 +101,8 @@ impl Engine {
     /// every token in order, once its text is certain.
     ///
     /// # Errors
-    /// [`Error::ContextTooLong`], [`Error::EmptyPrompt`], [`Error::InvalidRequest`] before any token;
-    /// [`Error::Compute`] at any time.
+    /// [`Error::ContextTooLong`], [`Error::EmptyPrompt`], [`Error::InvalidRequest`] before any token; [`Error::Form`] before
+    /// any, or later if only a step of the form is too hard; [`Error::Compute`] at any time.
     pub fn generate(
         &self,
         request: &GenerateRequest,
@@ -99,6 +114,7 @@ impl Engine {
         let prompt = self.tokenizer.encode(&request.prompt)?;
         let room = self.room(prompt.len())?;
         let budget = request.max_tokens.min(room);
+        let mut constraint = self.constraint(request)?;
         let mut finished = Finished {
             reason: FinishReason::Cancelled,
             prompt_tokens: prompt.len(),
@@ -114,6 +130,12 @@ impl Engine {
         let decoding = Instant::now();
         let top = usize::from(request.top_logprobs.unwrap_or(0));
         let mut stream = TextStream::new(&request.stop);
+        let mut calls = match (&request.calls, self.calls) {
+            (Some(rules), Some(format)) => {
+                Some(CallStream::new(format, rules.tools.iter().map(|tool| tool.name.clone())))
+            }
+            _ => None,
+        };
         finished.reason = loop {
             if finished.completion_tokens >= budget {
                 break FinishReason::Length;
@@ -121,7 +143,11 @@ impl Engine {
             if cancel() {
                 break FinishReason::Cancelled;
             }
-            let choice = sampler.choose(&logits, top)?;
+            let mask = match &mut constraint {
+                Some(constraint) => constraint.mask()?,
+                None => None,
+            };
+            let choice = sampler.choose(&logits, top, mask.as_ref())?;
             if self.tokenizer.is_end(choice.id) {
                 break FinishReason::Stop;
             }
@@ -132,27 +158,47 @@ impl Engine {
                 logprob: choice.logprob,
                 top: choice.top.into_iter().map(|(id, logprob)| (self.shown(id), logprob)).collect(),
                 bytes: self.tokenizer.bytes(choice.id),
+                calls: Vec::new(),
             };
             let (released, stopped) = stream.push(token);
-            if hand_over(released, on_token).is_break() {
+            if hand_over(look_for_calls(&mut calls, released), on_token).is_break() {
                 break FinishReason::Cancelled;
             }
-            if stopped {
+            let next = match &mut constraint {
+                Some(constraint) => constraint.push(choice.id)?,
+                None => Next::More,
+            };
+            if stopped || next == Next::Complete {
                 break FinishReason::Stop;
             }
             if finished.completion_tokens < budget {
                 logits = self.model.forward(&[choice.id], &mut cache)?;
             }
         };
-        if finished.reason != FinishReason::Cancelled && hand_over(stream.finish(), on_token).is_break() {
-            finished.reason = FinishReason::Cancelled;
+        if finished.reason != FinishReason::Cancelled {
+            let mut rest = look_for_calls(&mut calls, stream.finish());
+            let (last, called) = calls.map_or_else(Default::default, CallStream::finish);
+            rest.extend(last);
+            if hand_over(rest, on_token).is_break() {
+                finished.reason = FinishReason::Cancelled;
+            } else if called && finished.reason == FinishReason::Stop {
+                finished.reason = FinishReason::Calls;
+            }
         }
         finished.decode_ms = decoding.elapsed().as_secs_f64() * 1e3;
         Ok(finished)
     }
 
+    /// Compiles the form that a request asks for.
+    fn constraint(&self, request: &GenerateRequest) -> Result<Option<Constraint>, Error> {
+        let grammar = grammar(request.json.as_ref(), request.calls.as_ref(), self.calls, &self.tokenizer)?;
+        grammar
+            .map(|grammar| self.vocabulary.constrain(&self.tokenizer, grammar.text, grammar.trigger))
+            .transpose()
+    }
+
     /// Returns how many tokens fit behind a prompt.
-    fn room(&self, tokens: usize) -> Result<usize, Error> {
+    pub(crate) fn room(&self, tokens: usize) -> Result<usize, Error> {
         let limit = self.info.context_length;
         match limit.checked_sub(tokens) {
             _ if tokens == 0 => Err(Error::EmptyPrompt),
@@ -186,6 +232,13 @@ impl Engine {
         } else {
             String::from_utf8_lossy(&bytes).into_owned()
         }
+    }
+}
+
+fn look_for_calls(calls: &mut Option<CallStream>, tokens: Vec<Token>) -> Vec<Token> {
+    match calls {
+        Some(calls) => tokens.into_iter().flat_map(|token| calls.push(token)).collect(),
+        None => tokens,
     }
 }
 

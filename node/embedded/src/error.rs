@@ -43,6 +43,9 @@ pub enum Error {
     /// The request's settings make no sense.
     #[error("invalid generation setting: {0}")]
     InvalidRequest(String),
+    /// An answer cannot be held to the form that was asked for; another engine may be able to.
+    #[error("the embedded engine cannot keep an answer to this form: {0}")]
+    Form(String),
     /// The model's chat template refuses these messages or is broken.
     #[error("the model's chat template failed: {0}")]
     Template(String),

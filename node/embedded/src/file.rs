@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::calls::CallFormat;
 use crate::gguf::Gguf;
 
 /// A GGUF file on disk.
@@ -46,8 +47,33 @@ pub struct ModelInfo {
     pub sha256: Option<String>,
     /// Number of weights.
     pub parameters: u64,
-    /// Whether the chat template presents tools.
+    /// Whether the model is shown tools and its calls are understood.
     pub takes_tools: bool,
+    /// How a text becomes a vector; `None` for a model that was not made for it.
+    pub pooling: Option<Pooling>,
+}
+
+/// How the states of a text's tokens become its vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The state of the first token.
+    First,
+    /// The state of the last token.
+    Last,
+}
+
+impl Pooling {
+    /// Reads `{architecture}.pooling_type`, which only embedding models have.
+    fn read(gguf: &Gguf, architecture: &str) -> Option<Self> {
+        match gguf.number(&format!("{architecture}.pooling_type"))? {
+            1 => Some(Self::Mean),
+            2 => Some(Self::First),
+            3 => Some(Self::Last),
+            _ => None,
+        }
+    }
 }
 
 impl ModelInfo {
@@ -58,12 +84,15 @@ impl ModelInfo {
             name: name_of(gguf.path()),
             title: gguf.text("general.name").map(str::to_owned),
             context_length: usize::try_from(context).unwrap_or(usize::MAX),
+            pooling: Pooling::read(gguf, &architecture),
             architecture,
             quantization: gguf.quantization(),
             size_bytes: gguf.size_bytes(),
             sha256: None,
             parameters: gguf.parameters(),
-            takes_tools: gguf.text("tokenizer.chat_template").is_some_and(|source| source.contains("tools")),
+            takes_tools: gguf
+                .text("tokenizer.chat_template")
+                .is_some_and(|source| CallFormat::of_template(source).is_some()),
         }
     }
 }

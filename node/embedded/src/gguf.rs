@@ -15,6 +15,7 @@ pub(crate) struct Gguf {
     size_bytes: u64,
     content: gguf_file::Content,
     reader: BufReader<File>,
+    device: Device,
 }
 
 impl Gguf {
@@ -33,7 +34,17 @@ impl Gguf {
         reader.rewind().map_err(io)?;
         let content = gguf_file::Content::read(&mut reader)
             .map_err(|error| Error::Invalid { path: path.to_owned(), reason: error.to_string() })?;
-        Ok(Self { path: path.to_owned(), size_bytes, content, reader })
+        Ok(Self { path: path.to_owned(), size_bytes, content, reader, device: Device::Cpu })
+    }
+
+    /// Reads tensors onto this device from now on.
+    pub(crate) fn read_onto(&mut self, device: Device) {
+        self.device = device;
+    }
+
+    /// Returns the device that tensors are read onto.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -135,7 +146,7 @@ impl Gguf {
             return Err(self.invalid(reason));
         }
         let tensor = info
-            .read(&mut self.reader, self.content.tensor_data_offset, &Device::Cpu)
+            .read(&mut self.reader, self.content.tensor_data_offset, &self.device)
             .map_err(|error| self.invalid(error.to_string()))?;
         Ok(Some(tensor))
     }

@@ -27,6 +27,7 @@ pub(crate) struct Model {
     output: Option<QMatMul>,
     /// Divisors of the rotary frequencies (Llama 3), one for each pair.
     rope_divisors: Option<Vec<f32>>,
+    device: Device,
 }
 
 #[derive(Debug)]
@@ -71,13 +72,14 @@ impl Model {
         };
         let half = c.head_dim / 2;
         let rope_divisors = match gguf.tensor("rope_freqs.weight", &[half])? {
-            Some(tensor) => Some(tensor.dequantize(&Device::Cpu)?.to_vec1::<f32>()?),
+            Some(tensor) => Some(tensor.dequantize(gguf.device())?.to_vec1::<f32>()?),
             None => None,
         };
         let layers =
             (0..c.layers).map(|index| Layer::read(gguf, c, index, requantize)).collect::<Result<_, _>>()?;
         let norm = Norm::read(gguf, "output_norm", c.hidden, c.epsilon)?;
-        Ok(Self { config, embedding, layers, norm, output, rope_divisors })
+        let device = gguf.device().clone();
+        Ok(Self { config, embedding, layers, norm, output, rope_divisors, device })
     }
 
     /// Returns an empty cache.
@@ -89,9 +91,25 @@ impl Model {
     ///
     /// `tokens` must not be empty and each id below the size of the vocabulary.
     pub(crate) fn forward(&self, tokens: &[u32], cache: &mut Cache) -> Computed<Vec<f32>> {
+        let xs = self.hidden(tokens, cache)?;
+        let last = self.norm.forward(&xs.narrow(0, tokens.len() - 1, 1)?)?;
+        self.output.as_ref().unwrap_or(&self.embedding).forward(&last)?.flatten_all()?.to_vec1()
+    }
+
+    /// Appends `tokens` to the cache and returns the normed state behind each of them, of [`Self::width`] numbers.
+    pub(crate) fn states(&self, tokens: &[u32], cache: &mut Cache) -> Computed<Vec<Vec<f32>>> {
+        self.norm.forward(&self.hidden(tokens, cache)?)?.to_vec2()
+    }
+
+    /// Returns the numbers of a state.
+    pub(crate) fn width(&self) -> usize {
+        self.config.hidden
+    }
+
+    fn hidden(&self, tokens: &[u32], cache: &mut Cache) -> Computed<Tensor> {
         let count = tokens.len();
         let start = cache.length;
-        let ids = Tensor::new(tokens, &Device::Cpu)?;
+        let ids = Tensor::new(tokens, &self.device)?;
         let mut xs = self.embedding.embedding(&ids)?;
         if self.config.family == Family::Gemma3 {
             xs = (xs * (self.config.hidden as f64).sqrt())?;
@@ -113,9 +131,7 @@ impl Model {
             xs = layer.forward(&self.config, &xs, slot, start, rotation, mask.as_ref())?;
         }
         cache.length = start + count;
-        let last = xs.narrow(0, count - 1, 1)?;
-        let last = self.norm.forward(&last)?;
-        self.output.as_ref().unwrap_or(&self.embedding).forward(&last)?.flatten_all()?.to_vec1()
+        Ok(xs)
     }
 
     fn rotations(&self, start: usize, count: usize) -> Computed<Rotations> {
@@ -145,7 +161,7 @@ impl Model {
             }
         }
         let shape = (count, half);
-        Ok((Tensor::from_vec(cosines, shape, &Device::Cpu)?, Tensor::from_vec(sines, shape, &Device::Cpu)?))
+        Ok((Tensor::from_vec(cosines, shape, &self.device)?, Tensor::from_vec(sines, shape, &self.device)?))
     }
 
     /// Returns what to add to the scores, of shape (`count`, `start + count`): 0 where a position may look, else -inf.
@@ -161,7 +177,7 @@ impl Model {
             let first = (position + 1).saturating_sub(window);
             mask[row * total + first..=row * total + position].fill(0.0);
         }
-        Ok(Some(Tensor::from_vec(mask, (count, total), &Device::Cpu)?))
+        Ok(Some(Tensor::from_vec(mask, (count, total), &self.device)?))
     }
 }
 

@@ -1,5 +1,8 @@
 //! What a caller asks of the engine and what it gets back.
 
+use crate::calls::ToolCall;
+use crate::form::{CallRules, JsonForm};
+
 /// Replaces slow or large weight types by faster ones while loading.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Requantize {
@@ -23,6 +26,8 @@ pub struct LoadOptions {
     pub context_limit: Option<usize>,
     /// The file's SHA-256 in hex, if the caller knows it; passed on in [`ModelInfo`](crate::ModelInfo).
     pub sha256: Option<String>,
+    /// Computes on the CPU even if a GPU is there.
+    pub cpu_only: bool,
 }
 
 /// One generation.
@@ -48,6 +53,12 @@ pub struct GenerateRequest {
     pub frequency_penalty: f32,
     /// Taken off a token's logit if it was generated at all, -2 to 2.
     pub presence_penalty: f32,
+    /// Added to the logits of these tokens, -100 to 100; ids that the model has not are ignored.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// JSON that the answer must be; `None` leaves its text free. With calls that are not required it is either.
+    pub json: Option<JsonForm>,
+    /// Calls of tools that the answer may or must hold; `None` looks for none.
+    pub calls: Option<CallRules>,
 }
 
 impl Default for GenerateRequest {
@@ -63,6 +74,9 @@ impl Default for GenerateRequest {
             top_logprobs: None,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            json: None,
+            calls: None,
         }
     }
 }
@@ -80,13 +94,17 @@ pub struct Token {
     pub top: Vec<(String, f32)>,
     /// The bytes that the token stands for.
     pub bytes: Vec<u8>,
+    /// Calls of tools that this token completes; the text of a call is in no token.
+    pub calls: Vec<ToolCall>,
 }
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended its answer, or a stop text was met.
+    /// The model ended its answer, a stop text was met, or the form of the answer is complete.
     Stop,
+    /// As `Stop`, and the answer calls tools.
+    Calls,
     /// `max_tokens` or the end of the context was reached.
     Length,
     /// The caller gave it up.

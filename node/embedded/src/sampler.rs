@@ -1,10 +1,12 @@
 //! Choice of the next token from the logits, and the exact logprobs of the choice.
 //!
-//! Logprobs are the log-softmax of the *raw* logits: what the model believes, whatever the temperature, the penalties
-//! or the cut of the tail did to the draw. Confidence estimates rest on them, so they are never approximated.
+//! Logprobs are the log-softmax of the *raw* logits: what the model believes, whatever the temperature, the penalties,
+//! the cut of the tail or the form of the answer did to the draw: a token that only the form allowed is improbable, and
+//! says so. Confidence estimates rest on them, so they are never approximated.
 
 use std::collections::HashMap;
 
+use llguidance::toktrie::SimpleVob;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -23,6 +25,7 @@ pub(crate) struct Sampler {
     top_k: usize,
     frequency_penalty: f32,
     presence_penalty: f32,
+    bias: Vec<(u32, f32)>,
     counts: HashMap<u32, u32>,
     rng: StdRng,
 }
@@ -52,6 +55,11 @@ impl Sampler {
             top_k: request.top_k.unwrap_or(usize::MAX).max(1),
             frequency_penalty: within("frequency_penalty", request.frequency_penalty, -2.0, 2.0)?,
             presence_penalty: within("presence_penalty", request.presence_penalty, -2.0, 2.0)?,
+            bias: request
+                .logit_bias
+                .iter()
+                .map(|(id, bias)| Ok((*id, within("logit_bias", *bias, -100.0, 100.0)?)))
+                .collect::<Result<_, Error>>()?,
             counts: HashMap::new(),
             rng: match request.seed {
                 Some(seed) => StdRng::seed_from_u64(seed),
@@ -60,8 +68,13 @@ impl Sampler {
         })
     }
 
-    /// Chooses a token; `top` alternatives are reported, best first.
-    pub(crate) fn choose(&mut self, logits: &[f32], top: usize) -> Result<Choice, Error> {
+    /// Chooses a token among those that `mask` allows; `top` alternatives are reported, best first, allowed or not.
+    pub(crate) fn choose(
+        &mut self,
+        logits: &[f32],
+        top: usize,
+        mask: Option<&SimpleVob>,
+    ) -> Result<Choice, Error> {
         let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if !greatest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Compute("the model's output is not a number; its file may be damaged".into()));
@@ -70,15 +83,24 @@ impl Sampler {
         let log_mass = f64::from(greatest) + mass.ln();
         let logprob = |id: u32| (f64::from(logits[id as usize]) - log_mass) as f32;
 
-        let id = if self.counts.is_empty() || (self.frequency_penalty == 0.0 && self.presence_penalty == 0.0)
-        {
-            self.draw(logits)
-        } else {
-            let mut penalised = logits.to_vec();
+        let penalised = self.frequency_penalty != 0.0 || self.presence_penalty != 0.0;
+        let biased = !self.bias.is_empty() || (penalised && !self.counts.is_empty());
+        let id = if biased || mask.is_some() {
+            let mut changed = logits.to_vec();
             for (id, count) in &self.counts {
-                penalised[*id as usize] -= self.presence_penalty + self.frequency_penalty * *count as f32;
+                changed[*id as usize] -= self.presence_penalty + self.frequency_penalty * *count as f32;
             }
-            self.draw(&penalised)
+            for (id, bias) in &self.bias {
+                if let Some(logit) = changed.get_mut(*id as usize) {
+                    *logit += bias;
+                }
+            }
+            if let Some(mask) = mask {
+                mask.iter_unset_entries(|id| changed[id] = f32::NEG_INFINITY);
+            }
+            self.draw(&changed)
+        } else {
+            self.draw(logits)
         };
         *self.counts.entry(id).or_default() += 1;
         let top = best(logits, top).into_iter().map(|id| (id, logprob(id))).collect();
@@ -116,13 +138,19 @@ impl Sampler {
             total = mass(&candidates);
         }
         let mut target = self.rng.random::<f64>() * total;
-        for id in &candidates {
-            target -= weight(*id);
-            if target <= 0.0 {
-                return *id;
+        let mut chosen = candidates.first().copied().unwrap_or(0);
+        for id in candidates {
+            // Of no mass: the form of the answer, or a limit of numbers, rules it out.
+            let mass = weight(id);
+            if mass > 0.0 {
+                chosen = id;
+                target -= mass;
+                if target <= 0.0 {
+                    break;
+                }
             }
         }
-        candidates.last().copied().unwrap_or(0)
+        chosen
     }
 }
 
@@ -151,7 +179,7 @@ mod tests {
     fn drawn(request: GenerateRequest, logits: &[f32], times: usize) -> Vec<u32> {
         let mut sampler =
             Sampler::new(&GenerateRequest { seed: Some(1), ..request }).expect("valid settings");
-        (0..times).map(|_| sampler.choose(logits, 0).expect("a choice").id).collect()
+        (0..times).map(|_| sampler.choose(logits, 0, None).expect("a choice").id).collect()
     }
 
     #[test]
@@ -166,11 +194,45 @@ mod tests {
         };
         let mut sampler = Sampler::new(&request).expect("valid settings");
         for _ in 0..3 {
-            let choice = sampler.choose(&logits, 3).expect("a choice");
+            let choice = sampler.choose(&logits, 3, None).expect("a choice");
             let exact = |id: u32| (f64::from(logits[id as usize]) - sum.ln()) as f32;
             assert_eq!(choice.logprob, exact(choice.id));
             assert_eq!(choice.top, [(1, exact(1)), (2, exact(2)), (0, exact(0))]);
         }
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_drawn_and_the_logprobs_stay_those_of_all() {
+        let logits = [5.0f32, -20.0, 3.0, -30.0];
+        let mut mask = SimpleVob::alloc(logits.len());
+        mask.allow_token(1);
+        mask.allow_token(3);
+        for temperature in [0.0, 1.0, 2.0] {
+            let request =
+                GenerateRequest { temperature, top_p: 0.9, seed: Some(1), ..GenerateRequest::default() };
+            let mut sampler = Sampler::new(&request).expect("valid settings");
+            for _ in 0..50 {
+                let choice = sampler.choose(&logits, 1, Some(&mask)).expect("a choice");
+                assert_eq!(choice.id, 1);
+                assert!((choice.logprob + 25.127).abs() < 1e-3, "{}", choice.logprob);
+                assert_eq!(choice.top[0].0, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bias_moves_the_draw_and_not_the_logprobs() {
+        let request = GenerateRequest {
+            temperature: 0.0,
+            logit_bias: vec![(0, 5.0), (9, 100.0)],
+            ..GenerateRequest::default()
+        };
+        let mut sampler = Sampler::new(&request).expect("valid settings");
+        let choice = sampler.choose(&[0.0, 1.0], 0, None).expect("a choice");
+        assert_eq!(choice.id, 0);
+        assert!((choice.logprob + 1.3133).abs() < 1e-3, "{}", choice.logprob);
+        let hard = GenerateRequest { logit_bias: vec![(0, 101.0)], ..GenerateRequest::default() };
+        assert!(Sampler::new(&hard).is_err());
     }
 
     #[test]
@@ -205,8 +267,8 @@ mod tests {
     #[test]
     fn output_that_is_no_number_is_an_error() {
         let mut sampler = Sampler::new(&GenerateRequest::default()).expect("valid settings");
-        assert!(sampler.choose(&[0.0, f32::NAN], 0).is_err());
-        assert!(sampler.choose(&[f32::NEG_INFINITY; 2], 0).is_err());
-        assert!(sampler.choose(&[f32::INFINITY, 0.0], 0).is_err());
+        assert!(sampler.choose(&[0.0, f32::NAN], 0, None).is_err());
+        assert!(sampler.choose(&[f32::NEG_INFINITY; 2], 0, None).is_err());
+        assert!(sampler.choose(&[f32::INFINITY, 0.0], 0, None).is_err());
     }
 }

@@ -31,7 +31,7 @@ const SPLIT_QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 const MAX_TOKEN_BYTES: usize = 4_096;
 
 /// Texts of tokens that end an answer, whatever the metadata says about them.
-const END_TEXTS: [&str; 9] = [
+const END_TEXTS: [&str; 10] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
@@ -39,11 +39,13 @@ const END_TEXTS: [&str; 9] = [
     "<|endoftext|>",
     "<|end|>",
     "<end_of_turn>",
+    "<start_function_response>",
     "<eos>",
     "</s>",
 ];
 
 /// Token types of GGUF.
+const KIND_NORMAL: u64 = 1;
 const KIND_CONTROL: u64 = 3;
 const KIND_USER_DEFINED: u64 = 4;
 const KIND_BYTE: u64 = 6;
@@ -59,7 +61,12 @@ pub(crate) struct Tokenizer {
     byte_of_char: Option<HashMap<char, u8>>,
     begin: Option<u32>,
     add_begin: bool,
+    add_end: bool,
+    /// The token that the file names as the end; of those in `ends` only this one closes a text.
+    end_of_text: Option<u32>,
     ends: Vec<u32>,
+    /// Control tokens that are shown as text, since a call of a tool is written with them.
+    markers: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -107,9 +114,52 @@ impl Tokenizer {
         ends.sort_unstable();
         ends.dedup();
         let begin = id("bos_token_id");
+        let end_of_text = id("eos_token_id");
         let add_begin = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(!byte_level);
+        let add_end = gguf.flag("tokenizer.ggml.add_eos_token").unwrap_or(false);
         let byte_of_char = byte_level.then(|| char_of_byte().into_iter().map(|(b, c)| (c, b)).collect());
-        Ok(Self { inner, texts, kinds, byte_of_char, begin, add_begin, ends })
+        Ok(Self {
+            inner,
+            texts,
+            kinds,
+            byte_of_char,
+            begin,
+            add_begin,
+            add_end,
+            end_of_text,
+            ends,
+            markers: Vec::new(),
+        })
+    }
+
+    /// Shows these tokens as text from now on, also if they are control tokens.
+    pub(crate) fn reveal(&mut self, markers: &[&str]) {
+        self.markers = markers.iter().filter_map(|marker| self.id_of(marker)).collect();
+        self.markers.sort_unstable();
+    }
+
+    /// Returns the id of the control token or added token with that spelling.
+    pub(crate) fn id_of(&self, spelling: &str) -> Option<u32> {
+        let added = |id: &usize| matches!(self.kinds[*id], KIND_CONTROL | KIND_USER_DEFINED);
+        (0..self.texts.len()).filter(added).find(|id| self.texts[*id] == spelling).map(|id| id as u32)
+    }
+
+    /// Returns for each token the bytes by which an answer may be spelled; none for a token that is no text: control
+    /// tokens, markers, and whatever the file says is unknown or unused.
+    pub(crate) fn spellings(&self) -> Vec<Vec<u8>> {
+        let text = |id: u32| match self.kinds[id as usize] {
+            KIND_NORMAL | KIND_USER_DEFINED | KIND_BYTE if !self.is_marker(id) => self.bytes(id),
+            _ => Vec::new(),
+        };
+        (0..self.texts.len() as u32).map(text).collect()
+    }
+
+    pub(crate) fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    fn is_marker(&self, id: u32) -> bool {
+        self.markers.binary_search(&id).is_ok()
     }
 
     pub(crate) fn vocabulary(&self) -> usize {
@@ -126,6 +176,15 @@ impl Tokenizer {
             && ids.first() != Some(&begin)
         {
             ids.insert(0, begin);
+        }
+        Ok(ids)
+    }
+
+    /// Returns the ids of a text that stands for itself: with the end token behind it if the model wants one.
+    pub(crate) fn encode_whole(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = self.encode(text)?;
+        if let (true, Some(end)) = (self.add_end, self.end_of_text) {
+            ids.push(end);
         }
         Ok(ids)
     }
@@ -147,14 +206,14 @@ impl Tokenizer {
         self.ends.first().copied()
     }
 
-    /// Returns the bytes that a token stands for; a control token stands for none.
+    /// Returns the bytes that a token stands for; a control token that is no marker stands for none.
     pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
         let (Some(text), Some(kind)) = (self.texts.get(id as usize), self.kinds.get(id as usize)) else {
             return Vec::new();
         };
         match (*kind, &self.byte_of_char) {
-            (KIND_CONTROL, _) => Vec::new(),
-            (KIND_USER_DEFINED, _) => text.clone().into_bytes(),
+            (KIND_CONTROL, _) if !self.is_marker(id) => Vec::new(),
+            (KIND_CONTROL | KIND_USER_DEFINED, _) => text.clone().into_bytes(),
             (KIND_BYTE, _) => byte_of_piece(text).map_or_else(Vec::new, |byte| vec![byte]),
             (_, Some(byte_of_char)) => text.chars().filter_map(|c| byte_of_char.get(&c).copied()).collect(),
             (_, None) => text.replace(META_SPACE, " ").into_bytes(),

@@ -37,7 +37,7 @@ impl Linear {
     ) -> Result<Self, Error> {
         let weight = matrix(gguf, &format!("{name}.weight"), (outputs, inputs), requantize)?;
         let bias = match gguf.tensor(&format!("{name}.bias"), &[outputs])? {
-            Some(bias) => Some(bias.dequantize(&Device::Cpu)?),
+            Some(bias) => Some(bias.dequantize(gguf.device())?),
             None => None,
         };
         Ok(Self { weight, bias })
@@ -68,7 +68,7 @@ impl Norm {
         epsilon: f32,
     ) -> Result<Option<Self>, Error> {
         match gguf.tensor(&format!("{name}.weight"), &[width])? {
-            Some(weight) => Ok(Some(Self { weight: weight.dequantize(&Device::Cpu)?, epsilon })),
+            Some(weight) => Ok(Some(Self { weight: weight.dequantize(gguf.device())?, epsilon })),
             None => Ok(None),
         }
     }
@@ -94,12 +94,18 @@ pub(crate) fn matrix(
     requantize: Requantize,
 ) -> Result<QMatMul, Error> {
     match gguf.tensor(name, &[rows, columns])? {
-        Some(tensor) => Ok(QMatMul::from_qtensor(convert(tensor, columns, requantize)?)?),
+        Some(tensor) => Ok(QMatMul::from_qtensor(convert(tensor, columns, requantize, gguf.device())?)?),
         None => Err(gguf.invalid(format!("the tensor {name} is missing"))),
     }
 }
 
-fn convert(tensor: QTensor, columns: usize, requantize: Requantize) -> Result<QTensor, Error> {
+/// Converts a matrix; the conversion itself runs on the CPU, once, wherever the matrix then lies.
+fn convert(
+    tensor: QTensor,
+    columns: usize,
+    requantize: Requantize,
+    device: &Device,
+) -> Result<QTensor, Error> {
     let target = match (requantize, tensor.dtype()) {
         (Requantize::Never, _) => None,
         (Requantize::Auto, GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1) => Some(GgmlDType::Q8_0),
@@ -110,7 +116,8 @@ fn convert(tensor: QTensor, columns: usize, requantize: Requantize) -> Result<QT
     };
     match target {
         Some(target) if target != tensor.dtype() && columns.is_multiple_of(target.block_size()) => {
-            Ok(QTensor::quantize(&tensor.dequantize(&Device::Cpu)?, target)?)
+            let exact = tensor.dequantize(device)?.to_device(&Device::Cpu)?;
+            Ok(QTensor::quantize_onto(&exact, target, device)?)
         }
         _ => Ok(tensor),
     }

@@ -5,7 +5,10 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use shoal_embedded::{ChatMessage, Engine, FinishReason, GenerateRequest, LoadOptions, Requantize, Token};
+use serde_json::{Value, json};
+use shoal_embedded::{
+    ChatMessage, Engine, FinishReason, GenerateRequest, JsonForm, LoadOptions, Requantize, Token,
+};
 
 fn engine(requantize: Requantize) -> Option<Engine> {
     let Some(path) = std::env::var_os("SHOAL_TEST_MODEL") else {
@@ -102,4 +105,45 @@ fn requantising_hardly_moves_the_logprobs() {
     let (_, got) = greedy(&auto, "The capital of France is", 1);
     assert_eq!(expected[0].id, got[0].id);
     assert!((expected[0].logprob - got[0].logprob).abs() < 0.1, "{:?} {:?}", expected[0], got[0]);
+}
+
+#[test]
+fn it_answers_in_the_form_of_a_schema_and_not_without_it() {
+    let Some(engine) = engine(Requantize::Auto) else { return };
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "city": { "type": "string", "maxLength": 30 },
+            "country": { "enum": ["France", "Norway"] },
+            "inhabitants": { "type": "integer", "minimum": 0 }
+        },
+        "required": ["city", "country", "inhabitants"]
+    });
+    let question = ChatMessage::new("user", "Tell me about Paris.");
+    let prompt = engine.render_chat(&[question], None).expect("a prompt");
+    for (temperature, seed) in [(0.0, 1), (1.0, 2)] {
+        let free = GenerateRequest {
+            prompt: prompt.clone(),
+            max_tokens: 60,
+            temperature,
+            ..GenerateRequest::default()
+        };
+        let free = GenerateRequest { seed: Some(seed), ..free };
+        let json = Some(JsonForm { schema: schema.clone(), strict: true });
+        let formed = text(&engine, &GenerateRequest { json, ..free.clone() });
+        let value: Value = serde_json::from_str(&formed).expect(&formed);
+        assert!(value["city"].is_string() && value["inhabitants"].is_u64(), "{formed}");
+        assert!(value["country"] == "France" || value["country"] == "Norway", "{formed}");
+        assert!(serde_json::from_str::<Value>(&text(&engine, &free)).is_err());
+    }
+}
+
+fn text(engine: &Engine, request: &GenerateRequest) -> String {
+    let mut text = String::new();
+    let mut keep = |token: Token| {
+        text.push_str(&token.text);
+        ControlFlow::Continue(())
+    };
+    engine.generate(request, &|| false, &mut keep).expect("an answer");
+    text
 }

@@ -3,12 +3,14 @@
 use std::ops::ControlFlow;
 
 use serde_json::Value;
-use shoal_embedded::{ChatMessage, Engine as Model, Error, FinishReason, GenerateRequest};
+use shoal_embedded::{
+    CallRules, ChatMessage, Engine as Model, Error, FinishReason, GenerateRequest, JsonForm, Tool, ToolCall,
+};
 use shoal_proto::ModelInfo;
 
 use super::detect::EngineKind;
 use super::engine::Engine;
-use super::in_process::{self, Finish, GenerateError, Generation, Generator, Message, Summary, Token};
+use super::in_process::{self, Call, Finish, GenerateError, Generation, Generator, Message, Summary, Token};
 
 /// Makes an engine of a loaded model, served under `name`, that runs at most `slots` answers at a time.
 ///
@@ -34,9 +36,9 @@ impl Generator for Embedded {
             digest: info.sha256.clone().unwrap_or_default(),
             quantization: info.quantization.clone(),
             size_bytes: info.size_bytes,
-            // The template may show tools to the model, but its calls are not parsed.
-            tools: false,
+            tools: info.takes_tools,
             logprobs: true,
+            embeddings: info.pooling.is_some(),
             ..ModelInfo::default()
         }
     }
@@ -69,21 +71,60 @@ impl Generator for Embedded {
             top_logprobs: generation.top_logprobs,
             frequency_penalty: generation.frequency_penalty,
             presence_penalty: generation.presence_penalty,
+            logit_bias: generation.logit_bias.clone(),
+            json: generation.json.as_ref().map(json_form),
+            calls: generation.calls.as_ref().map(call_rules),
             ..GenerateRequest::default()
         };
         let mut hand_on = |token: shoal_embedded::Token| {
-            on_token(Token { text: token.text, logprob: token.logprob, top: token.top, bytes: token.bytes })
+            let call = |call: ToolCall| Call { name: call.name, arguments: call.arguments };
+            on_token(Token {
+                text: token.text,
+                logprob: token.logprob,
+                top: token.top,
+                bytes: token.bytes,
+                calls: token.calls.into_iter().map(call).collect(),
+            })
         };
         let finished = self.model.generate(&request, cancel, &mut hand_on).map_err(map)?;
         Ok(Summary {
             finish: match finished.reason {
                 FinishReason::Stop => Finish::Stop,
+                FinishReason::Calls => Finish::Calls,
                 FinishReason::Length => Finish::Length,
                 FinishReason::Cancelled => Finish::Cancelled,
             },
             prompt_tokens: finished.prompt_tokens,
             completion_tokens: finished.completion_tokens,
         })
+    }
+
+    fn embed(
+        &self,
+        text: &str,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Option<(Vec<f32>, usize)>, GenerateError> {
+        self.model.embed(text, cancel).map_err(map)
+    }
+}
+
+fn json_form(form: &in_process::JsonForm) -> JsonForm {
+    match &form.schema {
+        Some(schema) => JsonForm { schema: schema.clone(), strict: form.strict },
+        None => JsonForm::any_object(),
+    }
+}
+
+fn call_rules(rules: &in_process::CallRules) -> CallRules {
+    let tool = |tool: &in_process::Tool| Tool {
+        name: tool.name.clone(),
+        parameters: tool.parameters.clone(),
+        strict: tool.strict,
+    };
+    CallRules {
+        tools: rules.tools.iter().map(tool).collect(),
+        required: rules.required,
+        parallel: rules.parallel,
     }
 }
 
@@ -92,6 +133,7 @@ fn map(error: Error) -> GenerateError {
     match error {
         Error::ContextTooLong { .. } => GenerateError::ContextTooLong(text),
         Error::EmptyPrompt | Error::InvalidRequest(_) => GenerateError::Invalid(text),
+        Error::Form(_) => GenerateError::Unsupported(text),
         // A template's own words may quote the conversation.
         Error::Template(_) => {
             GenerateError::Invalid("the model's chat template refuses these messages".to_owned())

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 use shoal_proto::ModelInfo;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::detect::EngineKind;
@@ -24,7 +24,11 @@ use crate::upstream::{
 use answer::Writer;
 use parse::Parsed;
 
+pub use form::{Call, CallRules, JsonForm, Tool};
+
 mod answer;
+mod embeddings;
+mod form;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -71,6 +75,12 @@ pub struct Generation {
     pub frequency_penalty: f32,
     /// -2..2.
     pub presence_penalty: f32,
+    /// Added to the logits of tokens, by id, -100..100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// JSON that the answer must be; with calls that are not required, it is either.
+    pub json: Option<JsonForm>,
+    /// Tools that the answer may or must call.
+    pub calls: Option<CallRules>,
 }
 
 /// One generated token.
@@ -84,6 +94,8 @@ pub struct Token {
     pub top: Vec<(String, f32)>,
     /// The bytes it stands for.
     pub bytes: Vec<u8>,
+    /// Calls of tools that it completes; their text is in no token.
+    pub calls: Vec<Call>,
 }
 
 /// Account of a generation.
@@ -102,6 +114,8 @@ pub struct Summary {
 pub enum Finish {
     /// By itself, or at a stop text.
     Stop,
+    /// As `Stop`, with calls of tools.
+    Calls,
     /// At a limit.
     Length,
     /// Nobody wanted it any longer.
@@ -117,6 +131,9 @@ pub enum GenerateError {
     /// The request makes no sense to the model.
     #[error("{0}")]
     Invalid(String),
+    /// The model or its engine cannot do it, another may.
+    #[error("{0}")]
+    Unsupported(String),
     /// The engine failed.
     #[error("{0}")]
     Failed(String),
@@ -136,13 +153,25 @@ pub trait Generator: Send + Sync + 'static {
     /// Generates until the end, a limit, or until `cancel` or `on_token` says to stop.
     ///
     /// # Errors
-    /// See [`GenerateError`]; all but `Failed` come before the first token.
+    /// See [`GenerateError`]; all but `Failed` and `Unsupported` come before the first token.
     fn generate(
         &self,
         generation: &Generation,
         cancel: &dyn Fn() -> bool,
         on_token: &mut dyn FnMut(Token) -> ControlFlow<()>,
     ) -> Result<Summary, GenerateError>;
+
+    /// Returns the vector of a text, of length 1, and how many tokens the text has; `None` if `cancel` said to stop.
+    ///
+    /// # Errors
+    /// [`GenerateError::Unsupported`] unless the model is described as one for embeddings.
+    fn embed(
+        &self,
+        _text: &str,
+        _cancel: &dyn Fn() -> bool,
+    ) -> Result<Option<(Vec<f32>, usize)>, GenerateError> {
+        Err(GenerateError::Unsupported("the model makes no embeddings".to_owned()))
+    }
 }
 
 /// Makes an engine of a generator that runs at most `slots` answers at a time.
@@ -191,10 +220,12 @@ impl<G: Generator> tower::Service<UpstreamRequest> for InProcess<G> {
     }
 }
 
-/// What comes from the blocking thread: tokens, then exactly one end.
+/// What comes from the blocking thread: for each choice its tokens and its summary, then exactly one end.
 enum Step {
     Token(Token),
-    End(Result<Summary, UpstreamError>),
+    /// The choice is complete; what follows belongs to the next.
+    Choice(Summary),
+    End(Result<(), UpstreamError>),
 }
 
 impl<G: Generator> InProcess<G> {
@@ -206,17 +237,10 @@ impl<G: Generator> InProcess<G> {
         let parsed = match request.path {
             ApiPath::ChatCompletions => parse::chat(&request.body)?,
             ApiPath::Completions => parse::completion(&request.body)?,
-            ApiPath::Embeddings => {
-                let message = "the embedded engine makes no embeddings";
-                return Err(UpstreamError::retryable(501, "unsupported", message));
-            }
+            ApiPath::Embeddings => return self.embeddings(request).await,
         };
         let writer = Writer::new(&request, &parsed, SystemTime::now());
-        let served_by = ServedBy {
-            upstream: "embedded".to_owned(),
-            upstream_id: "embedded".to_owned(),
-            model: self.model.id.clone(),
-        };
+        let served_by = self.served_by();
         let mut steps = self.start(parsed, request.deadline).await?;
         let events = if request.stream {
             // The first step tells whether there is an answer at all.
@@ -239,45 +263,72 @@ impl<G: Generator> InProcess<G> {
         parsed: Parsed,
         deadline: Option<Instant>,
     ) -> Result<mpsc::Receiver<Step>, UpstreamError> {
-        let waiting = tokio::time::timeout(SLOT_WAIT, self.slots.clone().acquire_owned());
-        let Ok(Ok(slot)) = waiting.await else {
-            let busy =
-                UpstreamError::retryable(503, "overloaded", "all slots of the embedded engine are taken");
-            return Err(UpstreamError { retry_after: Some(SLOT_WAIT), ..busy });
-        };
+        let slot = self.slot().await?;
         let (send, steps) = mpsc::channel(TOKENS_AHEAD);
         tokio::task::spawn_blocking(move || {
             let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            let mut on_token = |token| match send.blocking_send(Step::Token(token)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            };
-            let prompt = parsed.prompt.render(&*self.generator);
-            let ended = prompt.and_then(|prompt| {
-                let generation = Generation { prompt, ..parsed.generation };
-                self.generator.generate(&generation, &|| send.is_closed() || late(), &mut on_token)
-            });
-            let end = match ended {
-                Ok(summary) if summary.finish == Finish::Cancelled => Err(UpstreamError::new(
-                    504,
-                    "upstream_timeout",
-                    "the answer did not finish in the time allowed",
-                )),
-                Ok(summary) => Ok(summary),
-                Err(error) => Err(map(error)),
-            };
+            let end = self.choices(parsed, &send, &|| send.is_closed() || late());
             // Before the last step: a client that asks again the moment it is done finds the slot free.
             drop(slot);
             let _ = send.blocking_send(Step::End(end));
         });
         Ok(steps)
     }
+
+    /// Generates one choice after the other.
+    fn choices(
+        &self,
+        parsed: Parsed,
+        send: &mpsc::Sender<Step>,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<(), UpstreamError> {
+        let prompt = parsed.prompt.render(&*self.generator).map_err(map)?;
+        let mut generation = Generation { prompt, ..parsed.generation };
+        let mut on_token = |token| match send.blocking_send(Step::Token(token)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        for _ in 0..parsed.choices {
+            let summary = self.generator.generate(&generation, cancel, &mut on_token).map_err(map)?;
+            if summary.finish == Finish::Cancelled || send.blocking_send(Step::Choice(summary)).is_err() {
+                return Err(late());
+            }
+            // The same seed would draw the same answer again.
+            generation.seed = generation.seed.map(|seed| seed.wrapping_add(1));
+        }
+        Ok(())
+    }
+
+    /// Waits a moment for a slot.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        match tokio::time::timeout(SLOT_WAIT, self.slots.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            _ => {
+                let message = "all slots of the embedded engine are taken";
+                let busy = UpstreamError::retryable(503, "overloaded", message);
+                Err(UpstreamError { retry_after: Some(SLOT_WAIT), ..busy })
+            }
+        }
+    }
+
+    fn served_by(&self) -> ServedBy {
+        ServedBy {
+            upstream: "embedded".to_owned(),
+            upstream_id: "embedded".to_owned(),
+            model: self.model.id.clone(),
+        }
+    }
+}
+
+fn late() -> UpstreamError {
+    UpstreamError::new(504, "upstream_timeout", "the answer did not finish in the time allowed")
 }
 
 fn map(error: GenerateError) -> UpstreamError {
     match error {
         GenerateError::ContextTooLong(text) => UpstreamError::new(400, "context_length_exceeded", text),
         GenerateError::Invalid(text) => UpstreamError::new(400, "invalid_request_error", text),
+        GenerateError::Unsupported(text) => UpstreamError::retryable(400, "invalid_request_error", text),
         GenerateError::Failed(text) => UpstreamError::retryable(502, "upstream_error", text),
     }
 }
@@ -291,7 +342,8 @@ async fn whole(mut writer: Writer, mut steps: mpsc::Receiver<Step>) -> Result<by
     loop {
         match steps.recv().await.ok_or_else(died)? {
             Step::Token(token) => writer.collect(token),
-            Step::End(summary) => return Ok(writer.body(summary?)),
+            Step::Choice(summary) => writer.choice(summary),
+            Step::End(end) => return end.map(|()| writer.body()),
         }
     }
 }
@@ -318,11 +370,12 @@ fn streamed(
             Step::Token(token) => {
                 writer.chunk(token).map(|chunk| Ok(Event::Chunk(chunk))).into_iter().collect()
             }
-            Step::End(Ok(summary)) => {
-                let mut events: Vec<_> =
-                    writer.closing(summary).into_iter().map(|c| Ok(Event::Chunk(c))).collect();
-                events.push(Ok(Event::End { complete: true }));
-                events
+            Step::Choice(summary) => {
+                writer.closing(summary).into_iter().map(|c| Ok(Event::Chunk(c))).collect()
+            }
+            Step::End(Ok(())) => {
+                let usage = writer.usage().map(|chunk| Ok(Event::Chunk(chunk)));
+                usage.into_iter().chain([Ok(Event::End { complete: true })]).collect()
             }
             Step::End(Err(error)) => vec![Err(error)],
         };

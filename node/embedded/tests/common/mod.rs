@@ -27,6 +27,10 @@ pub struct Tiny {
     pub window: usize,
     pub rope_divisors: bool,
     pub tied: bool,
+    /// Control tokens beside the two of every model.
+    pub control: Vec<&'static str>,
+    /// A SentencePiece vocabulary in place of a byte-level one.
+    pub pieces: bool,
 }
 
 impl Tiny {
@@ -43,7 +47,62 @@ impl Tiny {
             window: 10,
             rope_divisors: false,
             tied: true,
+            control: Vec::new(),
+            pieces: false,
         }
+    }
+
+    /// Bytes, a few pieces of text, then control tokens.
+    fn sentence_pieces(&self) -> Vec<String> {
+        let mut texts: Vec<String> = ["<unk>", "<s>", "<|im_end|>"].map(str::to_owned).to_vec();
+        texts.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+        texts.extend(('a'..='z').map(String::from));
+        let pieces = [
+            "\u{2581}",
+            "\u{2581}the",
+            "call",
+            ":",
+            "{",
+            "}",
+            "{\"",
+            "\":",
+            "\":\u{2581}",
+            "\n",
+            "},",
+            "name",
+            "\u{e9}",
+        ];
+        texts.extend(pieces.map(str::to_owned));
+        texts.extend(self.control.iter().map(|text| (*text).to_owned()));
+        texts
+    }
+
+    fn sentence_piece_metadata(&self) -> Vec<(String, Value)> {
+        let texts = self.sentence_pieces();
+        let controls = texts.len() - self.control.len();
+        let kind = |id: usize| match id {
+            0 => 2,
+            1 | 2 => 3,
+            3..259 => 6,
+            id if id >= controls => 3,
+            _ => 1,
+        };
+        let entries = [
+            ("model", Value::String("llama".to_owned())),
+            ("scores", Value::Array(texts.iter().map(|text| Value::F32(-(text.len() as f32))).collect())),
+            ("token_type", Value::Array((0..texts.len()).map(|id| Value::I32(kind(id))).collect())),
+            ("tokens", Value::Array(texts.into_iter().map(Value::String).collect())),
+            ("bos_token_id", Value::U32(1)),
+            ("eos_token_id", Value::U32(2)),
+            ("unknown_token_id", Value::U32(0)),
+            ("add_space_prefix", Value::Bool(false)),
+        ];
+        entries.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).to_vec()
+    }
+
+    /// Returns how many tokens the model has.
+    fn tokens(&self) -> usize {
+        if self.pieces { self.sentence_pieces().len() } else { self.vocabulary().len() + 1 }
     }
 
     pub fn vocabulary(&self) -> Vec<String> {
@@ -58,6 +117,7 @@ impl Tiny {
             })
             .collect();
         texts.extend(["<|im_start|>".to_owned(), "<|im_end|>".to_owned()]);
+        texts.extend(self.control.iter().map(|text| (*text).to_owned()));
         texts
     }
 
@@ -105,6 +165,10 @@ impl Tiny {
         if self.architecture == "gemma3" {
             metadata.push((key("attention.sliding_window"), Value::U32(self.window as u32)));
         }
+        if self.pieces {
+            metadata.retain(|(key, _)| !key.starts_with("tokenizer."));
+            metadata.extend(self.sentence_piece_metadata());
+        }
         metadata
     }
 
@@ -113,7 +177,7 @@ impl Tiny {
         let mut tensors = Vec::new();
         let (h, q, k, f) =
             (self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.feed_forward);
-        let vocabulary = self.vocabulary().len() + 1;
+        let vocabulary = self.tokens();
         let mut add = |name: String, shape: Vec<usize>| {
             let count: usize = shape.iter().product();
             let values = (0..count).map(|_| {
@@ -217,6 +281,16 @@ impl<'a> Plain<'a> {
     /// Returns the log-softmax after the last of `ids`.
     pub fn logprobs(&self, ids: &[u32]) -> Vec<f32> {
         let t = self.tiny;
+        let states = self.states(ids);
+        let table = if t.tied { "token_embd" } else { "output" };
+        let logits = self.linear(&states[ids.len() - 1], table, t.tokens());
+        let mass: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        logits.iter().map(|logit| (f64::from(*logit) - mass.ln()) as f32).collect()
+    }
+
+    /// Returns the normed state behind each of `ids`.
+    pub fn states(&self, ids: &[u32]) -> Vec<Vec<f32>> {
+        let t = self.tiny;
         let gemma = t.architecture == "gemma3";
         let embedding = self.weights["token_embd.weight"];
         let scale = if gemma { (t.hidden as f32).sqrt() } else { 1.0 };
@@ -283,11 +357,7 @@ impl<'a> Plain<'a> {
                 add(x, &y);
             }
         }
-        let last = self.norm(&xs[ids.len() - 1], "output_norm");
-        let table = if t.tied { "token_embd" } else { "output" };
-        let logits = self.linear(&last, table, t.vocabulary().len() + 1);
-        let mass: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
-        logits.iter().map(|logit| (f64::from(*logit) - mass.ln()) as f32).collect()
+        xs.iter().map(|x| self.norm(x, "output_norm")).collect()
     }
 
     fn norm(&self, x: &[f32], name: &str) -> Vec<f32> {

@@ -3,9 +3,12 @@
 //! What the engine cannot do at all is refused with the name of the parameter; unknown fields are ignored, as the
 //! API's clients expect. Ranges are those of the OpenAI API.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::form::{self, CallRules};
 use super::{GenerateError, Generation, Generator, Message};
 use crate::upstream::UpstreamError;
 
@@ -19,6 +22,12 @@ const DEFAULT_TEMPERATURE: f32 = 0.2;
 /// Most stop texts; the API allows four, other servers more.
 const MAX_STOPS: usize = 16;
 
+/// Most answers to one request; they are made one after the other.
+const MAX_CHOICES: usize = 16;
+
+/// Most entries of `logit_bias`, as in the API.
+const MAX_BIASES: usize = 300;
+
 /// A request, ready to be run.
 #[derive(Debug)]
 pub(super) struct Parsed {
@@ -26,6 +35,8 @@ pub(super) struct Parsed {
     pub(super) prompt: Prompt,
     /// How; its prompt is still empty.
     pub(super) generation: Generation,
+    /// Answers to make, 1 or more.
+    pub(super) choices: usize,
     /// Whether a stream should end with the usage.
     pub(super) include_usage: bool,
 }
@@ -54,6 +65,9 @@ struct Body {
     messages: Option<Vec<WireMessage>>,
     prompt: Option<OneOrMany>,
     tools: Option<Value>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    functions: Option<Value>,
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
     temperature: Option<f32>,
@@ -69,6 +83,7 @@ struct Body {
     top_logprobs: Option<u8>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
     response_format: Option<Value>,
     stream_options: Option<StreamOptions>,
 }
@@ -115,12 +130,12 @@ struct Part {
     text: Option<String>,
 }
 
-fn invalid(message: impl Into<String>) -> UpstreamError {
+pub(super) fn invalid(message: impl Into<String>) -> UpstreamError {
     UpstreamError::new(400, "invalid_request_error", message)
 }
 
 /// Something the engine cannot do, but another may.
-fn unsupported(what: &str) -> UpstreamError {
+pub(super) fn unsupported(what: &str) -> UpstreamError {
     UpstreamError::retryable(
         400,
         "invalid_request_error",
@@ -137,7 +152,14 @@ pub(super) fn chat(body: &[u8]) -> Result<Parsed, UpstreamError> {
         .filter(|list| !list.is_empty())
         .ok_or_else(|| invalid("'messages' must be a list with at least one message"))?;
     let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
+    if body.functions.as_ref().is_some_and(|functions| !functions.is_null()) {
+        return Err(unsupported("'functions'; use 'tools'"));
+    }
     let tools = body.tools.take().filter(|tools| tools.as_array().is_some_and(|list| !list.is_empty()));
+    let parallel = body.parallel_tool_calls.unwrap_or(true);
+    let calls = form::calls(tools.as_ref(), body.tool_choice.as_ref(), parallel)?;
+    // Tools that may not be called are not shown either.
+    let tools = tools.filter(|_| calls.is_some());
     let top_logprobs = match (&body.logprobs, body.top_logprobs) {
         (Some(Value::Bool(true)), top) => Some(top.unwrap_or(0)),
         (None | Some(Value::Bool(false) | Value::Null), None | Some(0)) => None,
@@ -146,7 +168,7 @@ pub(super) fn chat(body: &[u8]) -> Result<Parsed, UpstreamError> {
         }
         _ => return Err(invalid("'logprobs' must be true or false")),
     };
-    finish(body, Prompt::Chat(messages, tools), top_logprobs)
+    finish(body, Prompt::Chat(messages, tools), calls, top_logprobs)
 }
 
 /// Reads the body of a plain completion.
@@ -169,7 +191,7 @@ pub(super) fn completion(body: &[u8]) -> Result<Parsed, UpstreamError> {
             None => return Err(invalid("'logprobs' must be a number from 0 to 20")),
         },
     };
-    finish(body, Prompt::Text(prompt), top_logprobs)
+    finish(body, Prompt::Text(prompt), None, top_logprobs)
 }
 
 fn read(body: &[u8]) -> Result<Body, UpstreamError> {
@@ -193,15 +215,19 @@ fn message(message: WireMessage) -> Result<Message, UpstreamError> {
     Ok(Message { role, content, name, tool_calls, tool_call_id })
 }
 
-fn finish(body: Body, prompt: Prompt, top_logprobs: Option<u8>) -> Result<Parsed, UpstreamError> {
-    if body.n.is_some_and(|n| n != 1) {
-        return Err(unsupported("'n' other than 1"));
-    }
-    if let Some(kind) = body.response_format.as_ref().and_then(|format| format["type"].as_str())
-        && kind != "text"
-    {
-        return Err(unsupported("'response_format' other than text"));
-    }
+fn finish(
+    body: Body,
+    prompt: Prompt,
+    calls: Option<CallRules>,
+    top_logprobs: Option<u8>,
+) -> Result<Parsed, UpstreamError> {
+    let choices = match body.n.unwrap_or(1) {
+        0 => return Err(invalid("'n' must be at least 1")),
+        n => usize::try_from(n)
+            .ok()
+            .filter(|n| *n <= MAX_CHOICES)
+            .ok_or_else(|| unsupported(&format!("'n' above {MAX_CHOICES}")))?,
+    };
     let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(DEFAULT_MAX_TOKENS);
     if max_tokens == 0 {
         return Err(invalid("'max_tokens' must be at least 1"));
@@ -223,9 +249,25 @@ fn finish(body: Body, prompt: Prompt, top_logprobs: Option<u8>) -> Result<Parsed
         top_logprobs,
         frequency_penalty: within("frequency_penalty", body.frequency_penalty, 0.0, -2.0, 2.0)?,
         presence_penalty: within("presence_penalty", body.presence_penalty, 0.0, -2.0, 2.0)?,
+        logit_bias: logit_bias(body.logit_bias.unwrap_or_default())?,
+        json: form::json(body.response_format.as_ref())?,
+        calls,
     };
     let include_usage = body.stream_options.and_then(|options| options.include_usage) == Some(true);
-    Ok(Parsed { prompt, generation, include_usage })
+    Ok(Parsed { prompt, generation, choices, include_usage })
+}
+
+fn logit_bias(entries: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>, UpstreamError> {
+    let wrong =
+        || invalid(format!("'logit_bias' maps up to {MAX_BIASES} token ids to numbers from -100 to 100"));
+    if entries.len() > MAX_BIASES {
+        return Err(wrong());
+    }
+    let entry = |(id, bias): (String, f32)| match id.parse() {
+        Ok(id) if (-100.0..=100.0).contains(&bias) => Ok((id, bias)),
+        _ => Err(wrong()),
+    };
+    entries.into_iter().map(entry).collect()
 }
 
 fn within(name: &str, value: Option<f32>, default: f32, least: f32, most: f32) -> Result<f32, UpstreamError> {

@@ -12,6 +12,8 @@ use super::*;
 use crate::device::testing::{PATIENCE, chat, collect};
 use crate::tasks::{self, TaskKind};
 
+mod forms;
+
 /// Answers "Hi there", and records what it was asked.
 #[derive(Default)]
 struct Script {
@@ -25,14 +27,31 @@ struct Script {
     tokens: AtomicUsize,
     ended: AtomicBool,
     started: Option<Mutex<blocking::Sender<()>>>,
+    /// Makes this call behind the words.
+    calls: Option<Call>,
+    /// Makes vectors of that many numbers.
+    width: Option<usize>,
 }
 
 impl Generator for Arc<Script> {
     fn describe(&self) -> ModelInfo {
-        ModelInfo { id: "m".to_owned(), context_length: 512, ..ModelInfo::default() }
+        let embeddings = self.width.is_some();
+        ModelInfo { id: "m".to_owned(), context_length: 512, embeddings, ..ModelInfo::default() }
     }
 
-    fn render_chat(&self, messages: &[Message], _: Option<&Value>) -> Result<String, GenerateError> {
+    fn embed(
+        &self,
+        text: &str,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Option<(Vec<f32>, usize)>, GenerateError> {
+        let vector = (1..=self.width.unwrap_or(0)).map(|n| n as f32).collect();
+        Ok((!cancel()).then_some((vector, text.len())))
+    }
+
+    fn render_chat(&self, messages: &[Message], tools: Option<&Value>) -> Result<String, GenerateError> {
+        if let Some(tools) = tools {
+            return Ok(format!("{tools}{}", messages.len()));
+        }
         Ok(messages.iter().map(|message| format!("<{}>{}", message.role, message.content)).collect())
     }
 
@@ -61,6 +80,7 @@ impl Generator for Arc<Script> {
                 logprob: -0.5,
                 top: vec![((*word).to_owned(), -0.5), ("Yo".to_owned(), -2.0)],
                 bytes: if word.is_empty() { vec![0xF0] } else { word.as_bytes().to_vec() },
+                calls: Vec::new(),
             };
             if cancel() || on_token(token).is_break() {
                 self.ended.store(true, Ordering::SeqCst);
@@ -70,6 +90,13 @@ impl Generator for Arc<Script> {
             summary.completion_tokens += 1;
         }
         summary.finish = Finish::Stop;
+        if let Some(call) = &self.calls {
+            // Two calls: one token may complete several, and a later one another.
+            for calls in [vec![call.clone()], vec![call.clone(), call.clone()]] {
+                let _ = on_token(Token { calls, logprob: -0.1, ..Token::default() });
+            }
+            summary.finish = Finish::Calls;
+        }
         Ok(summary)
     }
 }
@@ -166,6 +193,7 @@ async fn parameters_reach_the_generator() {
     let script = Arc::<Script>::default();
     let body = json!({ "model": "m", "max_completion_tokens": 7, "max_tokens": 9, "temperature": 0, "top_p": 0.5,
         "seed": -1, "stop": "END", "frequency_penalty": 1, "presence_penalty": -2, "n": 1, "user": "x",
+        "logit_bias": { "12": -100, "7": 3.5 },
         "messages": [{ "role": "system", "content": "be brief" },
             { "role": "user", "content": [{ "type": "text", "text": "a" }, { "type": "text", "text": "b" }] },
             { "role": "assistant", "content": null }] });
@@ -180,6 +208,9 @@ async fn parameters_reach_the_generator() {
         top_logprobs: None,
         frequency_penalty: 1.0,
         presence_penalty: -2.0,
+        logit_bias: vec![(12, -100.0), (7, 3.5)],
+        json: None,
+        calls: None,
     };
     assert_eq!(*script.asked.lock().unwrap(), [expected]);
 }
@@ -199,7 +230,11 @@ async fn bad_requests_are_refused_before_anything_runs() {
         with("messages", Value::Null),
         with("messages", json!("hi")),
         with("messages", json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }])),
-        with("n", json!(2)),
+        with("n", json!(0)),
+        with("n", json!(17)),
+        with("logit_bias", json!({ "x": 1 })),
+        with("logit_bias", json!({ "1": 101 })),
+        with("functions", json!([{ "name": "f" }])),
         with("temperature", json!(3)),
         with("top_p", json!(-0.1)),
         with("max_tokens", json!(0)),
@@ -207,7 +242,13 @@ async fn bad_requests_are_refused_before_anything_runs() {
         with("stop", json!([""])),
         with("logprobs", json!(3)),
         with("top_logprobs", json!(3)),
-        with("response_format", json!({ "type": "json_object" })),
+        with("response_format", json!({ "type": "json_schema" })),
+        with("response_format", json!({ "type": "json_schema", "json_schema": { "name": "x" } })),
+        with("response_format", json!({ "type": "grammar" })),
+        with("tools", json!([{ "type": "function" }])),
+        with("tools", json!([{ "type": "custom", "custom": { "name": "x" } }])),
+        with("tool_choice", json!("required")),
+        with("tool_choice", json!({ "type": "function", "function": { "name": "f" } })),
         prompt(json!({})),
         prompt(json!({ "prompt": ["a", "b"] })),
         prompt(json!({ "prompt": [1, 2] })),
@@ -236,6 +277,7 @@ async fn errors_of_the_generator_are_errors_of_the_future() {
     };
     check(GenerateError::ContextTooLong("600 of 512".into()), 400, "context_length_exceeded").await;
     check(GenerateError::Invalid("no".into()), 400, "invalid_request_error").await;
+    check(GenerateError::Unsupported("no".into()), 400, "invalid_request_error").await;
     check(GenerateError::Failed("no".into()), 502, "upstream_error").await;
 }
 
