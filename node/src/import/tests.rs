@@ -155,7 +155,7 @@ environment_variables: {SECRET: sk-canary-5e1d}
         "the group 'auto' has no alias",
         "NOT_SET",
         "the fallback 'nowhere' of 'a' is left out",
-        "seed, temperature",
+        "temperature, seed",
         "holds a user, a password",
         "put it into GROQ_API_KEY",
         "environment_variables: no counterpart for SECRET",

@@ -383,7 +383,7 @@ mod tests {
             "messages": [
                 {"role": "system", "content": "Be\nbrief"},
                 {"role": "user", "content": "a\nb"},
-                {"role": "assistant", "content": "[{\"arguments\":\"{}\",\"name\":\"f\"}]"},
+                {"role": "assistant", "content": "[{\"name\":\"f\",\"arguments\":\"{}\"}]"},
                 {"role": "tool", "content": "42"},
             ],
             "max_tokens": 9,

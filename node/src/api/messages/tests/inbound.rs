@@ -69,7 +69,7 @@ fn a_turn_with_tools_becomes_calls_and_results() {
             {"role": "user", "content": "What is\n\nthe weather?"},
             {"role": "assistant", "content": "I look.", "tool_calls": [
                 // Keys in the order of the test's JSON, which sorts them.
-                call("toolu_1", "weather", r#"{"a":"Köln","b":1}"#), call("toolu_2", "time", "{}")]},
+                call("toolu_1", "weather", r#"{"b":1,"a":"Köln"}"#), call("toolu_2", "time", "{}")]},
             {"role": "tool", "tool_call_id": "toolu_1", "content": "sunny"},
             {"role": "tool", "tool_call_id": "toolu_2", "content": "Error: no clock"},
             {"role": "user", "content": "And now?"},
