@@ -212,7 +212,9 @@ impl Meter {
     fn cost(&self) -> MicroUsd {
         let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
         match self.tap.usage {
-            Some(usage) => self.price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens)),
+            Some(usage) => {
+                self.price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens))
+            }
             None => self.price.cost(self.prompt, tokens(self.tap.content_payloads)),
         }
     }
@@ -223,7 +225,7 @@ mod tests {
     use super::*;
 
     fn quote(max_output: Option<u32>) -> Quote {
-        Quote { price: Price::default(), known: true, context: None, max_output: max_output.map(Tokens) }
+        Quote { max_output: max_output.map(Tokens), ..Quote::unknown(Price::default()) }
     }
 
     fn bound_of(text: &'static str, max_output: Option<u32>) -> (String, u32, u32) {

@@ -65,8 +65,8 @@ impl Scene {
             model: "m".into(),
             input: 1.0,
             output: 2.0,
-            context: None,
             max_output: Some(100),
+            ..PriceEntry::default()
         };
         let limits = crate::config::Config::load(Default::default(), &[]).unwrap().limits;
         let store = Store::open(dir.path()).unwrap();
