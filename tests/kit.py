@@ -19,6 +19,7 @@ LOADTEST = os.environ.get("SHOAL_LOADTEST_BIN", "")
 MODEL = os.environ.get("SHOAL_TEST_MODEL", "")
 # A loaded two-core machine may take ten times what a quiet one takes; bars with a figure are checked apart.
 PATIENCE_S = 60.0
+PROVIDER_KEY = "sk-canary-41c7e9d2"
 KEY = re.compile(r"sk-shoal-[A-Za-z0-9_-]+")
 
 
@@ -132,6 +133,23 @@ class Stub(Process):
 
     def tagged(self, tag):
         return [entry for entry in self.log()["requests"] if entry["tag"] == tag]
+
+
+class Provider(Stub):
+    """`shoal-loadtest stub provider`, which wants `PROVIDER_KEY`."""
+
+    def __init__(self, folder, kind, model):
+        Process.__init__(self, folder, [LOADTEST, "stub", "provider", "--kind", kind, "--model", model,
+                                        "--key", PROVIDER_KEY, "--slots", 64])
+        found, _ = until("stub listening", lambda: re.search(r"^listening (http://\S+)$", self.text(), re.M))
+        self.url, self.model = found.group(1), model
+
+    def log(self):
+        log = super().log()
+        # This look opened one connection as well, and each look before it.
+        self.looks = getattr(self, "looks", 0) + 1
+        log["connections"] -= self.looks
+        return log
 
 
 class Node(Process):

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use data_encoding::BASE64_NOPAD;
 use prost::Message;
-use shoal_proto::{ArmSummaries, CertificateChain, DeviceInfo, Lease, NodeInfo, SignedValue};
+use shoal_proto::{ArmSummaries, CertificateChain, DeviceInfo, Lease, NodeInfo, ProviderInfo, SignedValue};
 
 use crate::ids::NodeId;
 
@@ -31,6 +31,10 @@ pub const CERT_VERSION: u64 = 1;
 const DOMAIN_TAG: &[u8] = b"shoal gossip value v1\0";
 
 const DEVICE_PREFIX: &str = "dev/";
+const PROVIDER_PREFIX: &str = "prov/";
+
+/// Longest name of a provider, bytes.
+const MAX_PROVIDER_NAME: usize = 32;
 
 /// A replicated key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +45,8 @@ pub enum Key {
     Node,
     /// A device linked to the writer.
     Device(NodeId),
+    /// A cloud provider that the writer has a key for, by its configured name.
+    Provider(String),
     /// Summaries of what the writer has learnt, per arm.
     Stats,
     /// Proof that the writer was alive a moment ago.
@@ -55,7 +61,10 @@ impl Key {
             "node" => Some(Key::Node),
             "stats" => Some(Key::Stats),
             "lease" => Some(Key::Lease),
-            other => other.strip_prefix(DEVICE_PREFIX)?.parse().ok().map(Key::Device),
+            other => match other.strip_prefix(PROVIDER_PREFIX) {
+                Some(name) => is_provider_name(name).then(|| Key::Provider(name.to_owned())),
+                None => other.strip_prefix(DEVICE_PREFIX)?.parse().ok().map(Key::Device),
+            },
         }
     }
 }
@@ -66,6 +75,7 @@ impl fmt::Display for Key {
             Key::Cert => f.write_str("cert"),
             Key::Node => f.write_str("node"),
             Key::Device(id) => write!(f, "{DEVICE_PREFIX}{id}"),
+            Key::Provider(name) => write!(f, "{PROVIDER_PREFIX}{name}"),
             Key::Stats => f.write_str("stats"),
             Key::Lease => f.write_str("lease"),
         }
@@ -79,6 +89,8 @@ pub enum Value {
     Node(NodeInfo),
     /// Key `dev/<id>`; the id inside names the key.
     Device(DeviceInfo),
+    /// Key `prov/<name>`; the name inside names the key.
+    Provider(ProviderInfo),
     /// Key `stats`.
     Stats(ArmSummaries),
     /// Key `lease`.
@@ -89,11 +101,15 @@ impl Value {
     /// Returns the key that the value belongs under.
     ///
     /// # Errors
-    /// [`Refusal::Undecodable`] if a device's id is not one.
+    /// [`Refusal::Undecodable`] if a device's id is not one, or a provider's name.
     pub fn key(&self) -> Result<Key, Refusal> {
         Ok(match self {
             Value::Node(_) => Key::Node,
             Value::Device(device) => Key::Device(device.id.parse().map_err(|_| Refusal::Undecodable)?),
+            Value::Provider(provider) if is_provider_name(&provider.name) => {
+                Key::Provider(provider.name.clone())
+            }
+            Value::Provider(_) => return Err(Refusal::Undecodable),
             Value::Stats(_) => Key::Stats,
             Value::Lease(_) => Key::Lease,
         })
@@ -104,6 +120,7 @@ impl Value {
         match self {
             Value::Node(message) => message.encode_to_vec(),
             Value::Device(message) => message.encode_to_vec(),
+            Value::Provider(message) => message.encode_to_vec(),
             Value::Stats(message) => message.encode_to_vec(),
             Value::Lease(message) => message.encode_to_vec(),
         }
@@ -112,7 +129,7 @@ impl Value {
     /// Decodes the payload of `key`.
     ///
     /// # Errors
-    /// [`Refusal::Undecodable`] if it is not that key's message, or names another device than the key.
+    /// [`Refusal::Undecodable`] if it is not that key's message, or names another device or provider than the key.
     pub fn decode(key: &Key, payload: &[u8]) -> Result<Self, Refusal> {
         let undecodable = |_| Refusal::Undecodable;
         match key {
@@ -124,8 +141,18 @@ impl Value {
                 let device = DeviceInfo::decode(payload).map_err(undecodable)?;
                 if device.id == id.as_str() { Ok(Value::Device(device)) } else { Err(Refusal::Undecodable) }
             }
+            Key::Provider(name) => {
+                let provider = ProviderInfo::decode(payload).map_err(undecodable)?;
+                if provider.name == *name { Ok(Value::Provider(provider)) } else { Err(Refusal::Undecodable) }
+            }
         }
     }
+}
+
+/// True for what can be the configured name of a provider.
+fn is_provider_name(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    (1..=MAX_PROVIDER_NAME).contains(&name.len()) && name.bytes().all(fits)
 }
 
 /// Why a value of another node was not taken; each is counted under [`Refusal::as_str`].
@@ -338,10 +365,11 @@ mod tests {
 
     #[test]
     fn keys_survive_text_and_others_are_unknown() {
-        for key in [Key::Cert, Key::Node, Key::Stats, Key::Lease, Key::Device(NodeId::from_spki(b"d"))] {
+        let named = [Key::Device(NodeId::from_spki(b"d")), Key::Provider("my-llm_2".into())];
+        for key in [Key::Cert, Key::Node, Key::Stats, Key::Lease].into_iter().chain(named) {
             assert_eq!(Key::parse(&key.to_string()), Some(key));
         }
-        for text in ["", "certs", "dev/", "dev/short", "Node", "lease "] {
+        for text in ["", "certs", "dev/", "dev/short", "Node", "lease ", "prov/", "prov/A b", "prov/../x"] {
             assert_eq!(Key::parse(text), None, "{text}");
         }
     }
@@ -356,6 +384,7 @@ mod tests {
                 ..NodeInfo::default()
             }),
             device(&id),
+            Value::Provider(ProviderInfo { name: "openai".into(), ..ProviderInfo::default() }),
             Value::Stats(ArmSummaries::default()),
             Value::Lease(Lease { counter: 3, in_flight: 1 }),
         ];
@@ -399,6 +428,14 @@ mod tests {
         let payload = device(&NodeId::from_spki(b"d")).encode();
         let key = Key::Device(NodeId::from_spki(b"e"));
         assert_eq!(Value::decode(&key, &payload), Err(Refusal::Undecodable));
+    }
+
+    #[test]
+    fn a_provider_value_under_another_name_or_with_none_is_refused() {
+        let value = Value::Provider(ProviderInfo { name: "openai".into(), ..ProviderInfo::default() });
+        let key = Key::Provider("other".into());
+        assert_eq!(Value::decode(&key, &value.encode()), Err(Refusal::Undecodable));
+        assert_eq!(Value::Provider(ProviderInfo::default()).key(), Err(Refusal::Undecodable));
     }
 
     #[test]

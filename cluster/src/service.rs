@@ -294,21 +294,21 @@ impl Handle {
         self.gossip.view()
     }
 
-    /// Signs and replicates a device or statistics, at the next gossip interval.
+    /// Signs and replicates a device, a provider or statistics, at the next gossip interval.
     ///
     /// # Errors
     /// [`Error::TooLarge`] above 8 KiB of text a value or 48 KiB in all; [`Error::Reserved`] for what the
-    /// service writes itself; [`Error::BadValue`] for a device without a valid id.
+    /// service writes itself; [`Error::BadValue`] for a device without a valid id or a provider without a valid name.
     pub fn publish(&self, value: Value) -> Result<(), Error> {
         match value.key()? {
             key @ (Key::Cert | Key::Node | Key::Lease) => Err(Error::Reserved(key)),
-            key @ (Key::Device(_) | Key::Stats) => Ok(self.gossip.publish(key, value)?),
+            key @ (Key::Device(_) | Key::Provider(_) | Key::Stats) => Ok(self.gossip.publish(key, value)?),
         }
     }
 
-    /// Takes a device or statistics back.
+    /// Takes a device, a provider or statistics back.
     pub fn withdraw(&self, key: &Key) {
-        if matches!(key, Key::Device(_) | Key::Stats) {
+        if matches!(key, Key::Device(_) | Key::Provider(_) | Key::Stats) {
             self.gossip.withdraw(key);
         }
     }

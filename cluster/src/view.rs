@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo};
+use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo, ProviderInfo};
 
 use crate::ids::NodeId;
 
@@ -29,6 +29,8 @@ pub struct Member {
     pub info: NodeInfo,
     /// Devices that are linked to it.
     pub devices: BTreeMap<NodeId, DeviceInfo>,
+    /// Cloud providers that it has keys for, by name.
+    pub providers: BTreeMap<String, ProviderInfo>,
     /// What it has learnt; `None` until it published something.
     pub stats: Option<ArmSummaries>,
     /// True while its lease is renewed and, where this router is connected to it, the connection lives.
@@ -59,6 +61,8 @@ pub enum Change {
         /// The device.
         device: NodeId,
     },
+    /// A router has other providers than before, or says something else of one.
+    Providers(NodeId),
     /// A router published other statistics.
     Stats(NodeId),
 }
@@ -115,6 +119,9 @@ impl ClusterView {
                     for device in new.devices.keys() {
                         changes.push(Change::Device { node: id.clone(), device: device.clone() });
                     }
+                    if !new.providers.is_empty() {
+                        changes.push(Change::Providers(id.clone()));
+                    }
                     if new.stats.is_some() {
                         changes.push(Change::Stats(id.clone()));
                     }
@@ -140,6 +147,9 @@ impl Member {
             new.devices.iter().filter(|(id, info)| self.devices.get(*id) != Some(*info)).map(|(id, _)| id);
         for device in gone.chain(other) {
             changes.push(Change::Device { node: self.id.clone(), device: device.clone() });
+        }
+        if self.providers != new.providers {
+            changes.push(Change::Providers(self.id.clone()));
         }
         if self.stats != new.stats {
             changes.push(Change::Stats(self.id.clone()));
@@ -167,6 +177,7 @@ mod tests {
             id: id(name),
             info: NodeInfo { name: name.to_owned(), ..NodeInfo::default() },
             devices: devices.collect(),
+            providers: BTreeMap::new(),
             stats: None,
             alive: true,
             last_seen: Instant::now(),
@@ -202,6 +213,7 @@ mod tests {
         a.info.draining = true;
         a.alive = false;
         a.stats = Some(ArmSummaries::default());
+        a.providers.insert("openai".into(), ProviderInfo::default());
         let new = view(vec![a, member("c", &[("f", 1)])]);
         let changes = old.changes(&new);
         let device = |node: &str, device: &str| Change::Device { node: id(node), device: id(device) };
@@ -210,6 +222,7 @@ mod tests {
             Change::Dead(id("a")),
             Change::Info(id("a")),
             Change::Stats(id("a")),
+            Change::Providers(id("a")),
             device("a", "d"),
             device("a", "e"),
             Change::Joined(id("c")),
@@ -218,7 +231,7 @@ mod tests {
         ] {
             assert!(changes.contains(&expected), "{expected:?} in {changes:?}");
         }
-        assert_eq!(changes.len(), 9);
+        assert_eq!(changes.len(), 10);
     }
 
     #[test]

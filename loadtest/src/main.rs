@@ -47,7 +47,7 @@ enum ReportCommand {
 enum StubCommand {
     /// An OpenAI-compatible inference server with faults on request; see GET /stub/log.
     Device(DeviceArgs),
-    /// A cloud provider: the same server, by default one that knows nothing but its API; --kind openai or gemini.
+    /// A cloud provider: the same server, by default one that knows nothing but its API; --kind openai, azure, anthropic or gemini.
     Provider(DeviceArgs),
 }
 

@@ -8,8 +8,8 @@ use arc_swap::ArcSwap;
 use shoal_cluster::ClusterView;
 use shoal_cluster::ids::NodeId;
 use shoal_cluster::keyspace::{Key, Value};
-use shoal_proto::DeviceInfo;
-use shoal_routing::{Offer, Registry};
+use shoal_proto::{DeviceInfo, ProviderInfo};
+use shoal_routing::{Offer, Registry, UpstreamId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +44,7 @@ pub struct Inventory {
     pub registry: Registry,
     /// Devices attached to this node, its own engines under its own id.
     pub direct: BTreeMap<NodeId, DeviceInfo>,
-    /// Names of this node's providers.
+    /// Names of the providers that this node or another one has, also one that is away.
     pub providers: BTreeSet<Arc<str>>,
 }
 
@@ -60,6 +60,7 @@ pub struct Service {
     clouds: watch::Receiver<Arc<Vec<Offer>>>,
     linked: BTreeMap<NodeId, DeviceInfo>,
     published: BTreeMap<NodeId, DeviceInfo>,
+    published_providers: BTreeMap<String, ProviderInfo>,
     snapshot: Snapshot,
 }
 
@@ -90,6 +91,7 @@ impl Service {
             clouds,
             linked: BTreeMap::new(),
             published: BTreeMap::new(),
+            published_providers: BTreeMap::new(),
             snapshot: snapshot.clone(),
         };
         (service, snapshot)
@@ -149,7 +151,10 @@ impl Service {
         let view = self.view.borrow_and_update().clone();
         let clouds = self.clouds.borrow_and_update().clone();
         let registry = replication::registry(direct.values(), &view, &clouds);
-        let providers = clouds.iter().map(|offer| offer.upstream.name().clone()).collect();
+        let is_provider = |offer: &&Arc<Offer>| matches!(offer.upstream, UpstreamId::Provider(_));
+        let offered = registry.offers().iter().filter(is_provider);
+        let providers = offered.map(|offer| offer.upstream.name().clone()).collect();
+        self.publish_providers(replication::providers::to_publish(&clouds), mesh);
         for (id, info) in &direct {
             if self.published.get(id) != Some(info) {
                 mesh.publish(Value::Device(info.clone()));
@@ -164,6 +169,21 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Tells the mesh what of this node's providers is new, and what is gone.
+    fn publish_providers(&mut self, now: BTreeMap<String, ProviderInfo>, mesh: &impl Publish) {
+        for (name, info) in &now {
+            if self.published_providers.get(name) != Some(info) {
+                mesh.publish(Value::Provider(info.clone()));
+            }
+        }
+        for name in self.published_providers.keys().filter(|name| !now.contains_key(*name)) {
+            mesh.withdraw(&Key::Provider(name.clone()));
+        }
+        self.published_providers = now;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use shoal_proto::ModelInfo;
@@ -175,8 +195,12 @@ mod tests {
 
     impl Publish for Log {
         fn publish(&self, value: Value) {
-            if let Value::Device(d) = value {
-                let _ = self.0.send(format!("+{}", d.name));
+            match value {
+                Value::Device(d) => drop(self.0.send(format!("+{}", d.name))),
+                Value::Provider(p) => {
+                    drop(self.0.send(format!("+{} with {} models", p.name, p.models.len())))
+                }
+                _ => {}
             }
         }
         fn withdraw(&self, key: &Key) {
@@ -219,6 +243,27 @@ mod tests {
         shutdown.cancel();
         task.await.unwrap();
         assert!(snapshot.load().direct.is_empty());
+    }
+
+    #[tokio::test]
+    async fn providers_are_told_to_the_mesh_and_taken_back() {
+        let me = NodeId::from_spki(b"me");
+        let (_own, own) = watch::channel(DeviceInfo::default());
+        let (_events, queue) = mpsc::channel(EVENT_QUEUE);
+        let (_view, view) = watch::channel(Arc::new(ClusterView::empty(me.clone())));
+        let spec = Arc::new(shoal_routing::ModelSpec::new("openai/gpt-x", "openai"));
+        let offer = Offer::new(UpstreamId::Provider("openai".into()), spec);
+        let (clouds, offers) = watch::channel(Arc::new(vec![offer]));
+        let (service, snapshot) = Service::new(me, own, queue, view, offers);
+        let (log, mut lines) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let task = tasks::spawn(TaskKind::Inventory, service.run(Log(log), shutdown.clone()));
+        assert_eq!(lines.recv().await.unwrap(), "+openai with 1 models");
+        clouds.send_replace(Arc::default());
+        assert_eq!(lines.recv().await.unwrap(), "-prov/openai");
+        shutdown.cancel();
+        task.await.unwrap();
+        assert!(snapshot.load().providers.is_empty());
     }
 
     #[tokio::test]

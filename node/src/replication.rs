@@ -3,6 +3,7 @@
 //! What comes from another member is checked here once: names are cut and cleaned, numbers bounded, so that the
 //! registry and the [`statistics`] never hold what a peer made up beyond what it may claim.
 
+pub mod providers;
 pub mod statistics;
 
 use std::sync::Arc;
@@ -54,7 +55,8 @@ pub fn key_from_proto(key: proto::KeyRecord) -> Option<KeyRecord> {
 ///
 /// `direct` are devices of this node, its own engines among them; a device that is both direct and elsewhere
 /// is one offer with several routes, the direct one first.
-/// `clouds` are the offers of this node's own providers.
+/// `clouds` are the offers of this node's own providers; those of other routers are added where this node has none of
+/// the same name.
 pub fn registry<'a>(
     direct: impl Iterator<Item = &'a proto::DeviceInfo>,
     view: &ClusterView,
@@ -62,6 +64,7 @@ pub fn registry<'a>(
 ) -> Registry {
     let direct: Vec<&proto::DeviceInfo> = direct.collect();
     let mut offers = clouds.to_vec();
+    offers.extend(providers::of_others(view, clouds));
     for device in &direct {
         let mut routes = vec![Route::Direct];
         routes.extend(other_routers(view, &device.id));
@@ -163,6 +166,7 @@ mod tests {
             id: id(n),
             info: proto::NodeInfo::default(),
             devices: devices.into_iter().map(|d| (d.id.parse().unwrap(), d)).collect(),
+            providers: BTreeMap::new(),
             stats: None,
             alive,
             last_seen: Instant::now(),

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo};
+use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo, ProviderInfo};
 use tokio::time::Instant;
 
 use crate::ids::NodeId;
@@ -92,6 +92,7 @@ struct Life {
     floor: u64,
     info: Option<NodeInfo>,
     devices: BTreeMap<NodeId, DeviceInfo>,
+    providers: BTreeMap<String, ProviderInfo>,
     stats: Option<ArmSummaries>,
     lease: LeaseState,
 }
@@ -137,6 +138,7 @@ impl Life {
             floor: 0,
             info: None,
             devices: BTreeMap::new(),
+            providers: BTreeMap::new(),
             stats: None,
             lease: LeaseState::default(),
         }
@@ -297,6 +299,7 @@ impl Ledger {
                 id: id.clone(),
                 info: life.info.clone()?,
                 devices: life.devices.clone(),
+                providers: life.providers.clone(),
                 stats: life.stats.clone(),
                 alive: mine || (life.lease.alive(now) && !lost),
                 last_seen: if mine { now } else { life.lease.renewed_at.unwrap_or(record.touched) }
@@ -363,6 +366,9 @@ impl Record {
             (Key::Device(id), Some(Value::Device(device))) => {
                 life.devices.insert(id, device);
             }
+            (Key::Provider(name), Some(Value::Provider(provider))) => {
+                life.providers.insert(name, provider);
+            }
             (Key::Lease, Some(_)) => {
                 life.lease.renew(now, direct);
                 self.touched = now;
@@ -374,6 +380,9 @@ impl Record {
             (Key::Stats, _) => life.stats = None,
             (Key::Device(id), _) => {
                 life.devices.remove(&id);
+            }
+            (Key::Provider(name), _) => {
+                life.providers.remove(&name);
             }
             // A router that leaves takes its lease back, and is gone from every view a moment later.
             (Key::Lease, None) => life.lease = LeaseState::default(),

@@ -254,6 +254,7 @@ pub(super) async fn serve_infer(
                 message: "the node takes no more requests at the moment".to_owned(),
                 retryable: true,
                 retry_after_ms: RETRY_AFTER_MS,
+                egress: String::new(),
             };
             responder.send(InferFrame { kind: Some(Kind::Error(error)) }).await?;
             responder.finish().await

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
@@ -22,8 +22,49 @@ pub(super) struct Outgoing {
     pub(super) _slot: OwnedSemaphorePermit,
     /// When the first token was due.
     pub(super) first: Instant,
-    /// One payload a line, not server-sent events.
-    pub(super) lines: bool,
+    /// How payloads are framed.
+    pub(super) framing: Framing,
+}
+
+/// How a server frames the payloads of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// `data:` lines alone.
+    Data,
+    /// One payload a line, not server-sent events, as Ollama does.
+    Lines,
+    /// The payload's type as `event:` too, as Anthropic does.
+    Messages,
+    /// The same, as OpenAI's Responses API does.
+    Responses,
+}
+
+impl Framing {
+    /// An error in the middle of a stream.
+    fn error(self) -> Value {
+        match self {
+            Framing::Data | Framing::Lines => {
+                json!({"error": {"message": "scripted error", "type": "server_error", "param": null,
+                "code": "scripted"}})
+            }
+            Framing::Messages => {
+                json!({"type": "error", "error": {"type": "api_error", "message": "scripted error"}})
+            }
+            Framing::Responses => {
+                json!({"type": "error", "code": "server_error", "message": "scripted error", "param": null})
+            }
+        }
+    }
+
+    /// The line that names a payload's event, if this server writes one.
+    fn event(self, payload: &str, end: &str) -> String {
+        if matches!(self, Framing::Data | Framing::Lines) {
+            return String::new();
+        }
+        let kind = serde_json::from_str::<Value>(payload).ok();
+        let kind = kind.as_ref().and_then(|payload| payload["type"].as_str());
+        kind.map_or_else(String::new, |kind| format!("event: {kind}{end}"))
+    }
 }
 
 /// A fault that breaks the connection.
@@ -83,14 +124,13 @@ impl State {
             return std::future::pending().await;
         }
         if script.inband.is_some_and(|at| self.sent >= at) {
-            let error = json!({"error": {"message": "scripted error", "type": "server_error", "param": null,
-                "code": "scripted"}});
+            let error = self.out.framing.error();
             self.after = After::End(End::Fault);
             return self.write(&error.to_string());
         }
         let Some(frame) = self.out.frames.next() else {
             self.after = After::End(End::Completed);
-            if !(script.no_done || self.out.lines) {
+            if !(script.no_done || self.out.framing == Framing::Lines) {
                 self.write("[DONE]");
             }
             return;
@@ -111,12 +151,13 @@ impl State {
         let script = &self.out.script;
         let end = if script.crlf { "\r\n" } else { "\n" };
         let mut text = String::new();
-        if self.out.lines {
+        if self.out.framing == Framing::Lines {
             text.push_str(&format!("{payload}{end}"));
-        } else if script.noise {
-            text.push_str(&format!(": comment{end}event: message{end}id: {}{end}", self.sent));
-        }
-        if !self.out.lines {
+        } else {
+            if script.noise {
+                text.push_str(&format!(": comment{end}event: message{end}id: {}{end}", self.sent));
+            }
+            text.push_str(&self.out.framing.event(payload, end));
             text.push_str(&format!("data: {payload}{end}{end}"));
         }
         match script.split {

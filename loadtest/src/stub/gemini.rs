@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     Shared,
     answer::{self, Choice},
-    body::{self, Outgoing},
+    body::{self, Framing, Outgoing},
     conn::KillSwitch,
     infer::{entry, nonce, refuse, whole},
     log::{End, Phase},
@@ -128,7 +128,7 @@ async fn call(
         // Google's stream has no farewell line: it ends with the connection's body.
         let script = Script { no_done: true, ..script };
         let frames = frames(&request, &script, &choices).into_iter();
-        let out = Outgoing { script, frames, guard, _slot: slot, first, lines: false };
+        let out = Outgoing { script, frames, guard, _slot: slot, first, framing: Framing::Data };
         return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(body::events(out)))
             .into_response();
     }

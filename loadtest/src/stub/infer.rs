@@ -13,8 +13,8 @@ use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use super::{
-    Shared, answer,
-    body::{self, Cut, Outgoing},
+    Kind, Shared, answer, azure,
+    body::{self, Cut, Framing, Outgoing},
     conn::KillSwitch,
     error,
     log::{End, Entry, Guard, Phase},
@@ -38,7 +38,7 @@ pub(super) async fn ollama_chat(state: State<Arc<Shared>>, connection: Connectio
     infer(&state, connection, Path::Ollama, &body).await
 }
 
-async fn infer(shared: &Arc<Shared>, connection: Connection, path: Path, body: &[u8]) -> Response {
+pub(super) async fn infer(shared: &Arc<Shared>, connection: Connection, path: Path, body: &[u8]) -> Response {
     let parsed = if path == Path::Ollama { ollama::parse(body) } else { Request::parse(path, body) };
     let parsed = parsed.and_then(|request| {
         let script = shared
@@ -92,7 +92,7 @@ async fn serve(
     let choices = answer::plan(&request, &script, nonce(shared, guard.seq()));
     let id = match request.path {
         Path::Chat | Path::Ollama => format!("chatcmpl-{}", guard.seq()),
-        Path::Completion | Path::Gemini => format!("cmpl-{}", guard.seq()),
+        _ => format!("cmpl-{}", guard.seq()),
     };
     let envelope = Envelope { request: &request, script: &script, id, created: shared.started_unix };
     if script.hang == Some(0) {
@@ -100,9 +100,13 @@ async fn serve(
     }
     if request.stream {
         let lines = request.path == Path::Ollama;
-        let frames = if lines { ollama::frames(&envelope, &choices) } else { envelope.frames(&choices) };
+        let mut frames = if lines { ollama::frames(&envelope, &choices) } else { envelope.frames(&choices) };
+        if shared.options.kind == Kind::Azure {
+            frames.insert(0, azure::filter_report());
+        }
+        let framing = if lines { Framing::Lines } else { Framing::Data };
         tokio::time::sleep_until(first).await;
-        let out = Outgoing { script, frames: frames.into_iter(), guard, _slot: slot, first, lines };
+        let out = Outgoing { script, frames: frames.into_iter(), guard, _slot: slot, first, framing };
         let kind = if lines { "application/x-ndjson" } else { "text/event-stream" };
         let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
         return (headers, Body::from_stream(body::events(out))).into_response();

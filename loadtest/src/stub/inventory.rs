@@ -16,7 +16,7 @@ use super::{Kind, Shared, error, infer};
 pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
     let common = Router::new().route("/v1/models", get(models)).route("/v1/models/{*id}", get(model));
     match kind {
-        Kind::Openai | Kind::Gemini => common,
+        Kind::Openai | Kind::Azure | Kind::Anthropic | Kind::Gemini => common,
         Kind::Ollama => common
             .route("/", get(|| async { "Ollama is running" }))
             .route("/api/version", get(|| async { Json(json!({"version": "0.13.0"})) }))
@@ -39,7 +39,7 @@ pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
 
 fn describe(shared: &Shared, id: &str) -> Value {
     let owner = match shared.options.kind {
-        Kind::Openai | Kind::Gemini => "stub",
+        Kind::Openai | Kind::Azure | Kind::Anthropic | Kind::Gemini => "stub",
         Kind::Ollama => "library",
         Kind::LlamaCpp => "llamacpp",
         Kind::Vllm => "vllm",
@@ -50,7 +50,14 @@ fn describe(shared: &Shared, id: &str) -> Value {
     match shared.options.kind {
         Kind::Vllm => model["max_model_len"] = shared.options.context.into(),
         Kind::LlamaCpp => model["meta"] = json!({"n_ctx_train": shared.options.context, "n_vocab": 49152}),
-        Kind::Openai | Kind::Gemini | Kind::Ollama | Kind::Lmstudio | Kind::LfoHttp | Kind::LfoTcp => {}
+        Kind::Openai
+        | Kind::Azure
+        | Kind::Anthropic
+        | Kind::Gemini
+        | Kind::Ollama
+        | Kind::Lmstudio
+        | Kind::LfoHttp
+        | Kind::LfoTcp => {}
     }
     model
 }

@@ -4,6 +4,8 @@
 //! cancellation), and misbehaves on request ([`crate::script`]). `GET /stub/log` says what it saw.
 
 mod answer;
+mod anthropic;
+mod azure;
 mod body;
 mod conn;
 mod gemini;
@@ -14,6 +16,7 @@ mod log;
 mod ollama;
 mod render;
 mod request;
+mod responses;
 
 use std::{
     net::SocketAddr,
@@ -55,6 +58,10 @@ pub enum Kind {
     Vllm,
     /// LM Studio.
     Lmstudio,
+    /// OpenAI's API as Azure hosts it, a provider.
+    Azure,
+    /// Anthropic's Messages API, a provider.
+    Anthropic,
     /// Google's Gemini API, a provider.
     Gemini,
     /// The HTTP bridge of LFO's phone host.
@@ -196,10 +203,13 @@ impl Drop for Stub {
 fn router(shared: Arc<Shared>) -> Router {
     let api = match shared.options.kind {
         Kind::Gemini => gemini::router(),
+        Kind::Anthropic => anthropic::router(),
+        Kind::Azure => azure::router(),
         kind if kind.is_phone() => lfo::bridge(),
         kind => Router::new()
             .route("/v1/chat/completions", post(infer::chat))
             .route("/v1/completions", post(infer::completion))
+            .route("/v1/responses", post(responses::create))
             .merge(inventory::router(kind)),
     };
     api.layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))
@@ -213,19 +223,25 @@ async fn require_key(State(shared): State<Arc<Shared>>, request: Request, next: 
     let Some(key) = &shared.options.key else {
         return next.run(request).await;
     };
-    if shared.options.kind == Kind::Gemini {
-        let given = request.headers().get("x-goog-api-key").and_then(|value| value.to_str().ok());
-        if given == Some(key) {
-            return next.run(request).await;
-        }
-        let message = "API key not valid. Please pass a valid API key.";
-        return gemini::error(StatusCode::BAD_REQUEST, message, Some("API_KEY_INVALID"), None);
-    }
-    let given = request.headers().get("authorization").and_then(|value| value.to_str().ok());
-    if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key) {
+    let (header, prefix) = match shared.options.kind {
+        Kind::Gemini => ("x-goog-api-key", ""),
+        // The vendor's newer clients write it as OpenAI does; both are taken.
+        Kind::Anthropic if request.headers().contains_key("x-api-key") => ("x-api-key", ""),
+        Kind::Azure => ("api-key", ""),
+        _ => ("authorization", "Bearer "),
+    };
+    let given = request.headers().get(header).and_then(|value| value.to_str().ok());
+    if given.and_then(|value| value.strip_prefix(prefix)) == Some(key) {
         return next.run(request).await;
     }
-    error(StatusCode::UNAUTHORIZED, "Incorrect API key provided.", "invalid_api_key", None)
+    match shared.options.kind {
+        Kind::Gemini => {
+            let message = "API key not valid. Please pass a valid API key.";
+            gemini::error(StatusCode::BAD_REQUEST, message, Some("API_KEY_INVALID"), None)
+        }
+        Kind::Anthropic => anthropic::error(StatusCode::UNAUTHORIZED, "invalid x-api-key", None),
+        _ => error(StatusCode::UNAUTHORIZED, "Incorrect API key provided.", "invalid_api_key", None),
+    }
 }
 
 async fn read_log(State(shared): State<Arc<Shared>>) -> Response {

@@ -46,7 +46,7 @@ impl Envelope<'_> {
         let rendered: Vec<Value> = choices.iter().enumerate().map(|(i, c)| self.whole_choice(i, c)).collect();
         let object = match self.request.path {
             Path::Chat | Path::Ollama => "chat.completion",
-            Path::Completion | Path::Gemini => "text_completion",
+            _ => "text_completion",
         };
         let mut body = self.object(object, rendered.into());
         body["usage"] = self.usage(choices);
@@ -120,7 +120,7 @@ impl Envelope<'_> {
     fn chunk_object(&self) -> &'static str {
         match self.request.path {
             Path::Chat | Path::Ollama => "chat.completion.chunk",
-            Path::Completion | Path::Gemini => "text_completion",
+            _ => "text_completion",
         }
     }
 
@@ -137,7 +137,7 @@ impl Envelope<'_> {
             Path::Chat | Path::Ollama => {
                 json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish})
             }
-            Path::Completion | Path::Gemini => {
+            _ => {
                 json!({"index": index, "text": delta["content"], "logprobs": logprobs, "finish_reason": finish})
             }
         };
@@ -178,7 +178,7 @@ impl Envelope<'_> {
                     .collect();
                 json!({"content": content, "refusal": null})
             }
-            Path::Completion | Path::Gemini => {
+            _ => {
                 let top: Vec<Value> = pieces
                     .iter()
                     .map(|piece| {

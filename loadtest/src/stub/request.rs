@@ -8,6 +8,8 @@ pub(super) enum Path {
     Chat,
     Completion,
     Gemini,
+    Messages,
+    Responses,
     Ollama,
 }
 
@@ -17,6 +19,8 @@ impl Path {
             Path::Chat => "/v1/chat/completions",
             Path::Completion => "/v1/completions",
             Path::Gemini => "/v1beta/models",
+            Path::Messages => "/v1/messages",
+            Path::Responses => "/v1/responses",
             Path::Ollama => "/api/chat",
         }
     }
@@ -66,7 +70,7 @@ impl Request {
         let model = body["model"].as_str().ok_or_else(|| wrong("model", "a string"))?.to_owned();
         let (prompt, prompt_tokens) = match path {
             Path::Chat | Path::Ollama => chat_prompt(&body["messages"])?,
-            Path::Completion | Path::Gemini => completion_prompt(&body["prompt"])?,
+            _ => completion_prompt(&body["prompt"])?,
         };
         let mut fields: Vec<String> = map.keys().cloned().collect();
         fields.sort();
@@ -165,7 +169,7 @@ fn stop(stop: &Value) -> Result<Vec<String>, Refusal> {
 
 fn logprobs(path: Path, body: &Value) -> Result<Option<usize>, Refusal> {
     match path {
-        Path::Completion | Path::Gemini => match &body["logprobs"] {
+        Path::Completion | Path::Gemini | Path::Messages | Path::Responses => match &body["logprobs"] {
             Value::Null => Ok(None),
             value => {
                 let k = value.as_u64().filter(|k| *k <= 20).ok_or_else(|| wrong("logprobs", "0 to 20"))?;

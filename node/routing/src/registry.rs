@@ -43,6 +43,10 @@ pub struct ModelSpec {
     pub logprobs: Option<bool>,
     /// Makes embeddings.
     pub embeddings: Option<bool>,
+    /// Can be held to a JSON schema.
+    pub schema: Option<bool>,
+    /// Takes sound.
+    pub audio: Option<bool>,
     /// The engine itself forwards to somewhere else: counts as cloud.
     pub remote: bool,
 }
@@ -61,6 +65,8 @@ impl ModelSpec {
             vision: None,
             logprobs: None,
             embeddings: None,
+            schema: None,
+            audio: None,
             remote: false,
         }
     }

@@ -14,6 +14,10 @@ use super::error::ApiError;
 use crate::cloud::settings::trimmed;
 use crate::cloud::{Error, FileProvider, ProviderSettings, ProviderStatus, Source};
 use crate::node::Node;
+use crate::replication::clean;
+
+/// Longest text of another node that is shown, in characters.
+const MAX_SHOWN: usize = 160;
 
 /// What `shoal cloud add` sends over the admin socket.
 #[derive(Deserialize)]
@@ -30,7 +34,21 @@ pub(crate) async fn list(State(node): State<Arc<Node>>) -> Result<Json<Value>, A
         .await
         .map_err(|_| ApiError::new(500, "internal_error", "the list of providers could not be read"))?;
     let providers: Vec<Value> = providers.iter().map(|provider| with_load(&node, provider)).collect();
-    Ok(Json(json!({"providers": providers})))
+    Ok(Json(json!({"providers": providers, "elsewhere": elsewhere(&node)})))
+}
+
+/// Providers that other nodes have keys for; a request here goes through them.
+fn elsewhere(node: &Node) -> Vec<Value> {
+    let view = node.mesh.view().borrow().clone();
+    let others = view.members.values().filter(|member| member.id != view.me);
+    let told = others.flat_map(|member| member.providers.values().map(move |info| (member, info)));
+    told.map(|(member, info)| {
+        let models = info.models.iter().map(|model| format!("{}/{}", info.name, model.id));
+        let models: Vec<String> = models.map(|model| clean(&model, MAX_SHOWN)).collect();
+        json!({"name": info.name, "kind": clean(&info.kind, MAX_SHOWN), "node": clean(&member.info.name, MAX_SHOWN),
+            "alive": member.alive, "internal_ok": info.internal_ok, "models": models})
+    })
+    .collect()
 }
 
 /// Adds what the router knows: requests under way and, by model, the breaker.

@@ -78,7 +78,10 @@ pub(super) async fn models(
 
 fn model_entries(node: &Node) -> Vec<Value> {
     let inventory = node.pipeline.inventory.load();
-    let mut data: Vec<Value> = inventory.registry.models().iter().map(|m| model_entry(node, m)).collect();
+    let registry = &inventory.registry;
+    let reachable = |model: &&Arc<str>| registry.by_model(model).iter().any(|offer| offer.is_alive());
+    let mut data: Vec<Value> =
+        registry.models().iter().filter(reachable).map(|m| model_entry(node, m)).collect();
     if !data.is_empty() {
         for (id, what) in [
             ("auto", "the best for each request"),
@@ -357,6 +360,7 @@ pub(crate) async fn nodes(State(node): State<Arc<Node>>) -> Json<Value> {
                 "generation": m.generation,
                 "last_seen_ms": Instant::now().saturating_duration_since(m.last_seen).as_millis() as u64,
                 "devices": m.devices.values().map(|d| d.name.clone()).collect::<Vec<_>>(),
+                "providers": m.providers.keys().collect::<Vec<_>>(),
                 "statistics": m.stats.as_ref().map(|s| s.arms.iter().map(|a| {
                     json!({"arm": a.arm, "count": a.count, "version": a.version})
                 }).collect::<Vec<_>>()),

@@ -367,14 +367,20 @@ pub enum CloudCommand {
 /// `shoal cloud add`
 #[derive(Debug, Clone, Args)]
 pub struct CloudAddArgs {
-    /// Name: openai, gemini, openrouter, or your own; its models are then NAME/MODEL.
+    /// Name: openai, anthropic, gemini, openrouter, or your own; its models are then NAME/MODEL.
     pub name: String,
-    /// API it speaks: openai (or compatible) or gemini.
+    /// API it speaks: openai (or compatible: LiteLLM, Portkey, another Shoal), azure, anthropic or gemini.
     #[arg(long)]
     pub kind: Option<String>,
     /// Base URL; known for known names.
     #[arg(long)]
     pub base_url: Option<String>,
+    /// Azure's api-version, such as 2024-10-21 [default: the newer addresses, which have none].
+    #[arg(long, value_name = "DATE")]
+    pub api_version: Option<String>,
+    /// Which of OpenAI's APIs its models are asked by: chat or responses [default: chat].
+    #[arg(long)]
+    pub api: Option<String>,
     /// File that holds the key, or `-` for standard input [default: its usual variable, such as OPENAI_API_KEY].
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,

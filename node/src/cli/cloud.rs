@@ -12,7 +12,7 @@ use super::show;
 use crate::cloud::Budget;
 use crate::cloud::settings::KNOWN;
 use crate::config::lookup;
-use crate::upstream::provider::Kind;
+use crate::upstream::provider::{Api, Kind};
 
 pub(super) async fn run(command: CloudCommand, env: &[(String, String)]) -> Result<(), CliError> {
     match command {
@@ -26,12 +26,13 @@ async fn add(args: CloudAddArgs, env: &[(String, String)]) -> Result<(), CliErro
     let usage = |message: String| CliError::new(Exit::Usage, message);
     let budget: Budget = args.budget.parse().map_err(|e| usage(format!("{e}")))?;
     let kind: Option<Kind> = args.kind.as_deref().map(str::parse).transpose().map_err(usage)?;
+    let api: Option<Api> = args.api.as_deref().map(str::parse).transpose().map_err(usage)?;
     let key = key(&args, env)?;
     let node = NodeClient::find(&args.client)?;
     node.require_admin()?;
     let mut body = json!({
         "name": args.name, "kind": kind, "base_url": args.base_url, "models": args.models,
-        "internal_ok": !args.public_only, "budget": budget,
+        "api_version": args.api_version, "api": api, "internal_ok": !args.public_only, "budget": budget,
     });
     if let Some(key) = key {
         body["key"] = key.into();
@@ -86,7 +87,8 @@ async fn list(client: &ClientArgs) -> Result<(), CliError> {
         return Ok(());
     }
     let providers = v["providers"].as_array().map_or(&[][..], Vec::as_slice);
-    if providers.is_empty() {
+    let elsewhere = v["elsewhere"].as_array().map_or(&[][..], Vec::as_slice);
+    if providers.is_empty() && elsewhere.is_empty() {
         show::line(
             "no cloud provider; `shoal cloud add openai` adds one, or set OPENAI_API_KEY and start again",
         );
@@ -108,10 +110,16 @@ async fn list(client: &ClientArgs) -> Result<(), CliError> {
             ]
         })
         .collect();
-    show::table(
-        &["NAME", "KIND", "BASE URL", "MODELS", "KEY", "SPENT USD", "PURSE", "INTERNAL", "FROM"],
-        &rows,
-    );
+    if !rows.is_empty() {
+        let columns = ["NAME", "KIND", "BASE URL", "MODELS", "KEY", "SPENT USD", "PURSE", "INTERNAL", "FROM"];
+        show::table(&columns, &rows);
+    }
+    for p in elsewhere {
+        let models = p["models"].as_array().map_or(0, Vec::len);
+        let away = if p["alive"] == Value::Bool(false) { " and is away" } else { "" };
+        let (name, node) = (show::text(p, "name"), show::text(p, "node"));
+        show::line(format!("{name} ({models} models) by way of {node}, which has its key and purse{away}"));
+    }
     Ok(())
 }
 

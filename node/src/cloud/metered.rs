@@ -41,7 +41,8 @@ const MAX_N: u32 = 128;
 #[derive(Debug, Clone)]
 pub struct Metered<S> {
     inner: S,
-    purse: Purse,
+    /// The provider's; `None` where another node pays it.
+    purse: Option<Purse>,
     quote: Quote,
     traffic: Traffic,
 }
@@ -49,7 +50,13 @@ pub struct Metered<S> {
 impl<S> Metered<S> {
     /// Wraps `inner`, whose requests are paid from `purse` at the price of `quote` and counted in `traffic`.
     pub fn new(inner: S, purse: Purse, quote: Quote, traffic: Traffic) -> Self {
-        Self { inner, purse, quote, traffic }
+        Self { inner, purse: Some(purse), quote, traffic }
+    }
+
+    /// Wraps the way to a node that has the provider's key, and pays it: here only a key that has a budget pays, at the
+    /// price that the node told.
+    pub fn forwarded(inner: S, price: Price) -> Self {
+        Self { inner, purse: None, quote: Quote::unknown(price), traffic: Traffic::default() }
     }
 }
 
@@ -68,6 +75,9 @@ where
 
     fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
         let Self { inner, purse, quote, traffic } = self.clone();
+        if purse.is_none() && request.payer.is_none() {
+            return Box::pin(inner.oneshot(request));
+        }
         Box::pin(async move {
             let Bounded { body, input, output, times } = bounded(request.path, &request.body, &quote)?;
             let price = Price {
@@ -80,7 +90,11 @@ where
                 Some(payer) => Some(payer.reserve(most).await?),
                 None => None,
             };
-            let reservations = [Some(purse.reserve(most).await?), payer];
+            let provider = match &purse {
+                Some(purse) => Some(purse.reserve(most).await?),
+                None => None,
+            };
+            let reservations = [provider, payer];
             let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
             let mut meter = Meter { reservations, price, prompt, tap: Tap::default() };
             let call = traffic.begin(Instant::now());
@@ -198,7 +212,9 @@ impl Meter {
     fn cost(&self) -> MicroUsd {
         let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
         match self.tap.usage {
-            Some(usage) => self.price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens)),
+            Some(usage) => {
+                self.price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens))
+            }
             None => self.price.cost(self.prompt, tokens(self.tap.content_payloads)),
         }
     }
@@ -209,7 +225,7 @@ mod tests {
     use super::*;
 
     fn quote(max_output: Option<u32>) -> Quote {
-        Quote { price: Price::default(), known: true, context: None, max_output: max_output.map(Tokens) }
+        Quote { max_output: max_output.map(Tokens), ..Quote::unknown(Price::default()) }
     }
 
     fn bound_of(text: &'static str, max_output: Option<u32>) -> (String, u32, u32) {

@@ -39,7 +39,7 @@ use crate::egress::{Egress, ProviderZone};
 use crate::store::Store;
 use crate::upstream::BoxUpstream;
 use crate::upstream::openai_http::{IdleTimeouts, Settings};
-use crate::upstream::provider::{Kind, ProviderUpstream};
+use crate::upstream::provider::{Api, Kind, Model, Protocol, ProviderUpstream, Traits};
 
 /// Longest wait for a provider's first byte: they queue, but they load no model.
 const FIRST_BYTE: Duration = Duration::from_secs(120);
@@ -81,6 +81,7 @@ struct Provider {
     models: Vec<Arc<str>>,
     zone: Arc<ProviderZone>,
     wire: Arc<Settings>,
+    protocol: Arc<Protocol>,
     purse: Purse,
     traffic: Traffic,
 }
@@ -178,12 +179,19 @@ impl Clouds {
         let provider = providers.get(name)?;
         let model: Arc<str> = offer.model.id.strip_prefix(&**name)?.strip_prefix('/')?.into();
         let quote = self.prices.quote(name, &model);
+        let traits = Traits {
+            api: quote.api.unwrap_or(provider.settings.api),
+            max_output: quote.max_output,
+            schema: quote.abilities.schema,
+            sampling: quote.sampling,
+            adaptive_thinking: quote.adaptive_thinking,
+        };
         let inner = ProviderUpstream::new(
             self.egress.clone(),
             provider.zone.clone(),
             provider.wire.clone(),
-            provider.settings.kind,
-            model,
+            provider.protocol.clone(),
+            Model { name: model, traits },
         );
         Some(BoxUpstream::new(Metered::new(inner, provider.purse.clone(), quote, provider.traffic.clone())))
     }
@@ -247,10 +255,13 @@ impl Clouds {
             id: settings.name.clone(),
             timeouts: self.timeouts,
         };
+        let protocol =
+            Protocol { kind: settings.kind, api_version: settings.api_version.as_deref().map(Arc::from) };
         let provider = Arc::new(Provider {
             models: models.iter().map(|model| Arc::from(format!("{name}/{model}"))).collect(),
             zone: Arc::new(zone),
             wire: Arc::new(wire),
+            protocol: Arc::new(protocol),
             purse: Purse::new(Owner::Provider(name.clone()), settings.budget, self.store.clone()),
             // New settings are no reason to forget what the provider did.
             traffic: providers.get(&name).map(|old| old.traffic.clone()).unwrap_or_default(),
@@ -268,13 +279,32 @@ impl Clouds {
     }
 
     fn offers_of(&self, provider: &Provider) -> Vec<Offer> {
-        let ProviderSettings { name, kind, internal_ok, .. } = &provider.settings;
+        let ProviderSettings { name, kind, api, internal_ok, .. } = &provider.settings;
         let offer = |id: &Arc<str>| {
             let quote = self.prices.quote(name, id.strip_prefix(name.as_str()).map_or("", |m| &m[1..]));
             let mut spec = ModelSpec::new(id.clone(), kind.as_str());
             spec.context = quote.context;
-            spec.tools = Some(true);
-            spec.embeddings = (*kind == Kind::Gemini).then_some(false);
+            let can = quote.abilities;
+            spec.tools = can.tools.or(Some(true));
+            spec.vision = can.vision;
+            spec.logprobs = can.logprobs;
+            spec.embeddings = can.embeddings;
+            spec.schema = can.schema;
+            spec.audio = can.audio;
+            match kind {
+                // What the API itself has no word for, whatever the model.
+                Kind::Anthropic => {
+                    (spec.embeddings, spec.logprobs, spec.audio) = (Some(false), Some(false), Some(false));
+                    // Where the API cannot, a tool's arguments are the answer.
+                    spec.schema = Some(true);
+                }
+                Kind::Gemini => spec.embeddings = Some(false),
+                Kind::OpenAi | Kind::Azure => {
+                    if quote.api.unwrap_or(*api) == Api::Responses {
+                        spec.embeddings = Some(false);
+                    }
+                }
+            }
             let mut offer = Offer::new(UpstreamId::Provider(name.as_str().into()), Arc::new(spec));
             offer.price = Some(quote.price);
             offer.internal_ok = *internal_ok;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use shoal_routing::{MicroUsd, Price, Tokens};
 
+use crate::upstream::provider::Api;
+
 /// The table that comes with the program.
 const BUILT_IN: &str = include_str!("../../assets/prices.toml");
 
@@ -17,7 +19,7 @@ pub fn price_list() -> &'static str {
 const MAX_USD_PER_MILLION: f64 = 10_000.0;
 
 /// One `[[prices]]` entry.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriceEntry {
     /// Configured name of the provider.
@@ -32,6 +34,41 @@ pub struct PriceEntry {
     pub context: Option<u32>,
     /// Longest answer, tokens.
     pub max_output: Option<u32>,
+    /// Which of OpenAI's APIs it is asked by. Default: what the provider's `api` says.
+    pub api: Option<Api>,
+    /// Takes tools. Not said: believed so.
+    pub tools: Option<bool>,
+    /// Takes images. Like those below: not said = not known, and it may be tried.
+    pub vision: Option<bool>,
+    /// Takes sound.
+    pub audio: Option<bool>,
+    /// Can be held to a JSON schema.
+    pub schema: Option<bool>,
+    /// Tells log probabilities.
+    pub logprobs: Option<bool>,
+    /// Makes embeddings.
+    pub embeddings: Option<bool>,
+    /// Takes temperature and the like; reasoning models refuse them. Default true.
+    pub sampling: Option<bool>,
+    /// Anthropic's: decides itself how long it thinks, by effort. Default false: it is given a budget.
+    pub adaptive_thinking: Option<bool>,
+}
+
+/// What a model can do; `None` = not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Abilities {
+    /// Takes tools.
+    pub tools: Option<bool>,
+    /// Takes images.
+    pub vision: Option<bool>,
+    /// Takes sound.
+    pub audio: Option<bool>,
+    /// Can be held to a JSON schema.
+    pub schema: Option<bool>,
+    /// Tells log probabilities.
+    pub logprobs: Option<bool>,
+    /// Makes embeddings.
+    pub embeddings: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +96,30 @@ pub struct Quote {
     pub context: Option<Tokens>,
     /// Longest answer.
     pub max_output: Option<Tokens>,
+    /// What it can do.
+    pub abilities: Abilities,
+    /// Which of OpenAI's APIs it is asked by, if it matters.
+    pub api: Option<Api>,
+    /// Takes temperature and the like.
+    pub sampling: bool,
+    /// Decides itself how long it thinks.
+    pub adaptive_thinking: bool,
+}
+
+impl Quote {
+    /// What is known of a model that stands nowhere: its price, and nothing of what it can do.
+    pub fn unknown(price: Price) -> Self {
+        Self {
+            price,
+            known: false,
+            context: None,
+            max_output: None,
+            abilities: Abilities::default(),
+            api: None,
+            sampling: true,
+            adaptive_thinking: false,
+        }
+    }
 }
 
 /// All prices, by provider and model.
@@ -104,6 +165,17 @@ impl Prices {
             known: true,
             context: entry.context.map(Tokens),
             max_output: entry.max_output.map(Tokens),
+            abilities: Abilities {
+                tools: entry.tools,
+                vision: entry.vision,
+                audio: entry.audio,
+                schema: entry.schema,
+                logprobs: entry.logprobs,
+                embeddings: entry.embeddings,
+            },
+            api: entry.api,
+            sampling: entry.sampling.unwrap_or(true),
+            adaptive_thinking: entry.adaptive_thinking.unwrap_or(false),
         };
         let key = (entry.provider.clone(), entry.model.clone());
         if self.entries.insert(key.clone(), quote).is_none() {
@@ -115,12 +187,7 @@ impl Prices {
     /// Returns what is known of a model; an unknown one costs the fallback.
     pub fn quote(&self, provider: &str, model: &str) -> Quote {
         let key = (provider.to_owned(), model.to_owned());
-        self.entries.get(&key).copied().unwrap_or(Quote {
-            price: self.fallback,
-            known: false,
-            context: None,
-            max_output: None,
-        })
+        self.entries.get(&key).copied().unwrap_or(Quote::unknown(self.fallback))
     }
 
     /// Returns the models of a provider that have a price, in the table's order.
@@ -147,7 +214,7 @@ mod tests {
         let quote = built_in.quote("openai", "gpt-4o");
         assert_eq!(quote.price.cost(Tokens(1_000_000), Tokens(1_000_000)), MicroUsd(12_500_000));
         assert!(quote.known);
-        for provider in ["openai", "gemini", "openrouter"] {
+        for provider in ["openai", "anthropic", "gemini", "openrouter"] {
             assert!(!built_in.models(provider).is_empty(), "{provider}");
         }
         let own = PriceEntry {
@@ -155,8 +222,7 @@ mod tests {
             model: "gpt-4o".into(),
             input: 1.0,
             output: 0.0,
-            context: None,
-            max_output: None,
+            ..PriceEntry::default()
         };
         let prices = Prices::with(std::slice::from_ref(&own)).unwrap();
         assert_eq!(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::settings::{Error, FileProvider, ProviderSettings, Source, trimmed};
-use crate::upstream::provider::Kind;
+use crate::upstream::provider::{Api, Kind};
 
 /// File in the data directory.
 pub(super) const FILE: &str = "providers.json";
@@ -19,6 +19,10 @@ struct Saved {
     kind: Kind,
     base_url: String,
     key: Option<String>,
+    #[serde(default)]
+    api_version: Option<String>,
+    #[serde(default)]
+    api: Api,
     models: Vec<String>,
     internal_ok: bool,
     budget: Budget,
@@ -46,6 +50,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<ProviderSettings>, Error> {
                 name: saved.name,
                 kind: Some(saved.kind),
                 base_url: Some(saved.base_url),
+                api_version: saved.api_version,
+                api: Some(saved.api),
                 models: saved.models,
                 internal_ok: Some(saved.internal_ok),
                 budget: Some(saved.budget),
@@ -70,6 +76,8 @@ pub(super) fn write<'a>(
             kind: p.kind,
             base_url: p.base.to_string(),
             key: p.key.as_ref().map(|key| key.expose_secret().to_owned()),
+            api_version: p.api_version.clone(),
+            api: p.api,
             models: p.models.clone(),
             internal_ok: p.internal_ok,
             budget: p.budget,

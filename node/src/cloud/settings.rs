@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
-use crate::upstream::provider::Kind;
+use crate::upstream::provider::{Api, Kind};
 
 /// Longest name of a provider; it stands in headers, tables and model names.
 const MAX_NAME: usize = 32;
@@ -13,6 +13,8 @@ const MAX_NAME: usize = 32;
 const MAX_MODEL: usize = 128;
 /// Most models of one provider.
 const MAX_MODELS: usize = 256;
+/// Longest `api_version`; they are dates.
+const MAX_VERSION: usize = 32;
 /// Largest key file, bytes: keys are short, and a wrong path may name anything.
 const MAX_KEY: usize = 4096;
 
@@ -30,6 +32,10 @@ pub struct FileProvider {
     pub key_env: Option<String>,
     /// File that holds the key.
     pub key_file: Option<std::path::PathBuf>,
+    /// Azure's `api-version`; without it the newer addresses are used, which have none.
+    pub api_version: Option<String>,
+    /// Which of OpenAI's APIs its models are asked by; a line in `[[prices]]` says it for one model. Default `chat`.
+    pub api: Option<Api>,
     /// Models to offer; those with a price for known names.
     #[serde(default)]
     pub models: Vec<String>,
@@ -72,6 +78,10 @@ pub struct ProviderSettings {
     pub base: Url,
     /// Key, if it wants one.
     pub key: Option<SecretString>,
+    /// Azure's `api-version`.
+    pub api_version: Option<String>,
+    /// Which of OpenAI's APIs its models are asked by.
+    pub api: Api,
     /// Models to offer; empty = those with a price.
     pub models: Vec<String>,
     /// May be sent data of class `internal`.
@@ -102,6 +112,12 @@ pub const KNOWN: &[Known] = &[
         kind: Kind::OpenAi,
         base: "https://api.openai.com/v1",
         key_env: "OPENAI_API_KEY",
+    },
+    Known {
+        name: "anthropic",
+        kind: Kind::Anthropic,
+        base: "https://api.anthropic.com",
+        key_env: "ANTHROPIC_API_KEY",
     },
     Known {
         name: "gemini",
@@ -158,8 +174,27 @@ impl FileProvider {
         if self.models.len() > MAX_MODELS || !self.models.iter().all(fits) {
             return Err(wrong(format!("its models must be at most {MAX_MODELS} names without spaces")));
         }
+        let kind = self.kind.or(known.map(|known| known.kind)).unwrap_or(Kind::OpenAi);
+        let is_version = |text: &String| {
+            (1..=MAX_VERSION).contains(&text.len())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        if self.api_version.as_ref().is_some_and(|version| kind != Kind::Azure || !is_version(version)) {
+            return Err(wrong(
+                "its api_version must be a date such as 2024-10-21, and is for kind azure".into(),
+            ));
+        }
+        let api = self.api.unwrap_or_default();
+        if api == Api::Responses && !matches!(kind, Kind::OpenAi | Kind::Azure) {
+            return Err(wrong(format!(
+                "the API 'responses' is OpenAI's; kind {} has its own",
+                kind.as_str()
+            )));
+        }
         Ok(ProviderSettings {
-            kind: self.kind.or(known.map(|known| known.kind)).unwrap_or(Kind::OpenAi),
+            kind,
+            api_version: self.api_version,
+            api,
             name: self.name,
             base,
             key,
@@ -296,6 +331,26 @@ mod tests {
                 "key file",
             ),
             (FileProvider { models: vec!["a b".into()], ..entry("own", "https://x.example") }, "models"),
+            (
+                FileProvider { api_version: Some("2024-10-21".into()), ..entry("own", "https://x.example") },
+                "kind azure",
+            ),
+            (
+                FileProvider {
+                    api_version: Some("x?y=1".into()),
+                    kind: Some(Kind::Azure),
+                    ..entry("own", "https://x.example")
+                },
+                "api_version",
+            ),
+            (
+                FileProvider {
+                    api: Some(Api::Responses),
+                    kind: Some(Kind::Gemini),
+                    ..entry("own", "https://x.example")
+                },
+                "responses",
+            ),
         ];
         for (entry, expected) in cases {
             let error = entry.check(&[], Source::Config).unwrap_err().to_string();

@@ -8,13 +8,14 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use futures_util::{StreamExt, stream};
 use reqwest::Url;
-use shoal_routing::DataClass;
+use shoal_routing::{DataClass, MicroUsd, Price};
 use tower::ServiceExt;
 
 use super::*;
 use crate::device::testing::{self, chat, collect};
-use crate::upstream::{UpstreamError, UpstreamRequest, UpstreamResponse};
+use crate::upstream::{Event, ServedBy, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// A key that must show nowhere.
 const CANARY: &str = "sk-canary-7f3a9b";
@@ -64,8 +65,8 @@ impl Scene {
             model: "m".into(),
             input: 1.0,
             output: 2.0,
-            context: None,
             max_output: Some(100),
+            ..PriceEntry::default()
         };
         let limits = crate::config::Config::load(Default::default(), &[]).unwrap().limits;
         let store = Store::open(dir.path()).unwrap();
@@ -285,4 +286,36 @@ async fn providers_come_and_go_and_a_key_stays_with_its_server() {
     scene.clouds.remove("own").unwrap();
     assert!(scene.clouds.offers().borrow().is_empty());
     assert!(matches!(scene.clouds.remove("own"), Err(Error::Unknown(_))));
+}
+
+#[tokio::test]
+async fn a_key_pays_also_where_another_node_has_the_providers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let purse = Purse::new(Owner::Key("k".into()), "0.03usd/day".parse().unwrap(), store.clone());
+    let price = Price { input_per_million: MicroUsd(1_000_000), output_per_million: MicroUsd(2_000_000) };
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let way = tower::service_fn(move |_: UpstreamRequest| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let events = [Ok(Event::Chunk(ANSWER.into())), Ok(Event::End { complete: true })];
+        let by = ServedBy { upstream: "own".into(), upstream_id: "own".into(), model: "own/m".into() };
+        let answer = UpstreamResponse { served_by: by, events: stream::iter(events).boxed() };
+        std::future::ready(Ok::<_, UpstreamError>(answer))
+    });
+    let ask = |payer: Option<Purse>| {
+        Metered::forwarded(way.clone(), price).oneshot(UpstreamRequest { payer, ..chat(false) })
+    };
+    collect(ask(Some(purse.clone())).await.unwrap()).await;
+    let settled = async {
+        while purse.left().unwrap() != MicroUsd(30_000 - 50) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(testing::PATIENCE, settled).await.expect("the key's purse settles");
+    let poor = Purse::new(Owner::Key("poor".into()), "0usd/day".parse().unwrap(), store);
+    assert_eq!(&*ask(Some(poor)).await.unwrap_err().code, "insufficient_quota");
+    assert_eq!(asked.load(Ordering::SeqCst), 1, "what the key cannot pay is not even forwarded");
+    collect(ask(None).await.unwrap()).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
 }

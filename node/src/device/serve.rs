@@ -70,7 +70,7 @@ async fn run<R: Respond>(request: UpstreamRequest, mut reply: Reply<R>, upstream
         Ok(answer) => answer,
         Err(error) => return told(reply.fail(&error).await, Ending::Failed),
     };
-    if reply.head(served_by).await.is_err() {
+    if reply.head(served_by, String::new()).await.is_err() {
         return Ending::Cancelled;
     }
     loop {

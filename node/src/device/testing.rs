@@ -83,6 +83,7 @@ pub(crate) fn chat(stream: bool) -> UpstreamRequest {
         deadline: None,
         data_class: DataClass::Internal,
         hop: 0,
+        meshes: 0,
         attempts_left: 1,
         device: None,
         egress: Default::default(),

@@ -3,6 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::replication::clean;
+
+/// Most names that another router is believed; a request has three attempts.
+const MAX_TOLD: usize = 8;
+/// Longest name that is believed, in characters.
+const MAX_NAME: usize = 64;
+
 /// Providers that one client's request was sent to, over all its attempts; shared by its clones.
 ///
 /// Egress writes it at the moment of sending, so that the header `x-shoal-egress` is a fact and not an
@@ -26,8 +33,35 @@ impl EgressMark {
         self.sent_to(device);
     }
 
+    /// Takes over what another router says: names separated by commas, `none` or nothing. What it may say is bounded.
+    pub(crate) fn told_by_peer(&self, names: &str) {
+        let names = names.split(',').filter(|name| !matches!(*name, "" | "none")).take(MAX_TOLD);
+        for name in names {
+            self.sent_to(&clean(name, MAX_NAME).into());
+        }
+    }
+
     /// Notes that the request goes out.
     pub(super) fn sent_to(&self, provider: &Arc<str>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(provider.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_is_taken_over_in_bounds() {
+        let mark = EgressMark::default();
+        mark.told_by_peer("none");
+        mark.told_by_peer("");
+        assert_eq!(mark.text(), "none");
+        mark.told_by_peer("openai,my\r\nllm");
+        assert_eq!(mark.text(), "myllm,openai");
+        mark.told_by_peer(&"x".repeat(10_000));
+        mark.told_by_peer(&(0..100).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
+        assert_eq!(mark.text().split(',').count(), 3 + MAX_TOLD);
+        assert!(mark.text().len() < 200);
     }
 }

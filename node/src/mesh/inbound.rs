@@ -84,14 +84,25 @@ async fn serve<R: Respond>(pipeline: Arc<Pipeline>, from: Role, request: InferRe
     let _: Result<(), Gone> = match ran {
         Ok(Running::Whole(answer)) => whole(answer, reply).await,
         Ok(Running::Stream(stream)) => relay(stream, reply).await,
-        Err(failed) => reply.fail(&failed.error).await,
+        Err(failed) => reply.fail_after(&failed.error, failed.egress).await,
     };
 }
 
 /// Checks what another router forwards as strictly as what a client sends; returns it with its ticket.
 fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
-    let UpstreamRequest { id, path, model, body, deadline, data_class, hop, attempts_left, device, .. } =
-        wire::from_wire(request)?;
+    let UpstreamRequest {
+        id,
+        path,
+        model,
+        body,
+        deadline,
+        data_class,
+        hop,
+        meshes,
+        attempts_left,
+        device,
+        ..
+    } = wire::from_wire(request)?;
     if hop >= MAX_HOPS || attempts_left == 0 {
         return Err(ApiError::new(508, "too_many_hops", "the request was forwarded too often"));
     }
@@ -103,7 +114,8 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
     let is_provider = |name: &str| pipeline.is_provider(name);
     // The router that accepted it wrote the model's own name into it.
     let naming = parse::Naming { is_provider: &is_provider, lfo_manners: false };
-    let (parsed, mut routing) = parse::parse(path, &body, &HeaderMap::new(), floor, naming)?;
+    let (mut parsed, mut routing) = parse::parse(path, &body, &HeaderMap::new(), floor, naming)?;
+    parsed.shape.meshes = meshes;
     let hop = hop + 1;
     routing.hop = hop;
     if let Some(device) = device {
@@ -114,14 +126,14 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
 }
 
 async fn whole<R: Respond>(answer: Whole, mut reply: Reply<R>) -> Result<(), Gone> {
-    reply.head(served_by(&answer.ticket)).await?;
+    reply.head(served_by(&answer.ticket), answer.ticket.egress().text()).await?;
     reply.body(answer.body.clone()).await?;
     answer.complete();
     reply.end(true).await
 }
 
 async fn relay<R: Respond>(mut stream: Committed, mut reply: Reply<R>) -> Result<(), Gone> {
-    reply.head(served_by(stream.ticket())).await?;
+    reply.head(served_by(stream.ticket()), stream.ticket().egress().text()).await?;
     let cut = loop {
         let step = tokio::select! {
             biased;

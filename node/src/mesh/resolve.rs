@@ -8,12 +8,13 @@ use shoal_proto::InferRequest;
 use shoal_routing::{Offer, Route, UpstreamId};
 
 use crate::cloud::Clouds;
+use crate::cloud::metered::Metered;
 use crate::device::mesh::unopened;
 use crate::pipeline::Resolve;
 use crate::upstream::tunnel::{Opener, Tunnel};
 use crate::upstream::{BoxUpstream, UpstreamError};
 
-/// Resolves offers of this node's own engines and providers, linked devices and other routers' devices.
+/// Resolves offers of this node's own engines and providers, linked devices, and what other routers reach.
 pub struct MeshResolver {
     me: Arc<str>,
     own: BoxUpstream,
@@ -32,7 +33,7 @@ impl Resolve for MeshResolver {
     fn resolve(&self, offer: &Offer, route: &Route) -> Option<BoxUpstream> {
         let device = match &offer.upstream {
             UpstreamId::Device(device) => device,
-            UpstreamId::Provider(_) => return self.clouds.upstream(offer),
+            UpstreamId::Provider(provider) => return self.provider(offer, provider, route),
             UpstreamId::Peer(_) => return None,
         };
         let peer = match route {
@@ -41,6 +42,19 @@ impl Resolve for MeshResolver {
             Route::Via(node) => Peer { role: Role::Router, id: node.parse().ok()? },
         };
         Some(BoxUpstream::new(Tunnel::new(Streams(self.mesh.clone()), peer, offer.name.to_string())))
+    }
+}
+
+impl MeshResolver {
+    /// A provider is called here, where its key is, or by the router that has it.
+    fn provider(&self, offer: &Offer, provider: &Arc<str>, route: &Route) -> Option<BoxUpstream> {
+        let node = match route {
+            Route::Direct => return self.clouds.upstream(offer),
+            Route::Via(node) => node,
+        };
+        let peer = Peer { role: Role::Router, id: node.parse().ok()? };
+        let tunnel = Tunnel::to_provider(Streams(self.mesh.clone()), peer, provider.clone());
+        Some(BoxUpstream::new(Metered::forwarded(tunnel, offer.price.unwrap_or_default())))
     }
 }
 

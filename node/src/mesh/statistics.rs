@@ -240,6 +240,7 @@ mod tests {
             id: id(*n),
             info: NodeInfo::default(),
             devices: BTreeMap::new(),
+            providers: BTreeMap::new(),
             stats: Some(ArmSummaries { arms: Vec::new(), generation: *generation, version: *version }),
             alive: true,
             last_seen: Instant::now(),

@@ -1,5 +1,6 @@
 //! The attempts of one request: one candidate after the other, until one gets to its commit point.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{MAX_ATTEMPTS, Route, UpstreamId};
@@ -100,8 +101,9 @@ impl<'a> Attempts<'a> {
                 deadline: self.origin.deadline,
                 data_class: self.parsed.shape.travels_as(),
                 hop: self.origin.hop,
+                meshes: self.parsed.shape.meshes,
                 attempts_left: left,
-                device: matches!(choice.route, Route::Via(_)).then(|| choice.offer.upstream.name().clone()),
+                device: device(&choice),
                 egress: ticket.egress().clone(),
                 payer: pipeline.payer(&choice.offer, self.origin),
             };
@@ -131,6 +133,14 @@ impl<'a> Attempts<'a> {
             }
         }
         Err(last.map_or_else(all_went_away, |failure| failure.error))
+    }
+}
+
+/// Returns the device that another router shall use; a provider is named by the model alone.
+fn device(choice: &Choice) -> Option<Arc<str>> {
+    match (&choice.offer.upstream, &choice.route) {
+        (UpstreamId::Device(device), Route::Via(_)) => Some(device.clone()),
+        (UpstreamId::Device(_) | UpstreamId::Peer(_) | UpstreamId::Provider(_), _) => None,
     }
 }
 

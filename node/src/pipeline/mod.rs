@@ -164,7 +164,7 @@ impl Pipeline {
         Self { purses: Some(purses), ..self }
     }
 
-    /// Tells whether this node has a provider of that name.
+    /// Tells whether this node, or one that it has heard of lately, has a provider of that name.
     pub fn is_provider(&self, name: &str) -> bool {
         self.inventory.load().providers.contains(name)
     }
@@ -349,7 +349,7 @@ pub fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
     let (status, retry) = match no {
         NoRoute::UnknownModel { .. } => (404, false),
         NoRoute::ContextTooLong { .. } | NoRoute::Unsupported { .. } => (400, false),
-        NoRoute::NoDevice { .. } | NoRoute::NoLocalCapacity => (503, true),
+        NoRoute::NoDevice { .. } | NoRoute::ProviderAway { .. } | NoRoute::NoLocalCapacity => (503, true),
         NoRoute::PolicyBlocked { .. } => (403, false),
         NoRoute::KeyBudget => (429, false),
     };

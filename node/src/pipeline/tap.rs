@@ -18,6 +18,25 @@ pub struct Usage {
     pub prompt_tokens: u64,
     /// Tokens of the answer.
     pub completion_tokens: u64,
+    /// More on the prompt, where the upstream tells it.
+    #[serde(rename = "prompt_tokens_details")]
+    pub prompt_details: Option<PromptDetails>,
+}
+
+/// What an upstream tells of a prompt's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct PromptDetails {
+    /// Of them, those that were written into a cache.
+    pub cache_write_tokens: u64,
+}
+
+impl Usage {
+    /// Tokens of the prompt to pay for: those written into a cache count twice, as much as the dearest cache charges.
+    pub fn billed_prompt_tokens(&self) -> u64 {
+        let written = self.prompt_details.map_or(0, |details| details.cache_write_tokens);
+        self.prompt_tokens.saturating_add(written)
+    }
 }
 
 /// What one payload of a stream is.
@@ -262,6 +281,11 @@ mod tests {
         tap.inspect(br#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#);
         tap.inspect(br#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#);
         assert_eq!(tap.finish_reason.as_deref(), Some("length"));
-        assert_eq!(tap.usage, Some(Usage { prompt_tokens: 3, completion_tokens: 4 }));
+        let usage = Usage { prompt_tokens: 3, completion_tokens: 4, prompt_details: None };
+        assert_eq!(tap.usage, Some(usage));
+        tap.inspect(
+            br#"{"choices":[],"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cache_write_tokens":2}}}"#,
+        );
+        assert_eq!(tap.usage.unwrap().billed_prompt_tokens(), 5);
     }
 }

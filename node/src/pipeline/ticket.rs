@@ -341,7 +341,7 @@ impl Ticket {
         self.record.egress = self.egress.text();
         if let Some(usage) = tap.usage {
             if let Some(price) = self.price {
-                let cost = price.cost(tokens(usage.prompt_tokens), tokens(usage.completion_tokens));
+                let cost = price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens));
                 self.record.cost_usd = Some(self.rejected_usd + cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;

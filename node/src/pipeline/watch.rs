@@ -259,6 +259,7 @@ mod tests {
             max_output: None,
             answers: 1,
             confidence_threshold: None,
+            meshes: 0,
             chooses: true,
         }
     }

@@ -83,6 +83,8 @@ pub struct UpstreamRequest {
     pub data_class: DataClass,
     /// How many routers have forwarded it.
     pub hop: u32,
+    /// How many meshes it came through before this one.
+    pub meshes: u32,
     /// Attempts that may still be made, this one included.
     pub attempts_left: u32,
     /// Device that must serve, by id.

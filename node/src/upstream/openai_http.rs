@@ -21,15 +21,19 @@ use tokio::time::Instant;
 
 use super::sse::{self, Decoder, Framing, Item};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
+use calls::Calls;
 use failure::Context;
 
+mod calls;
 mod dialect;
 mod failure;
 mod scan;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use dialect::{Dialect, Line, Malformed, OpenAi, post, secret};
+#[cfg(test)]
+pub(crate) use dialect::testing_settings;
+pub(crate) use dialect::{Dialect, HOPS, Line, Malformed, OpenAi, bearer, post, secret};
 
 /// Largest answer that is not streamed.
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
@@ -236,6 +240,7 @@ impl Exchange {
             return Err(error);
         }
         let body = self.dialect.whole(body).map_err(|what| self.context().malformed(what))?;
+        let body = Calls::mend_whole(body, &self.request.id);
         let events = stream::iter([Ok(Event::Chunk(body)), Ok(Event::End { complete: true })]);
         Ok(UpstreamResponse { served_by: self.served_by(), events: events.boxed() })
     }
@@ -258,6 +263,7 @@ struct Reading {
     decoder: Decoder,
     /// Chunks made of a payload that were not delivered yet.
     ready: VecDeque<Bytes>,
+    calls: Calls,
     phase: Phase,
     payloads: u32,
     finished: bool,
@@ -271,6 +277,7 @@ impl Reading {
             exchange,
             response,
             ready: VecDeque::new(),
+            calls: Calls::default(),
             phase: Phase::Open,
             payloads: 0,
             finished: false,
@@ -319,7 +326,7 @@ impl Reading {
             if let Some(chunk) = self.ready.pop_front() {
                 self.payloads = self.payloads.saturating_add(1);
                 self.finished |= scan::has_finish_reason(&chunk);
-                return Ok(Event::Chunk(chunk));
+                return Ok(Event::Chunk(self.calls.mend(chunk, &self.exchange.request.id)));
             }
             let item = self.decoder.next_item().map_err(|error: sse::Error| {
                 UpstreamError::retryable(502, "upstream_error", format!("{}: {error}", self.name()))

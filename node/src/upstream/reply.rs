@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shoal_proto::infer_frame::Kind;
-use shoal_proto::{InferEnd, InferFrame, InferHead};
+use shoal_proto::{InferEnd, InferError, InferFrame, InferHead};
 
 use super::wire::error_to_wire;
 use super::{ServedBy, UpstreamError};
@@ -48,10 +48,10 @@ impl<R: Respond> Reply<R> {
         self.0.cancelled().await;
     }
 
-    /// Says who answers.
-    pub async fn head(&mut self, by: ServedBy) -> Result<(), Gone> {
+    /// Says who answers, and where the request left the mesh to, as an [`EgressMark`](crate::egress::EgressMark) tells it.
+    pub async fn head(&mut self, by: ServedBy, egress: String) -> Result<(), Gone> {
         let ServedBy { upstream, upstream_id, model } = by;
-        self.send(Kind::Head(InferHead { upstream, upstream_id, model })).await
+        self.send(Kind::Head(InferHead { upstream, upstream_id, model, egress })).await
     }
 
     /// Sends one payload of a stream, uncut.
@@ -80,9 +80,14 @@ impl<R: Respond> Reply<R> {
         self.last(Kind::End(InferEnd { complete })).await
     }
 
-    /// Ends the answer with an error.
+    /// Ends the answer with an error of a request that never left the mesh.
     pub async fn fail(self, error: &UpstreamError) -> Result<(), Gone> {
-        self.last(Kind::Error(error_to_wire(error))).await
+        self.fail_after(error, String::new()).await
+    }
+
+    /// Ends the answer with an error; `egress` as for [`head`](Self::head).
+    pub async fn fail_after(self, error: &UpstreamError, egress: String) -> Result<(), Gone> {
+        self.last(Kind::Error(InferError { egress, ..error_to_wire(error) })).await
     }
 
     async fn last(mut self, kind: Kind) -> Result<(), Gone> {

@@ -5,6 +5,7 @@
 //! cut and says so. Dropping the future or the events drops the stream, which the far end sees as a cancel.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 use super::wire::{error_from_wire, to_wire};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
+use crate::egress::EgressMark;
 
 /// Longest silence of the far end. It watches its engine itself, phase by phase, and reports what it sees; this
 /// bound is above all of its own and only meets a process that hangs while its connection lives.
@@ -51,12 +53,20 @@ pub struct Tunnel<O> {
     opener: O,
     to: Peer,
     name: String,
+    provider: Option<Arc<str>>,
 }
 
 impl<O: Opener> Tunnel<O> {
     /// Makes the upstream; `name` is how people know the far end. Nothing is opened yet.
     pub fn new(opener: O, to: Peer, name: impl Into<String>) -> Self {
-        Self { opener, to, name: name.into() }
+        Self { opener, to, name: name.into(), provider: None }
+    }
+
+    /// Makes the upstream of a provider that the far end has the key for. A request that is lost on the way there counts
+    /// as sent to it, since nobody can say that it was not.
+    pub fn to_provider(opener: O, to: Peer, provider: Arc<str>) -> Self {
+        let name = format!("the node that has the key for '{provider}'");
+        Self { opener, to, name, provider: Some(provider) }
     }
 }
 
@@ -70,13 +80,34 @@ impl<O: Opener> tower::Service<UpstreamRequest> for Tunnel<O> {
     }
 
     fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
-        let Self { opener, to, name } = self.clone();
+        let Self { opener, to, name, provider } = self.clone();
         Box::pin(async move {
             let deadline = request.deadline;
             let opened = opener.open(to, to_wire(&request));
             let frames = bounded(deadline, &name, opened).await??;
-            Answer { frames, deadline, name, over: false }.begin().await
+            let lost = LostOnTheWay { egress: request.egress.clone(), provider };
+            Answer { frames, deadline, name, over: false }.begin(&request.egress, lost).await
         })
+    }
+}
+
+/// Marks the request as sent to the provider unless the far end said what became of it, also if the asker goes away.
+struct LostOnTheWay {
+    egress: EgressMark,
+    provider: Option<Arc<str>>,
+}
+
+impl LostOnTheWay {
+    fn found(mut self) {
+        self.provider = None;
+    }
+}
+
+impl Drop for LostOnTheWay {
+    fn drop(&mut self) {
+        if let Some(provider) = self.provider.take() {
+            self.egress.handed_to(&provider);
+        }
     }
 }
 
@@ -106,12 +137,22 @@ struct Answer<F> {
 }
 
 impl<F: Frames> Answer<F> {
-    async fn begin(mut self) -> Result<UpstreamResponse, UpstreamError> {
-        let served_by = match self.frame().await? {
-            Kind::Head(InferHead { upstream, upstream_id, model }) => {
+    async fn begin(
+        mut self,
+        egress: &EgressMark,
+        lost: LostOnTheWay,
+    ) -> Result<UpstreamResponse, UpstreamError> {
+        let first = self.frame().await?;
+        lost.found();
+        let served_by = match first {
+            Kind::Head(InferHead { upstream, upstream_id, model, egress: told }) => {
+                egress.told_by_peer(&told);
                 ServedBy { upstream, upstream_id, model }
             }
-            Kind::Error(error) => return Err(error_from_wire(error)),
+            Kind::Error(error) => {
+                egress.told_by_peer(&error.egress);
+                return Err(error_from_wire(error));
+            }
             Kind::Chunk(_) | Kind::End(_) => return Err(self.disorder()),
         };
         let events = stream::unfold(self, |mut answer| async move {
@@ -158,5 +199,56 @@ impl<F: Frames> Answer<F> {
             "upstream_error",
             format!("{} does not keep to the protocol", self.name),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use shoal_cluster::ids::{NodeId, Role};
+    use shoal_proto::InferError;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::device::testing::chat;
+
+    /// Frames that a far end sends; an empty list is a stream that breaks, `None` one that cannot be opened.
+    #[derive(Clone)]
+    struct Script(Option<Vec<Kind>>);
+
+    impl Opener for Script {
+        type Frames = VecDeque<Kind>;
+
+        async fn open(&self, _: Peer, _: InferRequest) -> Result<VecDeque<Kind>, UpstreamError> {
+            let unopened = || UpstreamError::retryable(502, "upstream_error", "no way");
+            self.0.clone().map(Into::into).ok_or_else(unopened)
+        }
+    }
+
+    impl Frames for VecDeque<Kind> {
+        async fn next(&mut self) -> Result<Option<InferFrame>, Interrupted> {
+            let kind = self.pop_front().ok_or_else(|| Interrupted("broken".into()))?;
+            Ok(Some(InferFrame { kind: Some(kind) }))
+        }
+    }
+
+    async fn egress_of(frames: Option<Vec<Kind>>) -> String {
+        let to = Peer { role: Role::Router, id: NodeId::from_spki(b"owner") };
+        let request = chat(false);
+        let mark = request.egress.clone();
+        let _: Result<_, _> = Tunnel::to_provider(Script(frames), to, "openai".into()).oneshot(request).await;
+        mark.text()
+    }
+
+    #[tokio::test]
+    async fn where_a_request_went_is_what_the_owner_says_and_the_worst_if_it_says_nothing() {
+        let head = |egress: &str| Kind::Head(InferHead { egress: egress.into(), ..InferHead::default() });
+        let error = |egress: &str| Kind::Error(InferError { egress: egress.into(), ..InferError::default() });
+        assert_eq!(egress_of(Some(vec![head("openai")])).await, "openai");
+        assert_eq!(egress_of(Some(vec![error("openai")])).await, "openai");
+        assert_eq!(egress_of(Some(vec![error("none")])).await, "none", "an empty purse sends nothing");
+        assert_eq!(egress_of(Some(vec![])).await, "openai", "nobody can say that it was not sent");
+        assert_eq!(egress_of(None).await, "none", "it did not even leave this node");
     }
 }

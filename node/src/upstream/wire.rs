@@ -32,6 +32,7 @@ pub fn to_wire(request: &UpstreamRequest) -> InferRequest {
             .deadline
             .map_or(0, |deadline| u64::try_from(left(deadline)).unwrap_or(u64::MAX).max(1)),
         hop: request.hop,
+        meshes: request.meshes,
         data_class: match request.data_class {
             DataClass::Public => WireClass::Public,
             DataClass::Internal => WireClass::Internal,
@@ -66,6 +67,7 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
         stream: request.stream,
         deadline: (deadline_ms > 0).then(|| Instant::now() + Duration::from_millis(deadline_ms)),
         hop: request.hop,
+        meshes: request.meshes,
         attempts_left: request.attempts_left,
         device: (!request.device.is_empty()).then(|| Arc::from(request.device)),
     })
@@ -81,6 +83,7 @@ pub fn error_to_wire(error: &UpstreamError) -> InferError {
         retry_after_ms: error
             .retry_after
             .map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+        egress: String::new(),
     }
 }
 
@@ -132,6 +135,7 @@ mod tests {
             message: format!("\u{1b}{}", "x".repeat(10_000)),
             retryable: true,
             retry_after_ms: u64::MAX,
+            ..InferError::default()
         });
         assert_eq!((error.status, &*error.code, error.message.len()), (502, "upstream_error", MAX_MESSAGE));
         assert_eq!(error.retry_after, Some(MAX_RETRY_AFTER));

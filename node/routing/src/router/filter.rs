@@ -129,13 +129,17 @@ impl<'a> Filter<'a> {
         self.needs(offer).into_iter().all(|(needed, has, _)| !needed || has == Some(true))
     }
 
-    fn needs(&self, offer: &Offer) -> [(bool, Option<bool>, &'static str); 4] {
+    fn needs(&self, offer: &Offer) -> [(bool, Option<bool>, &'static str); 6] {
         let (needs, model) = (&self.request.needs, &offer.model);
         [
             (needs.tools, model.tools, "tools"),
             (needs.vision, model.vision, "images"),
             (needs.embeddings, model.embeddings, "embeddings"),
             (needs.logprobs, model.logprobs, "log probabilities"),
+            (needs.audio, model.audio, "sound"),
+            // Engines do not say it and most can, so only a known lack counts: a form for the answer is no reason to
+            // leave the devices for a provider that says it can.
+            (needs.schema && model.schema == Some(false), model.schema, "JSON schemas"),
         ]
     }
 

@@ -171,14 +171,18 @@ impl<P: Policy> Router<P> {
                     matches!(&offer.upstream, UpstreamId::Provider(id) if id == provider)
                         && is_providers_model(&offer.model.id, provider, model)
                 };
+                let name = || format!("{provider}/{model}");
+                if !registry.offers().iter().any(|offer| from_provider(&offer)) {
+                    // An engine may serve a model whose own name begins as a provider does: openai/gpt-oss-20b.
+                    return match registry.by_model(&name()) {
+                        [] => Err(NoRoute::unknown(&name(), request, registry)),
+                        _ => self.decide_named(ask, &name(), rng),
+                    };
+                }
                 let offers = registry.offers().iter().filter(from_provider);
-                named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| {
-                    let name = || format!("{provider}/{model}");
-                    if filter.has_seen() {
-                        no.about(&name())
-                    } else {
-                        NoRoute::unknown(&name(), request, registry)
-                    }
+                named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| match no {
+                    NoRoute::NoDevice { .. } => NoRoute::ProviderAway { provider: provider.clone() },
+                    other => other,
                 })
             }
         }

@@ -25,6 +25,14 @@ pub enum NoRoute {
         /// The model; `None` when any would have done.
         model: Option<String>,
     },
+    /// The nodes that have the provider's key cannot be reached.
+    #[error(
+        "No node that has the key for '{provider}' can be reached now. 'shoal nodes' shows which are away."
+    )]
+    ProviderAway {
+        /// Configured name of the provider.
+        provider: Arc<str>,
+    },
     /// Prompt and answer do not fit any candidate.
     #[error(
         "Prompt and requested answer take {tokens} tokens; the longest context that may serve this request \
@@ -69,6 +77,7 @@ impl NoRoute {
         match self {
             Self::UnknownModel { .. } => "model_not_found",
             Self::NoDevice { .. } => "no_device",
+            Self::ProviderAway { .. } => "provider_away",
             Self::ContextTooLong { .. } => "context_length_exceeded",
             Self::Unsupported { .. } => "unsupported",
             Self::NoLocalCapacity => "no_local_capacity",

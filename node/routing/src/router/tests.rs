@@ -484,3 +484,47 @@ fn a_spent_key_keeps_what_costs_nothing() {
         assert_eq!(decide(mesh(), &named).map(|_| ()), if fits { Ok(()) } else { Err(NoRoute::KeyBudget) });
     }
 }
+
+#[test]
+fn a_provider_whose_key_holders_are_away_is_told_as_such() {
+    let mut away = at_provider("openai", "openai/gpt-4o");
+    away.routes.clear();
+    let error = decide(vec![away.clone()], &request("openai/gpt-4o")).unwrap_err();
+    assert_eq!(error.code(), "provider_away");
+    assert!(error.to_string().contains("'openai'") && error.to_string().contains("shoal nodes"));
+    let mut restricted = request("openai/gpt-4o");
+    restricted.data_class = DataClass::Restricted;
+    assert_eq!(decide(vec![away], &restricted).unwrap_err().code(), "policy_blocked");
+}
+
+#[test]
+fn a_provider_elsewhere_is_asked_by_the_entry_router_only() {
+    let mut far = at_provider("openai", "openai/gpt-4o");
+    far.routes = vec![Route::Via("n2".into())];
+    let named = request("openai/gpt-4o");
+    assert_eq!(decide(vec![far.clone()], &named).unwrap().reason, RouteReason::PinnedProvider);
+    let forwarded = Request { hop: 1, ..named };
+    assert_eq!(decide(vec![far], &forwarded).unwrap_err().code(), "provider_away");
+}
+
+#[test]
+fn a_devices_model_may_be_named_like_a_providers() {
+    let mut offers = mesh();
+    offers.push(on_device("gpu", spec("openai/gpt-oss-20b")));
+    let decision = decide(offers, &request("openai/gpt-oss-20b")).unwrap();
+    assert_eq!((&*decision.model, decision.reason), ("openai/gpt-oss-20b", RouteReason::Named));
+}
+
+#[test]
+fn a_schema_is_no_reason_to_leave_the_devices_and_sound_needs_ears() {
+    let schema = Request { needs: Needs { schema: true, ..Needs::default() }, ..request("auto") };
+    let mut cloud = at_provider("openai", "openai/gpt-4o");
+    Arc::make_mut(&mut cloud.model).schema = Some(true);
+    let decision = decide(vec![on_device("a", spec("m")), cloud.clone()], &schema).unwrap();
+    assert_eq!(reachable(&decision).len(), 2, "who does not say is not left out");
+    let deaf = ModelSpec { schema: Some(false), audio: Some(false), ..spec("deaf") };
+    assert_eq!(decide(vec![on_device("a", deaf.clone())], &schema).unwrap_err().code(), "unsupported");
+    let sound = Request { needs: Needs { audio: true, ..Needs::default() }, ..request("deaf") };
+    let error = decide(vec![on_device("a", deaf)], &sound).unwrap_err();
+    assert_eq!(error.to_string(), "No model that may serve this request supports sound.");
+}

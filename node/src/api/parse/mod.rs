@@ -22,6 +22,7 @@ pub(super) use self::metadata::OUR_METADATA;
 use super::body::{Body, Edit};
 use super::error::ApiError;
 use crate::upstream::ApiPath;
+use crate::upstream::openai_http::HOPS;
 
 /// Fields that could redirect or corrupt an upstream; a client may never set them.
 const DENIED: &[&str] = &[
@@ -40,6 +41,9 @@ const JUDGED_TOP_LOGPROBS: u8 = 5;
 
 /// Headers in which the SDKs of OpenAI and Anthropic say how many seconds they wait.
 const TIME_LIMITS: [&str; 2] = ["x-stainless-timeout", "x-stainless-read-timeout"];
+
+/// Most meshes that a request may come through before this one.
+const MAX_MESHES: u32 = 3;
 
 /// Name under which LFO offered its choice of a model.
 const LFO_AUTO: &str = "lfo-auto";
@@ -94,6 +98,8 @@ pub struct Shape {
     pub confidence_threshold: Option<f64>,
     /// The model is ours to choose.
     pub chooses: bool,
+    /// How many meshes it came through before this one.
+    pub meshes: u32,
 }
 
 impl Parsed {
@@ -205,6 +211,7 @@ pub fn parse<'a>(
         answers: fields.answers,
         confidence_threshold: metadata.threshold,
         chooses: choice.is_auto(),
+        meshes: meshes(headers)?,
     };
     let request = Request {
         messages: messages.into_iter().map(|m| m.message).collect(),
@@ -293,6 +300,23 @@ fn data_class(metadata: &Metadata, headers: &HeaderMap, floor: Floor) -> Result<
         class = class.max(asked);
     }
     Ok(class)
+}
+
+/// Returns how many meshes a request came through.
+///
+/// # Errors
+/// 508 above [`MAX_MESHES`]: two routers that have each other as a provider would ask in a circle.
+fn meshes(headers: &HeaderMap) -> Result<u32, ApiError> {
+    let Some(value) = headers.get(HOPS) else { return Ok(0) };
+    let count: Option<u32> = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let count =
+        count.ok_or_else(|| ApiError::invalid(HOPS, format!("the header '{HOPS}' must be a number")))?;
+    if count > MAX_MESHES {
+        let message =
+            "the request came through too many routers; probably two of them are each other's provider";
+        return Err(ApiError::new(508, "too_many_hops", message));
+    }
+    Ok(count)
 }
 
 /// Returns how long the caller waits; what makes no sense as a time is no limit, since it only informs a guess.

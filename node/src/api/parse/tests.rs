@@ -252,3 +252,18 @@ fn in_lfos_manners_a_missing_model_and_its_own_name_mean_auto() {
     assert_eq!(read("lfo-auto".into(), false).unwrap().0, ModelChoice::Named("lfo-auto".into()));
     assert!(read(7.into(), true).is_err());
 }
+
+#[test]
+fn a_request_that_went_through_too_many_routers_goes_no_further() {
+    let body = Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#);
+    let came = |hops: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOPS, hops.parse().unwrap());
+        parse(ApiPath::ChatCompletions, &body, &headers, Floor::default(), NAMING)
+            .map(|(p, _)| p.shape.meshes)
+    };
+    assert_eq!(came("3").unwrap(), 3);
+    assert_eq!(came("4").unwrap_err().status, 508);
+    assert_eq!(came("many").unwrap_err().status, 400);
+    assert_eq!(chat(r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#).unwrap().shape.meshes, 0);
+}

@@ -239,7 +239,7 @@ mod tests {
         let provider = &config["provider"]["shoal"];
         assert_eq!(provider["options"]["baseURL"], "http://127.0.0.1:8080/v1");
         let models: Vec<&String> = provider["models"].as_object().unwrap().keys().collect();
-        assert_eq!(models, ["qwen \"3\"", "auto", "tiny", "auto:fast"]);
+        assert_eq!(models, ["qwen \"3\"", "auto", "tiny", "auto:fast"], "in the order of the mesh's list");
         assert_eq!(provider["models"]["tiny"]["limit"], json!({"context": 4096, "output": 1024}));
         assert_eq!(provider["models"]["auto"]["limit"]["context"], 65_536);
         assert_eq!(config["model"], "shoal/auto");

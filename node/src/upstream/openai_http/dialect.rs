@@ -66,9 +66,9 @@ pub(crate) struct OpenAi;
 impl Dialect for OpenAi {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
         let mut out = post(join(&settings.base, request.path.as_str()), request, request.body.clone());
-        if let Some(key) = &settings.key {
-            out.headers_mut().insert(header::AUTHORIZATION, secret("Bearer ", key)?);
-        }
+        bearer(&mut out, settings)?;
+        // The server may be a router itself, of this mesh even.
+        out.headers_mut().insert(HOPS, HeaderValue::from(request.meshes.saturating_add(1)));
         Ok(out)
     }
 
@@ -80,6 +80,20 @@ impl Dialect for OpenAi {
         out.push_back(payload);
         Ok(())
     }
+}
+
+/// Says to another router how many meshes a request came through, so that it goes round in no circle.
+pub(crate) const HOPS: &str = "x-shoal-hops";
+
+/// Puts the key where OpenAI looks for it.
+///
+/// # Errors
+/// The key holds characters that no header can carry.
+pub(crate) fn bearer(out: &mut Request, settings: &Settings) -> Result<(), UpstreamError> {
+    if let Some(key) = &settings.key {
+        out.headers_mut().insert(header::AUTHORIZATION, secret("Bearer ", key)?);
+    }
+    Ok(())
 }
 
 /// Builds a POST of JSON without a key. No header of a client is copied.
@@ -107,4 +121,16 @@ pub(crate) fn secret(prefix: &str, key: &SecretString) -> Result<HeaderValue, Up
     })?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Settings of a server at `base`, with a key.
+#[cfg(test)]
+pub(crate) fn testing_settings(base: &str) -> Settings {
+    Settings {
+        base: base.parse().unwrap(),
+        key: Some("sk-test".to_owned().into()),
+        name: "box".into(),
+        id: "box".into(),
+        timeouts: Default::default(),
+    }
 }

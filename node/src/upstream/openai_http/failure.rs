@@ -26,6 +26,21 @@ const QUOTE: usize = 24;
 /// Requests above this are not searched for quotes; the upstream's text is dropped instead.
 const MAX_SEARCHED_BODY: usize = 256 * 1024;
 
+/// Causes that stand for a status where none came along, as in an error inside a stream.
+const STATUS_OF_WORD: [(&str, u16); 8] = [
+    ("rate_limit", 429),
+    ("overloaded", 529),
+    ("authentication_error", 401),
+    ("permission_error", 403),
+    ("billing_error", 402),
+    ("not_found_error", 404),
+    ("request_too_large", 413),
+    ("timeout_error", 504),
+];
+
+/// How Anthropic begins to say that a prompt does not fit; its error has no word for it.
+const PROMPT_TOO_LONG: &str = "prompt is too long";
+
 /// What is needed to word an error about one exchange.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Context<'a> {
@@ -52,14 +67,17 @@ impl Context<'_> {
     pub(super) fn error_object(self, payload: &[u8]) -> Option<UpstreamError> {
         let value: Value = serde_json::from_slice(payload).ok()?;
         let error = value.get("error").filter(|error| !error.is_null())?;
-        let has_content = value.get("choices").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
-        if has_content {
+        // OpenRouter ends a stream by a choice that says so, beside the error.
+        let says_something = |choice: &Value| choice["finish_reason"] != "error";
+        let choices = value.get("choices").and_then(Value::as_array);
+        if choices.is_some_and(|list| list.iter().any(says_something)) {
             return None;
         }
         let number = |key: &str| error.get(key).or_else(|| value.get(key)).and_then(status_number);
         let status = number("code").or_else(|| number("status")).unwrap_or_else(|| {
-            let rate = words(error).is_some_and(|words| words.contains("rate_limit"));
-            if rate { 429 } else { 502 }
+            let words = words(error).unwrap_or_default();
+            let known = STATUS_OF_WORD.iter().find(|(word, _)| words.contains(word));
+            known.map_or(502, |(_, status)| *status)
         });
         Some(self.classify(status, Some(&value)))
     }
@@ -138,14 +156,18 @@ impl Context<'_> {
             409 | 425 => retryable(503, "overloaded", with("cannot take the request now")),
             429 => retryable(429, "rate_limit_exceeded", with("asks for fewer requests")),
             503 | 529 => retryable(503, "overloaded", with("is overloaded")),
+            // Another router, which found that the request goes in a circle: no other way out of it is better.
+            508 => UpstreamError::new(508, "too_many_hops", with("refused the request")),
             400..=499 => {
-                let long =
-                    body.and_then(|body| words(body.get("error").unwrap_or(body))).is_some_and(|words| {
-                        ["context_length", "exceed_context", "context_size"]
-                            .iter()
-                            .any(|word| words.contains(word))
-                    });
-                let code = if long { "context_length_exceeded" } else { "invalid_request_error" };
+                let has = |word: &&str| reasons.contains(*word);
+                let long = ["context_length", "exceed_context", "context_size"].iter().any(has)
+                    || said.as_ref().is_some_and(|text| text.contains(PROMPT_TOO_LONG));
+                let code = match long {
+                    true => "context_length_exceeded",
+                    // The words of Azure's filter in front of its models.
+                    false if has(&"content_filter") => "content_filter",
+                    false => "invalid_request_error",
+                };
                 UpstreamError::new(status, code, with("refused the request"))
             }
             _ => retryable(502, "upstream_error", with(&format!("failed with status {status}"))),
@@ -299,6 +321,7 @@ mod tests {
         check(501, 502, "upstream_error", true);
         check(503, 503, "overloaded", true);
         check(504, 504, "upstream_timeout", true);
+        check(508, 508, "too_many_hops", false);
         check(307, 502, "upstream_error", true);
     }
 
@@ -325,6 +348,7 @@ mod tests {
         for body in [
             r#"{"error":{"message":"too long","code":"context_length_exceeded"}}"#,
             r#"{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}"#,
+            r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9 tokens > 8 maximum"}}"#,
         ] {
             let error = map(400, body);
             assert_eq!(
@@ -332,6 +356,15 @@ mod tests {
                 (400, "context_length_exceeded", false)
             );
         }
+    }
+
+    #[test]
+    fn a_filter_in_front_of_a_model_has_its_own_code() {
+        let error = map(
+            400,
+            r#"{"error":{"code":"content_filter","status":400,"message":"The response was filtered"}}"#,
+        );
+        assert_eq!((error.status, &*error.code, error.retryable), (400, "content_filter", false));
     }
 
     #[test]
@@ -348,6 +381,11 @@ mod tests {
         assert!(find(r#"{"error":null,"choices":[]}"#).is_none());
         assert!(find(r#"{"choices":[{"delta":{"content":"an \"error\" here"}}]}"#).is_none());
         assert!(find("not json").is_none());
+        let overloaded = r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#;
+        assert_eq!(find(overloaded).unwrap().code, "overloaded");
+        let disconnected = r#"{"id":"gen-1","error":{"code":"server_error","message":"Provider disconnected"},
+            "choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}"#;
+        assert_eq!(find(disconnected).unwrap().status, 502);
     }
 
     #[test]

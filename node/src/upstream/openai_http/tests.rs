@@ -211,8 +211,16 @@ async fn the_request_is_built_anew_with_our_key() {
     assert_eq!(head.headers["x-request-id"], "req_test_1");
     let mut names: Vec<_> = head.headers.keys().map(|name| name.as_str()).collect();
     names.sort_unstable();
-    let expected =
-        ["accept", "authorization", "content-length", "content-type", "host", "user-agent", "x-request-id"];
+    let expected = [
+        "accept",
+        "authorization",
+        "content-length",
+        "content-type",
+        "host",
+        "user-agent",
+        "x-request-id",
+        "x-shoal-hops",
+    ];
     assert_eq!(names, expected);
 }
 

@@ -1,30 +1,48 @@
 //! OpenAI and its compatibles: the body passes as it is, but for the names that differ.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use reqwest::{Request, Url};
 
+use super::Model;
 use super::thoughts::without_thoughts;
 use crate::api::body::{Body, Edit};
-use crate::upstream::openai_http::{self, Malformed, OpenAi, Settings};
+use crate::upstream::openai_http::{self, HOPS, Malformed, OpenAi, Settings};
 use crate::upstream::{UpstreamError, UpstreamRequest};
 
 /// The one server that refuses `max_tokens` for its newer models; compatibles know little else.
 const OPENAI_HOST: &str = "api.openai.com";
+/// Wants to know which application asks, and is asked for usage in words of its own.
+const OPENROUTER_HOST: &str = "openrouter.ai";
+/// The application that OpenRouter is told of: this program, whoever uses it.
+const APPLICATION: [(&str, HeaderValue); 2] = [
+    ("http-referer", HeaderValue::from_static(env!("CARGO_PKG_REPOSITORY"))),
+    ("x-title", HeaderValue::from_static("Shoal")),
+];
+/// Settings of the dice, which reasoning models refuse to be given.
+pub(super) const SAMPLING: [&str; 4] = ["temperature", "top_p", "presence_penalty", "frequency_penalty"];
 
 /// OpenAI's dialect for one model of a provider.
 #[derive(Debug)]
 pub(super) struct Dialect {
-    /// The provider's own name for the model.
-    pub(super) model: Arc<str>,
+    pub(super) model: Model,
 }
 
 impl openai_http::Dialect for Dialect {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
         let body = adapt(&request.body, &self.model, &settings.base)?;
-        OpenAi.outgoing(settings, &UpstreamRequest { body, ..request.clone() })
+        let mut out = OpenAi.outgoing(settings, &UpstreamRequest { body, ..request.clone() })?;
+        let host = settings.base.host_str();
+        if host == Some(OPENROUTER_HOST) {
+            let application = APPLICATION.map(|(name, value)| (HeaderName::from_static(name), value));
+            out.headers_mut().extend(application);
+        }
+        if matches!(host, Some(OPENAI_HOST | OPENROUTER_HOST)) {
+            out.headers_mut().remove(HOPS);
+        }
+        Ok(out)
     }
 
     fn whole(&mut self, body: Bytes) -> Result<Bytes, Malformed> {
@@ -36,29 +54,61 @@ impl openai_http::Dialect for Dialect {
     }
 }
 
-fn adapt(bytes: &Bytes, model: &str, base: &Url) -> Result<Bytes, UpstreamError> {
-    let bytes = &without_thoughts(bytes);
-    let body = Body::parse(bytes)
-        .map_err(|_| UpstreamError::new(400, "invalid_request_error", "the request is not a JSON object"))?;
-    let name = serde_json::to_string(model).expect("a string serialises");
+fn adapt(bytes: &Bytes, model: &Model, base: &Url) -> Result<Bytes, UpstreamError> {
+    let body = without_thoughts(bytes);
+    let body = parse(&body)?;
+    let mut edits = named(&body, model);
+    match base.host_str() {
+        Some(OPENAI_HOST) => renamed_limit(&body, &mut edits),
+        Some(OPENROUTER_HOST) => edits.push(("usage", Edit::Set("{\"include\":true}".into()))),
+        _ => {}
+    }
+    Ok(body.rebuild(&edits))
+}
+
+/// Parses a request's body.
+///
+/// # Errors
+/// It is no JSON object.
+pub(super) fn parse(bytes: &Bytes) -> Result<Body<'_>, UpstreamError> {
+    Body::parse(bytes)
+        .map_err(|_| UpstreamError::new(400, "invalid_request_error", "the request is not a JSON object"))
+}
+
+/// Sets the provider's own name for the model, and takes away what the model refuses.
+pub(super) fn named(body: &Body<'_>, model: &Model) -> Vec<(&'static str, Edit)> {
+    let name = serde_json::to_string(&*model.name).expect("a string serialises");
     let mut edits = vec![("model", Edit::Set(name))];
-    if base.host_str() == Some(OPENAI_HOST)
-        && let Some(limit) = body.raw("max_tokens")
-    {
+    if !model.traits.sampling {
+        edits.extend(SAMPLING.into_iter().filter(|name| body.raw(name).is_some()).map(|n| (n, Edit::Remove)));
+    }
+    edits
+}
+
+/// Gives the limit of the answer its newer name.
+pub(super) fn renamed_limit(body: &Body<'_>, edits: &mut Vec<(&'static str, Edit)>) {
+    if let Some(limit) = body.raw("max_tokens") {
         edits.push(("max_tokens", Edit::Remove));
         if body.raw("max_completion_tokens").is_none() {
             edits.push(("max_completion_tokens", Edit::Set(limit.get().to_owned())));
         }
     }
-    Ok(body.rebuild(&edits))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::testing::chat;
+    use crate::upstream::openai_http::Dialect as _;
+    use crate::upstream::provider::Traits;
+
+    fn model(sampling: bool) -> Model {
+        Model { name: "gpt-x".into(), traits: Traits { sampling, ..Traits::default() } }
+    }
 
     fn adapted(body: &'static str, base: &str) -> String {
-        let bytes = adapt(&Bytes::from_static(body.as_bytes()), "gpt-x", &base.parse().unwrap()).unwrap();
+        let bytes =
+            adapt(&Bytes::from_static(body.as_bytes()), &model(true), &base.parse().unwrap()).unwrap();
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
@@ -81,5 +131,32 @@ mod tests {
             adapted(r#"{"model":"m","max_tokens":3,"max_completion_tokens":2}"#, base),
             r#"{"model":"gpt-x","max_completion_tokens":2}"#
         );
+    }
+
+    #[test]
+    fn a_reasoning_model_is_not_given_what_it_refuses() {
+        let body = Bytes::from_static(br#"{"model":"m","temperature":0.2,"top_p":1,"seed":3}"#);
+        let out = adapt(&body, &model(false), &"http://box/v1".parse().unwrap()).unwrap();
+        assert_eq!(&out[..], br#"{"model":"gpt-x","seed":3}"#);
+    }
+
+    #[test]
+    fn openrouter_learns_the_programs_name_and_is_asked_for_usage() {
+        let sent = |base: &str| {
+            let settings = openai_http::testing_settings(base);
+            Dialect { model: model(true) }.outgoing(&settings, &chat(true)).unwrap()
+        };
+        let out = sent("https://openrouter.ai/api/v1");
+        assert_eq!(out.url().as_str(), "https://openrouter.ai/api/v1/chat/completions");
+        assert_eq!(
+            (&out.headers()["x-title"], &out.headers()["authorization"]),
+            (&"Shoal".parse().unwrap(), &"Bearer sk-test".parse().unwrap())
+        );
+        let body = out.body().unwrap().as_bytes().unwrap();
+        assert!(String::from_utf8_lossy(body).ends_with(r#""usage":{"include":true}}"#));
+        assert!(out.headers().get("x-shoal-hops").is_none(), "a vendor is no router that could loop");
+        let other = sent("http://127.0.0.1:4000/v1");
+        assert!(other.headers().get("x-title").is_none());
+        assert_eq!(other.headers()["x-shoal-hops"], "1");
     }
 }
