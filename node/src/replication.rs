@@ -102,6 +102,11 @@ fn push_offers(offers: &mut Vec<Offer>, device: &proto::DeviceInfo, routes: &[Ro
     }
 }
 
+/// Returns the requests that a device says it has, from all routers together.
+pub fn requests(device: &proto::DeviceInfo) -> u32 {
+    device.in_flight.min(MAX_SLOTS)
+}
+
 fn model_spec(model: &proto::ModelInfo) -> ModelSpec {
     let known = |text: &str| (!text.is_empty()).then(|| Arc::from(clean(text, NAME_LEN)));
     let mut spec = ModelSpec::new(clean(&model.id, NAME_LEN), clean(&model.engine, NAME_LEN));
