@@ -195,7 +195,7 @@ impl Router {
     pub(super) fn turn_at(&mut self, at: usize, now: Instant) -> Option<u64> {
         let (offer, line) = (&self.offers[at], &mut self.lines[at]);
         let sent = self.book.requests(&offer.upstream, now).saturating_sub(line.len() as u32);
-        (sent < offer.slots).then(|| line.next()).flatten()
+        (sent < offer.slots).then(|| line.call_next()).flatten()
     }
 
     /// Returns who has waited too long at a device.

@@ -140,7 +140,7 @@ impl Line {
     }
 
     /// Takes out whose turn it is.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn call_next(&mut self) -> Option<u64> {
         let first = self.waiting.iter().min_by(|a, b| {
             let (a, b) = (self.order(a), self.order(b));
             a.partial_cmp(&b).unwrap_or(std::cmp::Ordering::Equal)
@@ -232,7 +232,7 @@ mod tests {
     /// Serves all that wait and returns the names by which they entered.
     fn served(line: &mut Line, names: &[(u64, &'static str)]) -> String {
         let name = |id: u64| names.iter().find(|(known, _)| *known == id).map_or("?", |(_, name)| name);
-        std::iter::from_fn(|| line.next()).map(name).collect()
+        std::iter::from_fn(|| line.call_next()).map(name).collect()
     }
 
     fn enter(line: &mut Line, asking: Asking, name: &'static str) -> (u64, &'static str) {
@@ -278,12 +278,10 @@ mod tests {
         let (mut line, now) = (Line::default(), start());
         let hurried = Asking { deadline: Some(now + Duration::from_millis(900)), ..asking("k", 1.0) };
         assert_eq!(line.enter(hurried, HOST, now), Err(Shed { retry_after: Duration::from_secs(1) }));
-        let slow = Host { every_ms: 16_000.0, ..HOST };
-        assert!(line.enter(asking("k", 1.0), slow, now).is_ok());
-        assert_eq!(
-            line.enter(asking("k", 1.0), slow, now),
-            Err(Shed { retry_after: Duration::from_secs(32) })
-        );
+        let after = |s: u32| Host { wait_ms: f64::from(s) * 1e3, ..HOST };
+        assert!(line.enter(asking("k", 1.0), after(16), now).is_ok());
+        let too_long = line.enter(asking("k", 1.0), after(32), now);
+        assert_eq!(too_long, Err(Shed { retry_after: Duration::from_secs(32) }));
         assert_eq!(line.expire(now + Duration::from_secs(29)), []);
         assert_eq!(line.expire(now + Duration::from_secs(30)), [0]);
         assert!(line.is_empty());
@@ -328,7 +326,7 @@ mod tests {
                         prop_assert_eq!(some.is_some_and(|id| line.leave(id)), some.is_some());
                     }
                     _ => {
-                        let next = line.next();
+                        let next = line.call_next();
                         prop_assert_eq!(next.is_some(), !held.is_empty());
                         if let Some(id) = next {
                             prop_assert!(held.remove(&id));
@@ -355,7 +353,7 @@ mod tests {
                 }
             }
             for _ in 0..rounds {
-                let key = of[&line.next().unwrap()];
+                let key = of[&line.call_next().unwrap()];
                 time[key] += f64::from(costs[key]);
                 let entered = line.enter(asking(keys[key], f64::from(costs[key])), host, now).unwrap();
                 of.insert(entered.id, key);

@@ -120,7 +120,7 @@ impl Gate {
         }
         let requests = self.loads.requests(upstream, Instant::now());
         while requests.saturating_sub(queue.line.len() as u32) < queue.slots {
-            let Some(next) = queue.line.next() else { break };
+            let Some(next) = queue.line.call_next() else { break };
             // One that is gone takes no slot: its count is taken back by its own guard, which calls here again.
             if let Some(turn) = queue.turns.remove(&next) {
                 let _ = turn.send(Ok(()));
