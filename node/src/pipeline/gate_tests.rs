@@ -91,14 +91,11 @@ async fn a_device_with_one_slot_is_asked_for_one_answer_at_a_time() {
     let mut second = Box::pin(scene.pipeline.run(scene.chat(ASK).unwrap()));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
     assert_eq!((scene.tried().len(), scene.working()), (1, 1));
-    let (first, second) = tokio::join!(first, async {
-        let answer = second.await;
-        assert_eq!(scene.tried().len(), 2);
-        answer
-    });
-    for answer in [first, second] {
-        let Ok(Running::Whole(whole)) = answer else { panic!("an answer") };
+    let complete = async |run: &mut (dyn Future<Output = Result<Running, Failed>> + Unpin)| {
+        let Ok(Running::Whole(whole)) = run.await else { panic!("an answer") };
         whole.complete();
-    }
+    };
+    tokio::join!(complete(&mut first), complete(&mut second));
+    assert_eq!(scene.tried().len(), 2);
     assert_eq!(scene.pipeline.sinks.totals.of("completed"), 2);
 }
