@@ -132,7 +132,7 @@ pub struct Offer {
     pub slots: u32,
     /// Requests that it said it runs, from all routers together.
     pub in_flight_reported: u32,
-    /// Requests that it said wait on it, from all routers together.
+    /// Requests that it said wait inside its engines, whoever sent them.
     pub queued_reported: u32,
     /// The model is in its memory; `None` = it does not say.
     pub resident: Option<bool>,
@@ -203,7 +203,11 @@ impl Offer {
 
     /// Returns the requests that it said it has, running or waiting, from all routers together.
     pub fn requests_reported(&self) -> u32 {
-        self.in_flight_reported.saturating_add(self.queued_reported)
+        match self.queued_reported {
+            0 => self.in_flight_reported,
+            // What waits in an engine is in part what was sent to the device; that all its slots are taken is sure.
+            queued => self.in_flight_reported.max(self.slots.saturating_add(queued)),
+        }
     }
 
     /// Returns the ways that a request which was already forwarded `hop` times may take, best first.
