@@ -49,7 +49,12 @@ pub struct Forecast {
 impl Forecast {
     /// Predicts `work` on a host; `None` when it was never measured.
     pub fn of(work: Work, offer: &Offer, load: &Load) -> Option<Self> {
-        let decode_ms = f64::from(work.output.0) * token_ms(offer, load);
+        let token_ms = token_ms(offer, load);
+        if token_ms.is_none() && load.in_flight > load.waiting {
+            // Its first answer is being written: how fast, nobody knows yet.
+            return None;
+        }
+        let decode_ms = f64::from(work.output.0) * token_ms.unwrap_or(0.0);
         let prefill_ms = match load.prefill.filter(|_| work.prompt.0 > 0) {
             // Prompts that are being read share the processor with this one, or come before it.
             Some(line) => line.at(f64::from(work.prompt.0) + load.pending_tokens) + load.overdue_ms,
@@ -73,13 +78,13 @@ impl Forecast {
 }
 
 /// Time per token in the company that the request would have.
-fn token_ms(offer: &Offer, load: &Load) -> f64 {
+fn token_ms(offer: &Offer, load: &Load) -> Option<f64> {
     let others = match offer.slots {
         0 => load.in_flight,
         slots => load.in_flight.min(slots - 1),
     };
     let learnt = load.decode.map(|line| line.at(f64::from(others)));
-    learnt.or(load.ms_per_token).unwrap_or(0.0)
+    learnt.or(load.ms_per_token)
 }
 
 fn cold_load_ms(offer: &Offer) -> f64 {

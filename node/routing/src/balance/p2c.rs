@@ -33,6 +33,9 @@ const LEARNT_STALE_AFTER_S: f64 = 1_800.0;
 /// measured once.
 const HOPE: f64 = 0.9;
 
+/// The same while a first request finds out: it could be the slowest of all, and is used if the others are that full.
+const UNPROVEN: f64 = 8.0;
+
 /// Slots of a provider that named no bound: its queue is not ours to see.
 const UNBOUNDED_SLOTS: u32 = 64;
 
@@ -143,7 +146,10 @@ impl Balancer {
                     own * trust + (best * HOPE).min(own) * (1.0 - trust)
                 }
                 // Never measured: one request finds out, others wait for what it finds.
-                (None, Some(best)) => best * HOPE * f64::from(host.load.in_flight.saturating_add(1)),
+                (None, Some(best)) => match host.load.in_flight {
+                    0 => best * HOPE,
+                    asked => best * UNPROVEN * f64::from(asked),
+                },
                 (_, None) => host.pressure(),
             };
             host.cost = expected * condition::factor(host.offer, &host.load);
