@@ -130,7 +130,7 @@ impl Play<'_> {
             reports: BTreeMap::new(),
             next_id: 0,
         };
-        run.to_the_end();
+        run.play_out();
         run.played
     }
 }
@@ -147,7 +147,7 @@ enum Next {
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self) {
+    fn play_out(&mut self) {
         let (mut arrival, mut report_at, mut now) = (0, 0.0, 0.0);
         while arrival < self.requests.len()
             || !(self.attempts.is_empty() && self.tries.is_empty() && self.waiting.is_empty())
