@@ -5,6 +5,7 @@ use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, time::Du
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use shoal_loadtest::{
+    balance,
     cascade::{self, Cascade},
     replay,
     run::{self, Load},
@@ -41,6 +42,8 @@ enum Command {
 enum ReportCommand {
     /// Routing against its rivals on public outcomes: cost, latency, accuracy, leaks of restricted prompts.
     Table(TableArgs),
+    /// Balancing against perfect knowledge and rivals: traces of real traffic over six unequal devices, in virtual time.
+    Balance(BalanceArgs),
 }
 
 #[derive(Subcommand)]
@@ -148,6 +151,28 @@ struct TableArgs {
 }
 
 #[derive(Args)]
+struct BalanceArgs {
+    /// The folder of the traces.
+    #[arg(long, default_value = "data/traces")]
+    traces: PathBuf,
+    /// Seeds to play.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    seeds: u32,
+    /// The first seed: equal seeds print equal tables.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Requests of each run, from a part of the trace that the seed picks.
+    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(10..))]
+    requests: u32,
+    /// Shares of the devices' capacity that arrive on average.
+    #[arg(long = "load", value_delimiter = ',', default_value = "0.4,0.6,0.8", value_parser = capacity)]
+    loads: Vec<f64>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct DeviceArgs {
     /// Address to listen on; port 0 takes a free one. The first line of output names it.
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -217,6 +242,13 @@ fn not_negative(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "a number from 0 up".to_owned())
 }
 
+fn capacity(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|load| (0.01..=10.0).contains(load))
+        .ok_or_else(|| "a number from 0.01 to 10".to_owned())
+}
+
 fn share(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -231,6 +263,7 @@ async fn main() -> Result<ExitCode> {
         Command::Run(args) => load(args).await,
         Command::Replay(args) => replay_stream(args),
         Command::Report(ReportCommand::Table(args)) => report_table(args),
+        Command::Report(ReportCommand::Balance(args)) => report_balance(args),
         Command::Stub(StubCommand::Device(args) | StubCommand::Provider(args)) => device(args).await,
         Command::Cascade(args) => cascade(args),
     }
@@ -259,6 +292,19 @@ fn replay_stream(args: ReplayArgs) -> Result<ExitCode> {
 fn report_table(args: TableArgs) -> Result<ExitCode> {
     let table = table::play(&table::Options { data: args.data, splits: args.splits, seed: args.seed })?;
     let text = if args.json { format!("{:#}\n", table.json()) } else { table.to_string() };
+    std::io::stdout().write_all(text.as_bytes()).context("writing the table")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report_balance(args: BalanceArgs) -> Result<ExitCode> {
+    let report = balance::play(&balance::Options {
+        traces: args.traces,
+        seeds: args.seeds,
+        seed: args.seed,
+        requests: args.requests as usize,
+        loads: args.loads,
+    })?;
+    let text = if args.json { format!("{:#}\n", report.json()) } else { report.to_string() };
     std::io::stdout().write_all(text.as_bytes()).context("writing the table")?;
     Ok(ExitCode::SUCCESS)
 }

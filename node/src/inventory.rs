@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use shoal_cluster::ClusterView;
 use shoal_cluster::ids::NodeId;
 use shoal_cluster::keyspace::{Key, Value};
 use shoal_proto::{DeviceInfo, ProviderInfo};
-use shoal_routing::{Offer, Registry, UpstreamId};
+use shoal_routing::{LoadBook, Offer, Registry, UpstreamId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,7 @@ pub struct Service {
     published: BTreeMap<NodeId, DeviceInfo>,
     published_providers: BTreeMap<String, ProviderInfo>,
     snapshot: Snapshot,
+    loads: Option<Arc<LoadBook>>,
 }
 
 /// What the task does to the mesh.
@@ -93,8 +95,15 @@ impl Service {
             published: BTreeMap::new(),
             published_providers: BTreeMap::new(),
             snapshot: snapshot.clone(),
+            loads: None,
         };
         (service, snapshot)
+    }
+
+    /// Tells a book of loads what devices say they run, so that other routers' requests are counted.
+    #[must_use]
+    pub fn reporting_to(self, loads: Arc<LoadBook>) -> Self {
+        Self { loads: Some(loads), ..self }
     }
 
     /// Runs until shutdown. A mesh that stopped takes its devices with it; the own engines go on.
@@ -155,6 +164,18 @@ impl Service {
         let offered = registry.offers().iter().filter(is_provider);
         let providers = offered.map(|offer| offer.upstream.name().clone()).collect();
         self.publish_providers(replication::providers::to_publish(&clouds), mesh);
+        if let Some(loads) = &self.loads {
+            let far = view
+                .devices()
+                .into_iter()
+                .filter(|(id, _)| !direct.contains_key(*id))
+                .map(|(id, d)| (id, d.info));
+            for (id, info) in direct.iter().chain(far) {
+                let upstream = UpstreamId::Device(id.as_str().into());
+                let version = (info.generation, info.seq);
+                loads.report(&upstream, version, replication::requests(info), Instant::now());
+            }
+        }
         for (id, info) in &direct {
             if self.published.get(id) != Some(info) {
                 mesh.publish(Value::Device(info.clone()));

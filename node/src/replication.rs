@@ -11,7 +11,7 @@ use std::sync::Arc;
 use shoal_cluster::ClusterView;
 use shoal_cluster::ids::NodeId;
 use shoal_proto as proto;
-use shoal_routing::{ModelSpec, Offer, Registry, Route, Tokens, UpstreamId};
+use shoal_routing::{ModelSpec, Offer, Power, Registry, Route, Tokens, UpstreamId};
 
 use crate::cloud::Budget;
 use crate::store::KeyRecord;
@@ -92,14 +92,34 @@ fn other_routers<'a>(view: &'a ClusterView, device: &'a str) -> impl Iterator<It
 
 fn push_offers(offers: &mut Vec<Offer>, device: &proto::DeviceInfo, routes: &[Route]) {
     for model in device.models.iter().take(MAX_MODELS) {
-        let mut offer =
-            Offer::new(UpstreamId::Device(device.id.as_str().into()), Arc::new(model_spec(model)));
+        let mut offer = offer(device, model_spec(model));
         offer.name = clean(&device.name, NAME_LEN).into();
         offer.routes = routes.to_vec();
-        offer.slots = device.slots.clamp(1, MAX_SLOTS);
-        offer.in_flight_reported = device.in_flight.min(MAX_SLOTS);
+        offer.resident = model.resident;
         offers.push(offer);
     }
+}
+
+/// What a device says of itself, whatever the model.
+fn offer(device: &proto::DeviceInfo, model: ModelSpec) -> Offer {
+    let mut offer = Offer::new(UpstreamId::Device(device.id.as_str().into()), Arc::new(model));
+    offer.slots = device.slots.clamp(1, MAX_SLOTS);
+    offer.in_flight_reported = device.in_flight.min(MAX_SLOTS);
+    offer.queued_reported = device.queued.min(MAX_SLOTS);
+    offer.power = match (device.charging, device.battery_percent) {
+        (Some(true), _) => Power::Charging,
+        (_, Some(percent)) => Power::Battery(percent.min(100) as u8),
+        (Some(false), None) => Power::Mains,
+        (None, None) => Power::Unknown,
+    };
+    offer.throttled = device.throttled.unwrap_or(false);
+    offer.kv_use = device.kv_percent.map(|percent| percent.min(100) as f32 / 100.0);
+    offer
+}
+
+/// Returns the requests that a device says it has, from all routers together.
+pub fn requests(device: &proto::DeviceInfo) -> u32 {
+    offer(device, ModelSpec::new("", "")).requests_reported()
 }
 
 fn model_spec(model: &proto::ModelInfo) -> ModelSpec {
@@ -213,5 +233,20 @@ mod tests {
         let offer = &registry.offers()[0];
         assert_eq!(&*offer.model.id, "m[2J");
         assert_eq!((offer.name.len(), offer.slots), (NAME_LEN, MAX_SLOTS));
+    }
+
+    #[test]
+    fn what_a_device_says_of_its_load_and_condition_reaches_the_balancer() {
+        let mut phone = device(9, "m", 1);
+        (phone.in_flight, phone.queued, phone.kv_percent) = (1, 3, Some(400));
+        (phone.battery_percent, phone.throttled) = (Some(17), Some(true));
+        phone.models[0].resident = Some(false);
+        let registry = registry(std::iter::once(&phone), &view(vec![]), &[]);
+        let offer = &registry.offers()[0];
+        assert_eq!((offer.power, offer.throttled), (Power::Battery(17), true));
+        assert_eq!((offer.resident, offer.kv_use), (Some(false), Some(1.0)));
+        assert_eq!(requests(&phone), 5, "both slots are taken, and three wait");
+        phone.queued = 0;
+        assert_eq!(requests(&phone), 1);
     }
 }

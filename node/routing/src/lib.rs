@@ -19,6 +19,7 @@
 //! [`profile`], [`features`], [`registry`], [`rules`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`],
 //! [`router`], [`confidence`], [`calibration`], [`escalate`].
 
+pub mod admission;
 pub mod balance;
 pub mod bandit;
 pub mod breaker;
@@ -44,7 +45,8 @@ pub mod units;
 #[cfg(test)]
 mod testing;
 
-pub use balance::{Balancer, InFlight, Load, LoadBook, PeakEwma};
+pub use admission::{Asking, Entered, Line, MAX_WAIT, Priority, Shed};
+pub use balance::{Balancer, ConcurrencyLimit, Forecast, InFlight, Load, LoadBook, PeakEwma, Straight, Work};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
     Form, Grading, Judged, LengthBias, Level, Observations, Pack, Placed, Policy, Posterior, Proportion,
@@ -66,7 +68,7 @@ pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
 pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
-pub use registry::{ModelSpec, Offer, Registry, Route, Zone, edit_distance};
+pub use registry::{ModelSpec, Offer, Power, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{
     Considered, Decision, Fallback, NoRoute, Permitted, Planned, Removal, Removed, RouteReason, Router,

@@ -103,6 +103,20 @@ pub enum Zone {
     Provider,
 }
 
+/// What feeds a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Power {
+    /// It does not say.
+    #[default]
+    Unknown,
+    /// It has no battery, or a full one and a plug.
+    Mains,
+    /// It charges.
+    Charging,
+    /// Its battery, percent left.
+    Battery(u8),
+}
+
 /// One model on one upstream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Offer {
@@ -118,6 +132,16 @@ pub struct Offer {
     pub slots: u32,
     /// Requests that it said it runs, from all routers together.
     pub in_flight_reported: u32,
+    /// Requests that it said wait inside its engines, whoever sent them.
+    pub queued_reported: u32,
+    /// The model is in its memory; `None` = it does not say.
+    pub resident: Option<bool>,
+    /// What feeds it.
+    pub power: Power,
+    /// It slows itself down against heat.
+    pub throttled: bool,
+    /// Share of its cache of keys and values in use, 0 to 1.
+    pub kv_use: Option<f32>,
     /// It takes nothing new.
     pub draining: bool,
     /// What it charges; `None` = nothing.
@@ -136,6 +160,11 @@ impl Offer {
             routes: vec![Route::Direct],
             slots: 0,
             in_flight_reported: 0,
+            queued_reported: 0,
+            resident: None,
+            power: Power::Unknown,
+            throttled: false,
+            kv_use: None,
             draining: false,
             price: None,
             internal_ok: true,
@@ -172,6 +201,15 @@ impl Offer {
         !self.draining && !self.routes.is_empty()
     }
 
+    /// Returns the requests that it said it has, running or waiting, from all routers together.
+    pub fn requests_reported(&self) -> u32 {
+        match self.queued_reported {
+            0 => self.in_flight_reported,
+            // What waits in an engine is in part what was sent to the device; that all its slots are taken is sure.
+            queued => self.in_flight_reported.max(self.slots.saturating_add(queued)),
+        }
+    }
+
     /// Returns the ways that a request which was already forwarded `hop` times may take, best first.
     ///
     /// Only the entry router hands a request to another router; others use what they reach themselves.
@@ -190,6 +228,14 @@ impl Offer {
         // Direct sorts first: a way without another router is the best one.
         self.routes.sort();
         self.in_flight_reported = self.in_flight_reported.max(other.in_flight_reported);
+        self.queued_reported = self.queued_reported.max(other.queued_reported);
+        // The rest is one device's word, whoever passed it on: what one report lacks the other may have.
+        self.resident = self.resident.or(other.resident);
+        if self.power == Power::Unknown {
+            self.power = other.power;
+        }
+        self.throttled |= other.throttled;
+        self.kv_use = self.kv_use.or(other.kv_use);
         self.draining |= other.draining;
         self.internal_ok &= other.internal_ok;
     }

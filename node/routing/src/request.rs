@@ -74,6 +74,8 @@ pub struct Request<'a> {
     pub time_limit: Option<Duration>,
     /// What is left of the money that the caller's key may spend at providers; `None` = no bound of its own.
     pub budget_left: Option<MicroUsd>,
+    /// Hash of what all turns of its conversation share; hosts that served it may have it in their cache.
+    pub session: Option<u64>,
 }
 
 impl<'a> Request<'a> {
@@ -92,6 +94,7 @@ impl<'a> Request<'a> {
             max_local_tokens: None,
             time_limit: None,
             budget_left: None,
+            session: None,
         }
     }
 
@@ -114,6 +117,7 @@ impl<'a> Request<'a> {
             max_local_tokens: self.max_local_tokens,
             time_limit: self.time_limit,
             budget_left: self.budget_left,
+            session: self.session,
         }
     }
 

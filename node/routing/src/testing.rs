@@ -38,5 +38,6 @@ pub(crate) fn request(messages: Vec<Message<'_>>) -> Request<'_> {
         max_local_tokens: None,
         time_limit: None,
         budget_left: None,
+        session: None,
     }
 }

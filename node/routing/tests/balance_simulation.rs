@@ -96,7 +96,10 @@ fn the_slow_host_gets_little_and_the_failing_one_almost_nothing() {
             let (shares, _) = simulate(seed, arrivals_per_s, Duration::from_secs(1_800));
             assert!(shares[SLOW] < 0.05, "seed {seed}, {arrivals_per_s}/s: {shares:?}");
             assert!(shares[FAILING] < 0.02, "seed {seed}, {arrivals_per_s}/s: {shares:?}");
-            assert!(shares[..SLOW].iter().all(|share| *share > 0.05), "seed {seed}: {shares:?}");
+            if arrivals_per_s > 5.0 {
+                // More than the two quickest take: the others must help.
+                assert!(shares[..SLOW].iter().all(|share| *share > 0.05), "seed {seed}: {shares:?}");
+            }
         }
     }
 }

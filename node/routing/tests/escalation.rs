@@ -223,6 +223,7 @@ fn ends(choice: &str, mode: Mode, provider: bool, confidence: Confidence, thresh
         max_local_tokens: None,
         time_limit: None,
         budget_left: None,
+        session: None,
     };
     let (registry, posterior, loads) = (Registry::new(offers), Posterior::default(), LoadBook::default());
     let snapshot = Snapshot { registry: &registry, posterior: &posterior, loads: &loads };

@@ -230,6 +230,7 @@ fn arb_request() -> impl Strategy<Value = Request<'static>> {
         max_local_tokens: limit.map(Tokens),
         time_limit: None,
         budget_left: None,
+        session: None,
     })
 }
 

@@ -128,11 +128,12 @@ impl Started {
         )?);
         let (inventory_service, snapshot) =
             inventory::Service::new(me.clone(), own, link_events, mesh.view(), clouds.offers());
+        let loads = Arc::new(LoadBook::new(generation));
+        let inventory_service = inventory_service.reporting_to(loads.clone());
         let lfo_manners = config.lfo.is_some();
         let feedback_handle = feedback.clone();
         let sinks = Sinks { feedback, witness, history, live, totals: Arc::default(), lfo_manners };
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
-        let loads = Arc::new(LoadBook::new(generation));
         let pipeline = Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone())
             .with_rules(RuleBook::new(config.rules.clone(), keys.clone()))
             .with_purses(KeyPurses::new(keys.clone(), store.clone()));

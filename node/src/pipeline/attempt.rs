@@ -31,7 +31,12 @@ pub(super) struct Failure {
 impl Failure {
     /// True when the upstream asked for less traffic rather than broke.
     pub(super) fn is_throttle(&self) -> bool {
-        self.error.status == 429 || self.error.code == "overloaded"
+        self.error.status == 429 || self.is_full()
+    }
+
+    /// True when all its slots are taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.error.code == "overloaded"
     }
 
     /// Returns how long the upstream wants to be left alone.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_routing::{MAX_ATTEMPTS, Route, UpstreamId};
+use shoal_routing::{Asking, Balancer, MAX_ATTEMPTS, Priority, Route, UpstreamId};
 
 use super::attempt::{self, Begun, Failure, Patience};
 use super::candidates::{Candidates, Choice};
@@ -68,10 +68,21 @@ impl<'a> Attempts<'a> {
         ticket: &mut Ticket,
     ) -> Result<Answered, UpstreamError> {
         let pipeline = self.pipeline;
-        let expected = self.parsed.profile.expected_output;
+        let work = self.parsed.profile.work();
+        let balancer = Balancer::for_work(work).with_session(self.parsed.shape.session).that_waits();
         let mut last: Option<Failure> = None;
+        let mut full: Option<UpstreamError> = None;
         while self.are_left() {
-            let Some(choice) = candidates.next(&pipeline.loads, self.origin.hop, expected) else { break };
+            let Some(choice) = candidates.next(&pipeline.loads, self.origin.hop, balancer) else { break };
+            let guard = match pipeline.gate.pass(&choice.offer, work, self.asking()).await {
+                Ok(guard) => guard,
+                // Nothing was sent, so it is no attempt: another host may have room.
+                Err(error) => {
+                    log_attempt(ticket, &choice, &error.code);
+                    full = Some(error);
+                    continue;
+                }
+            };
             // Held for this attempt only: one that waits for the next permit must not keep another from it.
             let _permit = match &last {
                 None => None,
@@ -107,8 +118,6 @@ impl<'a> Attempts<'a> {
                 egress: ticket.egress().clone(),
                 payer: pipeline.payer(&choice.offer, self.origin),
             };
-            let guard =
-                pipeline.loads.started(&choice.offer.upstream, &choice.offer.model.id, Instant::now());
             match attempt::run(upstream, request, guard, self.patience, watch).await {
                 Ok(begun) => {
                     log_attempt(ticket, &choice, "ok");
@@ -121,8 +130,13 @@ impl<'a> Attempts<'a> {
                     tracing::debug!(upstream = %choice.offer.name, code = %failure.error.code, "attempt failed");
                     log_attempt(ticket, &choice, &failure.error.code);
                     if let Some(pause) = failure.pause() {
-                        let (upstream, model) = (&choice.offer.upstream, &choice.offer.model.id);
-                        pipeline.loads.penalise(upstream, model, Instant::now(), pause);
+                        let now = Instant::now();
+                        pipeline.loads.refused(&choice.offer, now);
+                        if failure.is_full() && choice.offer.slots > 0 {
+                            candidates.give_back(&choice);
+                        } else {
+                            pipeline.loads.pause(&choice.offer.upstream, now, pause);
+                        }
                     }
                     let goes_on = failure.error.retryable;
                     last = Some(failure);
@@ -132,7 +146,16 @@ impl<'a> Attempts<'a> {
                 }
             }
         }
-        Err(last.map_or_else(all_went_away, |failure| failure.error))
+        Err(last.map(|failure| failure.error).or(full).unwrap_or_else(all_went_away))
+    }
+
+    /// Who asks for a slot, and until when.
+    fn asking(&self) -> Asking {
+        let priority = if self.origin.purpose.is_client() { Priority::Client } else { Priority::Background };
+        let patience = tokio::time::Instant::now() + self.patience.first_byte;
+        let deadline = self.origin.deadline.map_or(patience, |deadline| deadline.min(patience));
+        let deadline = Some(deadline.into_std());
+        Asking { key: self.origin.key_id.clone(), priority, deadline, cost_ms: 0.0 }
     }
 }
 

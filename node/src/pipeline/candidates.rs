@@ -6,9 +6,7 @@ use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use shoal_routing::{
-    ArmId, Balancer, Decision, Fallback, LoadBook, Offer, Route, RouteReason, Tokens, UpstreamId,
-};
+use shoal_routing::{ArmId, Balancer, Decision, Fallback, LoadBook, Offer, Route, RouteReason, UpstreamId};
 
 /// Tries that a model gets before the next one of a rule's chain: another host once, of three attempts in all.
 const CHAINED: usize = 2;
@@ -61,8 +59,7 @@ impl Candidates {
     }
 
     /// Returns the next candidate; no way to a model on a host is tried twice.
-    pub(super) fn next(&mut self, loads: &LoadBook, hop: u32, expected_output: Tokens) -> Option<Choice> {
-        let balancer = Balancer::for_output(expected_output);
+    pub(super) fn next(&mut self, loads: &LoadBook, hop: u32, balancer: Balancer) -> Option<Choice> {
         let now = Instant::now();
         loop {
             let exhausted: Vec<UpstreamId> = self
@@ -100,6 +97,11 @@ impl Candidates {
             self.tries = 0;
             self.reason = RouteReason::Fallback;
         }
+    }
+
+    /// Lets a host be chosen again that had no room: it is known to be full now, and may be waited for.
+    pub(super) fn give_back(&mut self, choice: &Choice) {
+        self.tried.retain(|(offer, _)| !Arc::ptr_eq(offer, &choice.offer));
     }
 
     /// A way to the host that was not tried, around routers that failed if there is one.

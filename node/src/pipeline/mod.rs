@@ -16,6 +16,9 @@ mod delivery;
 pub(crate) mod exhibit;
 #[cfg(test)]
 mod gain_tests;
+mod gate;
+#[cfg(test)]
+mod gate_tests;
 pub mod purpose;
 mod ruled;
 #[cfg(test)]
@@ -42,6 +45,7 @@ use self::candidates::Candidates;
 use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
+use self::gate::Gate;
 pub use self::purpose::Purpose;
 pub use self::ruled::RuleBook;
 use self::ticket::{Sinks, Ticket};
@@ -123,6 +127,7 @@ pub struct Pipeline {
     pub purses: Option<KeyPurses>,
     router: Router,
     turns: Turns,
+    gate: Gate,
     retries: RetryBudget,
     slots: Arc<Semaphore>,
 }
@@ -141,6 +146,7 @@ impl Pipeline {
         Self {
             name: name.into(),
             inventory,
+            gate: Gate::new(loads.clone()),
             loads,
             sinks,
             resolver,

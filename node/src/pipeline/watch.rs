@@ -261,6 +261,7 @@ mod tests {
             confidence_threshold: None,
             meshes: 0,
             chooses: true,
+            session: None,
         }
     }
 

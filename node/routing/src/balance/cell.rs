@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::balance::concurrency::ConcurrencyLimit;
 use crate::balance::ewma::PeakEwma;
+use crate::balance::trend::Trend;
 use crate::breaker::{Admission, CircuitBreaker};
+use crate::units::Tokens;
 
 /// Time constant of the time to first token: some requests' worth on a phone.
 const TTFT_DECAY: Duration = Duration::from_secs(15);
@@ -14,9 +17,40 @@ const PER_TOKEN_DECAY: Duration = Duration::from_secs(30);
 /// First time that a host which failed attracts nothing; doubles with each further failure.
 const MIN_PENALTY: Duration = Duration::from_secs(1);
 
-/// Longest penalty of failures, and of a host that names a time itself.
+/// Longest penalty of failures.
 const MAX_PENALTY: Duration = Duration::from_secs(30);
-const MAX_NAMED_PENALTY: Duration = Duration::from_secs(120);
+
+/// Company on a host whose cost is told by samples that lie this far apart, squared, and what another request is
+/// taken to add to the time per token before that: batches are cheap, but not free.
+const COMPANY_SPREAD: f64 = 0.5;
+const COMPANY_COST: f64 = 0.1;
+
+/// Weight of one ending in the share of failures.
+const FAILING_WEIGHT: f64 = 0.1;
+
+/// Gaps between tokens below which an answer says little of the time per token.
+const MIN_GAPS: u32 = 4;
+
+/// What a request is expected to bring its host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expected {
+    /// Tokens of its prompt; 0 = not known.
+    pub(super) prompt: Tokens,
+    /// Time to its first token, queue and all, milliseconds; 0 = not known.
+    pub(super) first_ms: f64,
+}
+
+/// How a request's first token came about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start {
+    pub(super) at: Instant,
+    pub(super) expected: Expected,
+    /// Tokens to read before its first: its own prompt and those read beside it; `None` when the time also holds a
+    /// wait for a slot or a model, or the length is not known.
+    pub(super) read_tokens: Option<f64>,
+    /// Other requests on the host.
+    pub(super) others: u32,
+}
 
 /// State of one model on one host.
 #[derive(Debug)]
@@ -24,11 +58,21 @@ pub(super) struct Cell {
     /// Requests under way.
     pub(super) in_flight: u32,
     /// Of those, the ones without a first token, and the sum of their starts in seconds after `anchor`.
-    waiting: u32,
+    pub(super) waiting: u32,
     waiting_since_s: f64,
+    /// Sums over the same: their prompts, and the times to a first token that they were expected to take.
+    pub(super) waiting_tokens: f64,
+    waiting_expected_ms: f64,
     anchor: Instant,
     pub(super) ttft: PeakEwma,
     pub(super) per_token: PeakEwma,
+    /// Time to first token by prompt tokens, of requests that found a slot.
+    pub(super) prefill: Trend,
+    /// Time per token by other requests on the host.
+    pub(super) decode: Trend,
+    pub(super) limit: ConcurrencyLimit,
+    /// Share of requests that failed lately.
+    pub(super) failing: f64,
     failures_in_a_row: u32,
     pub(super) penalty_until: Option<Instant>,
     pub(super) breaker: CircuitBreaker,
@@ -40,45 +84,71 @@ impl Cell {
             in_flight: 0,
             waiting: 0,
             waiting_since_s: 0.0,
+            waiting_tokens: 0.0,
+            waiting_expected_ms: 0.0,
             anchor: now,
             ttft: PeakEwma::new(TTFT_DECAY),
             per_token: PeakEwma::new(PER_TOKEN_DECAY),
+            prefill: Trend::through_zero(),
+            decode: Trend::level(COMPANY_SPREAD, COMPANY_COST),
+            limit: ConcurrencyLimit::default(),
+            failing: 0.0,
             failures_in_a_row: 0,
             penalty_until: None,
             breaker: CircuitBreaker::default(),
         }
     }
 
-    pub(super) fn started(&mut self, now: Instant) -> Admission {
+    pub(super) fn started(&mut self, now: Instant, expected: Expected) -> Admission {
         self.in_flight += 1;
         self.waiting += 1;
         self.waiting_since_s += self.seconds(now);
+        self.waiting_tokens += f64::from(expected.prompt.0);
+        self.waiting_expected_ms += expected.first_ms;
         self.breaker.admit(now).unwrap_or(Admission::Forced)
     }
 
-    pub(super) fn first_token(&mut self, started: Instant, now: Instant) {
-        self.stop_waiting(started);
-        self.ttft.observe(now, millis(now.saturating_duration_since(started)));
+    pub(super) fn first_token(&mut self, start: &Start, now: Instant) {
+        self.stop_waiting(start);
+        let took_ms = millis(now.saturating_duration_since(start.at));
+        self.ttft.observe(now, took_ms);
+        if let Some(tokens) = start.read_tokens {
+            self.prefill.observe(now, tokens, took_ms);
+        }
     }
 
-    pub(super) fn whole_answer(&mut self, started: Instant, now: Instant, per_token_ms: f64) {
-        self.stop_waiting(started);
+    pub(super) fn whole_answer(&mut self, start: &Start, now: Instant, per_token_ms: f64) {
+        self.stop_waiting(start);
         self.per_token.observe(now, per_token_ms);
         // Confirms what is known, so that it does not grow stale.
         self.ttft.observe(now, self.ttft.estimate_ms().unwrap_or(per_token_ms));
     }
 
-    pub(super) fn stop_waiting(&mut self, started: Instant) {
+    /// Takes in the mean time between the tokens of a streamed answer.
+    pub(super) fn tokens(&mut self, start: &Start, now: Instant, gaps: u32, per_token_ms: f64) {
+        self.per_token.observe(now, per_token_ms);
+        if gaps >= MIN_GAPS {
+            // The company changed while it ran: the mean of both ends stands for the time between.
+            let others = f64::midpoint(f64::from(start.others), f64::from(self.in_flight.saturating_sub(1)));
+            self.decode.observe(now, others, per_token_ms);
+            self.limit.observe(Duration::from_secs_f64(per_token_ms / 1e3), self.in_flight);
+        }
+    }
+
+    pub(super) fn stop_waiting(&mut self, start: &Start) {
         self.waiting = self.waiting.saturating_sub(1);
-        self.waiting_since_s -= self.seconds(started);
+        self.waiting_since_s -= self.seconds(start.at);
+        self.waiting_tokens -= f64::from(start.expected.prompt.0);
+        self.waiting_expected_ms -= start.expected.first_ms;
         if self.waiting == 0 {
             // Drops the rounding that differences of large sums leave behind.
-            self.waiting_since_s = 0.0;
+            (self.waiting_since_s, self.waiting_tokens, self.waiting_expected_ms) = (0.0, 0.0, 0.0);
         }
     }
 
     pub(super) fn finished(&mut self, now: Instant, admission: Admission, ok: bool, jitter: f64) {
         self.breaker.record(now, admission, ok, jitter);
+        self.failing += FAILING_WEIGHT * (f64::from(u8::from(!ok)) - self.failing);
         if ok {
             self.failures_in_a_row = 0;
             self.penalty_until = None;
@@ -90,15 +160,16 @@ impl Cell {
         }
     }
 
-    pub(super) fn penalise(&mut self, now: Instant, pause: Duration) {
-        let until = now + pause.min(MAX_NAMED_PENALTY);
-        self.penalty_until = Some(self.penalty_until.map_or(until, |known| known.max(until)));
-    }
-
     /// Returns the mean time that requests without a first token have waited, milliseconds.
     pub(super) fn waited_ms(&self, now: Instant) -> Option<f64> {
         (self.waiting > 0)
             .then(|| (self.seconds(now) - self.waiting_since_s / f64::from(self.waiting)).max(0.0) * 1e3)
+    }
+
+    /// Returns by how much the requests without a first token are late on average, milliseconds: a host that hangs.
+    pub(super) fn overdue_ms(&self, now: Instant) -> f64 {
+        let waited = self.waited_ms(now).unwrap_or(0.0);
+        (waited - self.waiting_expected_ms / f64::from(self.waiting.max(1))).max(0.0)
     }
 
     fn seconds(&self, at: Instant) -> f64 {

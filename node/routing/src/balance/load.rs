@@ -3,25 +3,60 @@
 //! The one mutable state of the core that several tasks share. Each upstream has its own short lock around
 //! arithmetic: never held across anything that waits, never two at once.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::balance::cell::{Cell, millis};
+use crate::balance::cell::{Cell, Expected, Start, millis};
+use crate::balance::concurrency;
+use crate::balance::forecast::{Forecast, Work};
+use crate::balance::reserve::Reservations;
+use crate::balance::trend::Straight;
 use crate::breaker::Admission;
 use crate::ids::UpstreamId;
 use crate::registry::Offer;
 use crate::units::Tokens;
 
+/// Longest forecast that is kept as a reservation, milliseconds: an hour.
+const MAX_FORECAST_MS: f64 = 3.6e6;
+
+/// How long a host that refused for want of slots is taken to be full, unless it reports: a short answer's length.
+const FULL_FOR: Duration = Duration::from_secs(1);
+
+/// Longest pause that a host can ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(120);
+
 /// What is known of one model on one upstream, at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
-    /// Requests of this node under way on the upstream, all its models together.
+    /// Requests on the upstream, all its models together: this node's, and others' as far as it told.
     pub in_flight: u32,
+    /// Of those, this node's requests for the model that wait for their first token, and the tokens of their prompts.
+    pub waiting: u32,
+    /// See [`waiting`](Self::waiting).
+    pub pending_tokens: f64,
+    /// By how much those are late on average, milliseconds.
+    pub overdue_ms: f64,
+    /// Requests that must end before another begins; 0 = a slot is free, or its slots are not known.
+    pub ahead: u32,
+    /// Time until they have ended, milliseconds; `None` when none of them is ours.
+    pub wait_ms: Option<f64>,
     /// Time to first token, milliseconds: the estimate, or what requests wait for already if that is longer.
     pub ttft_ms: Option<f64>,
     /// Time per token after the first, milliseconds.
     pub ms_per_token: Option<f64>,
+    /// Time to first token by tokens to read, milliseconds, of requests that found a slot.
+    pub prefill: Option<Straight>,
+    /// Time per token by other requests on the upstream, milliseconds.
+    pub decode: Option<Straight>,
+    /// Requests that it was found to take at once; what it says itself counts more.
+    pub limit: u32,
+    /// Share of requests that failed lately, 0 to 1.
+    pub failing: f64,
     /// Since the last measurement.
     pub age: Option<Duration>,
     /// It failed just now, or asked for a pause.
@@ -36,8 +71,17 @@ impl Load {
     /// What is known of an upstream that was never used.
     pub const UNKNOWN: Self = Self {
         in_flight: 0,
+        waiting: 0,
+        pending_tokens: 0.0,
+        overdue_ms: 0.0,
+        ahead: 0,
+        wait_ms: None,
         ttft_ms: None,
         ms_per_token: None,
+        prefill: None,
+        decode: None,
+        limit: concurrency::INITIAL as u32,
+        failing: 0.0,
         age: None,
         penalised: false,
         admits: true,
@@ -45,8 +89,12 @@ impl Load {
     };
 }
 
-#[derive(Debug)]
+/// Called when an upstream has a request less, after its lock was released.
+type Freed = Box<dyn Fn(&UpstreamId) + Send + Sync>;
+
 struct Upstream {
+    id: UpstreamId,
+    freed: Arc<OnceLock<Freed>>,
     /// Spreads the jitter of breakers over upstreams and, by the book's seed, over nodes.
     jitter: f64,
     state: Mutex<UpstreamState>,
@@ -54,11 +102,132 @@ struct Upstream {
 
 #[derive(Debug, Default)]
 struct UpstreamState {
+    /// Requests of this node, and those of them that wait here for a slot.
     in_flight: u32,
+    queued: u32,
+    reservations: Reservations,
+    /// What it said last, and this node's part in that.
+    report: Option<Report>,
+    /// It refused a request because its slots, so many, are taken; believed until this moment or its next report.
+    full: Option<(Instant, u32)>,
+    /// It asked for a pause: all its models share its account, or its slots.
+    pause_until: Option<Instant>,
     models: BTreeMap<Arc<str>, Cell>,
 }
 
+/// What a request finds on its host.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    prompt: Tokens,
+    first_ms: f64,
+    total_ms: f64,
+    read_tokens: Option<f64>,
+    others: u32,
+}
+
+impl Place {
+    fn ends(self, now: Instant) -> Instant {
+        now + Duration::from_secs_f64(self.total_ms.clamp(0.0, MAX_FORECAST_MS) / 1e3)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Report {
+    version: (u64, u64),
+    requests: u32,
+    of_this_node: u32,
+}
+
+impl UpstreamState {
+    /// Requests on the upstream, with those of other routers by its last report.
+    fn requests(&self, now: Instant) -> u32 {
+        let others = self.report.map_or(0, |report| report.requests.saturating_sub(report.of_this_node));
+        let known = self.in_flight.saturating_add(others);
+        match self.full {
+            Some((until, slots)) if now < until => known.max(slots.saturating_add(self.queued)),
+            _ => known,
+        }
+    }
+
+    fn load(&self, model: &str, now: Instant) -> Load {
+        let mut load = Load {
+            in_flight: self.requests(now),
+            penalised: self.pause_until.is_some_and(|until| now < until),
+            ..Load::UNKNOWN
+        };
+        let Some(cell) = self.models.get(model) else { return load };
+        load.ttft_ms = match (cell.ttft.estimate_ms(), cell.waited_ms(now)) {
+            (Some(estimate), Some(waited)) => Some(estimate.max(waited)),
+            (estimate, _) => estimate,
+        };
+        Load {
+            waiting: cell.waiting,
+            pending_tokens: cell.waiting_tokens,
+            overdue_ms: cell.overdue_ms(now),
+            ms_per_token: cell.per_token.estimate_ms(),
+            prefill: cell.prefill.read(now),
+            decode: cell.decode.read(now),
+            limit: cell.limit.requests(),
+            failing: cell.failing,
+            age: cell.ttft.age(now),
+            penalised: load.penalised || cell.penalty_until.is_some_and(|until| now < until),
+            admits: cell.breaker.would_admit(now),
+            breaker: cell.breaker.as_str(),
+            ..load
+        }
+    }
+
+    /// What a request finds that is sent to an offer now.
+    fn place(&self, offer: &Offer, work: Work, now: Instant) -> Place {
+        let load = self.load_of(offer, now);
+        let forecast = Forecast::of(work, offer, &load).unwrap_or_default();
+        let at_once = load.ahead == 0 && offer.resident != Some(false) && work.prompt.0 > 0;
+        Place {
+            prompt: work.prompt,
+            first_ms: forecast.queue_ms + forecast.load_ms + forecast.prefill_ms,
+            total_ms: forecast.total_ms(),
+            read_tokens: at_once.then_some(f64::from(work.prompt.0) + load.pending_tokens),
+            others: load.in_flight,
+        }
+    }
+
+    /// Counts a request that is sent.
+    fn admit(&mut self, model: &Arc<str>, place: Place, now: Instant) -> (Admission, Start, u64) {
+        let others = place.others.max(self.in_flight);
+        self.in_flight += 1;
+        let reservation = self.reservations.add(now, place.ends(now));
+        let expected = Expected { prompt: place.prompt, first_ms: place.first_ms };
+        let start = Start { at: now, expected, read_tokens: place.read_tokens, others };
+        (cell(self, model, now).started(now, expected), start, reservation)
+    }
+
+    /// Adds what the offer says to what is known of its upstream.
+    fn load_of(&self, offer: &Offer, now: Instant) -> Load {
+        let mut load = self.load(&offer.model.id, now);
+        if self.report.is_none() {
+            load.in_flight = load.in_flight.max(offer.requests_reported());
+        }
+        if offer.slots > 0 {
+            load.ahead = (load.in_flight + 1).saturating_sub(offer.slots);
+            load.wait_ms = self.reservations.wait_ms(load.ahead, load.in_flight, now);
+        }
+        load
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("id", &self.id).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 impl Upstream {
+    fn has_freed(&self) {
+        if let Some(freed) = self.freed.get() {
+            freed(&self.id);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, UpstreamState> {
         // Arithmetic that cannot panic: a poisoned lock still holds valid counts.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,72 +235,136 @@ impl Upstream {
 }
 
 /// Loads of every upstream that this node has used.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct LoadBook {
     seed: u64,
     upstreams: RwLock<BTreeMap<UpstreamId, Arc<Upstream>>>,
+    freed: Arc<OnceLock<Freed>>,
+}
+
+impl fmt::Debug for LoadBook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadBook")
+            .field("seed", &self.seed)
+            .field("upstreams", &self.upstreams)
+            .finish_non_exhaustive()
+    }
 }
 
 impl LoadBook {
     /// Makes an empty book. Nodes with different seeds ask broken upstreams at different moments.
     pub fn new(seed: u64) -> Self {
-        Self { seed, upstreams: RwLock::default() }
+        Self { seed, ..Self::default() }
     }
 
-    /// Counts a request as under way until the guard finishes or drops.
+    /// Says whom to tell when an upstream has a request less, so that who waits for it can go on. The first one named
+    /// stays. It is called without any lock of the book.
+    pub fn tell_when_freed(&self, freed: impl Fn(&UpstreamId) + Send + Sync + 'static) {
+        // Set once at start; a second caller would take the news from the first.
+        let _ = self.freed.set(Box::new(freed));
+    }
+
+    /// Counts a request as under way until the guard finishes or drops; nothing is known of it.
     pub fn started(&self, upstream: &UpstreamId, model: &Arc<str>, now: Instant) -> InFlight {
-        let entry = self.upstream(upstream);
-        let admission = {
-            let mut state = entry.lock();
-            state.in_flight += 1;
-            cell(&mut state, model, now).started(now)
-        };
-        InFlight {
-            upstream: entry,
-            model: model.clone(),
-            admission,
-            started: now,
-            first_token: None,
-            last_token: now,
-            tokens: 0,
-            done: false,
-        }
+        self.enter(upstream, model, now, |_| Place::default())
     }
 
-    /// Keeps requests away from a model of an upstream for a time that it named itself (a 429), at most 120 s.
-    pub fn penalise(&self, upstream: &UpstreamId, model: &Arc<str>, now: Instant, pause: Duration) {
+    /// Counts a request as under way on an offer until the guard finishes or drops. Its forecast is its reservation:
+    /// later ones wait for it.
+    pub fn begin(&self, offer: &Offer, work: Work, now: Instant) -> InFlight {
+        self.enter(&offer.upstream, &offer.model.id, now, |state| state.place(offer, work, now))
+    }
+
+    /// Counts a request that waits here for a slot of its host: load for those who come later, nothing that the host
+    /// knows of. [`InFlight::sent`] ends the wait.
+    pub fn queue(&self, offer: &Offer, work: Work, now: Instant) -> InFlight {
+        let entry = self.upstream(&offer.upstream);
+        let reservation = {
+            let mut state = entry.lock();
+            let place = state.place(offer, work, now);
+            state.in_flight += 1;
+            state.queued += 1;
+            state.reservations.add(now, place.ends(now))
+        };
+        let expected = Expected { prompt: work.prompt, first_ms: 0.0 };
+        let start = Start { at: now, expected, read_tokens: None, others: 0 };
+        InFlight::new(entry, offer.model.id.clone(), Admission::Normal, start, reservation, false)
+    }
+
+    fn enter(
+        &self,
+        upstream: &UpstreamId,
+        model: &Arc<str>,
+        now: Instant,
+        place: impl FnOnce(&UpstreamState) -> Place,
+    ) -> InFlight {
         let entry = self.upstream(upstream);
-        cell(&mut entry.lock(), model, now).penalise(now, pause);
+        let (admission, start, reservation) = {
+            let mut state = entry.lock();
+            let place = place(&state);
+            state.admit(model, place, now)
+        };
+        InFlight::new(entry, model.clone(), admission, start, reservation, true)
+    }
+
+    /// Keeps requests away from an upstream for a time that it named itself (a 429), at most 120 s: from all its
+    /// models, since they share its account or its slots.
+    pub fn pause(&self, upstream: &UpstreamId, now: Instant, pause: Duration) {
+        let entry = self.upstream(upstream);
+        let mut state = entry.lock();
+        let until = now + pause.min(MAX_PAUSE);
+        state.pause_until = Some(state.pause_until.map_or(until, |known| known.max(until)));
+    }
+
+    /// Takes in that an upstream refused a request because it has too many. Where its slots are known they are all
+    /// taken for a second, or until it reports again; where not, its limit is lower than was thought.
+    pub fn refused(&self, offer: &Offer, now: Instant) {
+        let entry = self.upstream(&offer.upstream);
+        let mut state = entry.lock();
+        let in_flight = state.in_flight;
+        if offer.slots == 0 {
+            cell(&mut state, &offer.model.id, now).limit.refused(in_flight);
+            return;
+        }
+        state.full = Some((now + FULL_FOR, offer.slots));
+    }
+
+    /// Takes in how many requests an upstream said it has, running and queued, from all routers.
+    ///
+    /// This node's part is what it has under way when the report comes, so that its later requests are added to the
+    /// report instead of hidden by it. A report of the `version` that is known already changes nothing.
+    pub fn report(&self, upstream: &UpstreamId, version: (u64, u64), requests: u32, now: Instant) {
+        let entry = self.upstream(upstream);
+        let mut state = entry.lock();
+        if state.report.is_some_and(|known| known.version == version) {
+            return;
+        }
+        let (before, of_this_node) = (state.requests(now), state.in_flight.saturating_sub(state.queued));
+        state.report = Some(Report { version, requests, of_this_node });
+        state.full = None;
+        let fewer = state.requests(now) < before;
+        drop(state);
+        if fewer {
+            entry.has_freed();
+        }
     }
 
     /// Returns what is known of a model on an upstream.
     pub fn load(&self, upstream: &UpstreamId, model: &str, now: Instant) -> Load {
-        let Some(entry) = self.known(upstream) else { return Load::UNKNOWN };
-        let state = entry.lock();
-        let Some(cell) = state.models.get(model) else {
-            return Load { in_flight: state.in_flight, ..Load::UNKNOWN };
-        };
-        let waited = cell.waited_ms(now);
-        let ttft_ms = match (cell.ttft.estimate_ms(), waited) {
-            (Some(estimate), Some(waited)) => Some(estimate.max(waited)),
-            (estimate, _) => estimate,
-        };
-        Load {
-            in_flight: state.in_flight,
-            ttft_ms,
-            ms_per_token: cell.per_token.estimate_ms(),
-            age: cell.ttft.age(now),
-            penalised: cell.penalty_until.is_some_and(|until| now < until),
-            admits: cell.breaker.would_admit(now),
-            breaker: cell.breaker.as_str(),
-        }
+        self.known(upstream).map_or(Load::UNKNOWN, |entry| entry.lock().load(model, now))
     }
 
     /// Returns what is known of an offer. What the device reported about other routers' requests counts too.
     pub fn of(&self, offer: &Offer, now: Instant) -> Load {
-        let mut load = self.load(&offer.upstream, &offer.model.id, now);
-        load.in_flight = load.in_flight.max(offer.in_flight_reported);
-        load
+        match self.known(&offer.upstream) {
+            Some(entry) => entry.lock().load_of(offer, now),
+            None => UpstreamState::default().load_of(offer, now),
+        }
+    }
+
+    /// Returns the requests on an upstream: this node's, and others' by its last report.
+    pub fn requests(&self, upstream: &UpstreamId, now: Instant) -> u32 {
+        self.known(upstream).map_or(0, |entry| entry.lock().requests(now))
     }
 
     /// Returns the requests of this node under way on an upstream.
@@ -154,7 +387,10 @@ impl LoadBook {
             return entry;
         }
         let mut upstreams = self.upstreams.write().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Upstream { jitter: jitter(self.seed, id), state: Mutex::default() });
+        let new = || {
+            let (id, freed, jitter) = (id.clone(), self.freed.clone(), jitter(self.seed, id));
+            Arc::new(Upstream { id, freed, jitter, state: Mutex::default() })
+        };
         upstreams.entry(id.clone()).or_insert_with(new).clone()
     }
 }
@@ -184,14 +420,43 @@ pub struct InFlight {
     upstream: Arc<Upstream>,
     model: Arc<str>,
     admission: Admission,
-    started: Instant,
+    start: Start,
+    reservation: u64,
     first_token: Option<Instant>,
     last_token: Instant,
     tokens: u32,
+    sent: bool,
     done: bool,
 }
 
 impl InFlight {
+    fn new(
+        upstream: Arc<Upstream>,
+        model: Arc<str>,
+        admission: Admission,
+        start: Start,
+        reservation: u64,
+        sent: bool,
+    ) -> Self {
+        let (last_token, first_token, tokens, done) = (start.at, None, 0, false);
+        Self { upstream, model, admission, start, reservation, first_token, last_token, tokens, sent, done }
+    }
+
+    /// Notes that the wait for a slot is over: from here on the host is measured.
+    pub fn sent(&mut self, offer: &Offer, work: Work, now: Instant) {
+        if self.sent {
+            return;
+        }
+        let mut state = self.upstream.lock();
+        state.reservations.remove(self.reservation);
+        state.queued = state.queued.saturating_sub(1);
+        state.in_flight = state.in_flight.saturating_sub(1);
+        let place = state.place(offer, work, now);
+        (self.admission, self.start, self.reservation) = state.admit(&self.model, place, now);
+        self.last_token = now;
+        self.sent = true;
+    }
+
     /// Notes the first token: its time counts at once. Later calls are passed over.
     pub fn first_token(&mut self, now: Instant) {
         if self.first_token.is_some() {
@@ -199,8 +464,8 @@ impl InFlight {
         }
         self.first_token = Some(now);
         self.last_token = now;
-        let started = self.started;
-        self.with_cell(|cell, _| cell.first_token(started, now));
+        let start = self.start;
+        self.with_cell(|cell, _| cell.first_token(&start, now));
     }
 
     /// Notes a token; the first one counts as [`first_token`](Self::first_token). Takes no lock after that.
@@ -220,9 +485,9 @@ impl InFlight {
             return;
         }
         self.first_token = Some(now);
-        let started = self.started;
-        let per_token_ms = millis(now.saturating_duration_since(started)) / f64::from(tokens.0.max(1));
-        self.with_cell(|cell, _| cell.whole_answer(started, now, per_token_ms));
+        let start = self.start;
+        let per_token_ms = millis(now.saturating_duration_since(start.at)) / f64::from(tokens.0.max(1));
+        self.with_cell(|cell, _| cell.whole_answer(&start, now, per_token_ms));
     }
 
     /// Ends the request. `ok` = the upstream did its part; a fault of the request itself (a 4xx) is `ok` too.
@@ -231,10 +496,10 @@ impl InFlight {
             .first_token
             .filter(|_| self.tokens > 0)
             .map(|first| millis(self.last_token.saturating_duration_since(first)) / f64::from(self.tokens));
-        let admission = self.admission;
+        let (admission, start, gaps) = (self.admission, self.start, self.tokens);
         self.with_cell(|cell, jitter| {
             if let (true, Some(sample)) = (ok, per_token) {
-                cell.per_token.observe(now, sample);
+                cell.tokens(&start, now, gaps, sample);
             }
             cell.finished(now, admission, ok, jitter);
         });
@@ -243,7 +508,7 @@ impl InFlight {
 
     /// Returns the time from the start to the first token.
     pub fn ttft(&self) -> Option<Duration> {
-        self.first_token.map(|first| first.saturating_duration_since(self.started))
+        self.first_token.map(|first| first.saturating_duration_since(self.start.at))
     }
 
     fn with_cell(&self, change: impl FnOnce(&mut Cell, f64)) {
@@ -257,160 +522,19 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let mut state = self.upstream.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
-        if let Some(cell) = state.models.get_mut(&self.model) {
+        state.reservations.remove(self.reservation);
+        if !self.sent {
+            state.queued = state.queued.saturating_sub(1);
+        } else if let Some(cell) = state.models.get_mut(&self.model) {
             cell.in_flight = cell.in_flight.saturating_sub(1);
             if self.first_token.is_none() {
-                cell.stop_waiting(self.started);
+                cell.stop_waiting(&self.start);
             }
             if !self.done {
                 cell.breaker.abandon(self.admission);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::start;
-
-    fn ms(n: u64) -> Duration {
-        Duration::from_millis(n)
-    }
-
-    fn device(name: &str) -> UpstreamId {
-        UpstreamId::Device(name.into())
-    }
-
-    #[test]
-    fn a_finished_request_leaves_its_times_and_frees_its_slot() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        let mut guard = book.started(&a, &model, now);
-        assert_eq!(book.in_flight(&a), 1);
-        for step in 0..=10 {
-            guard.token(now + ms(200 + 30 * step));
-        }
-        assert_eq!(guard.ttft(), Some(ms(200)));
-        guard.finish(now + ms(600), true);
-        let load = book.load(&a, &model, now + ms(700));
-        assert_eq!((load.in_flight, load.ttft_ms, load.age), (0, Some(200.0), Some(ms(500))));
-        assert!((load.ms_per_token.unwrap() - 30.0).abs() < 1e-9);
-        assert!(!load.penalised && load.admits);
-    }
-
-    #[test]
-    fn an_answer_in_one_piece_does_not_pass_for_a_slow_first_token() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        let whole = |at: Instant| {
-            let mut guard = book.started(&a, &model, at);
-            guard.whole_answer(at + ms(5_000), Tokens(100));
-            guard.finish(at + ms(5_000), true);
-            book.load(&a, "m", at + ms(5_000))
-        };
-        let unknown_before = whole(now);
-        assert_eq!((unknown_before.ttft_ms, unknown_before.ms_per_token), (Some(50.0), Some(50.0)));
-        let mut streamed = book.started(&a, &model, now + ms(6_000));
-        streamed.token(now + ms(6_300));
-        drop(streamed);
-        assert_eq!(whole(now + ms(7_000)).ttft_ms, Some(300.0));
-    }
-
-    #[test]
-    fn a_cancelled_stream_is_load_until_it_drops_and_says_nothing_of_the_host() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        let guards: Vec<_> = (0..3).map(|_| book.started(&a, &model, now)).collect();
-        assert_eq!(book.load(&a, "m", now).in_flight, 3);
-        drop(guards);
-        assert_eq!(book.load(&a, "m", now), Load::UNKNOWN);
-    }
-
-    #[test]
-    fn slots_are_shared_by_all_models_of_an_upstream() {
-        let (book, now, a) = (LoadBook::default(), start(), device("a"));
-        let _one = book.started(&a, &Arc::from("m1"), now);
-        let _two = book.started(&a, &Arc::from("m2"), now);
-        assert_eq!(book.load(&a, "m1", now).in_flight, 2);
-        assert_eq!(book.load(&a, "m3", now).in_flight, 2);
-        assert_eq!(book.in_flight(&device("b")), 0);
-    }
-
-    #[test]
-    fn a_host_that_hangs_looks_slower_while_it_hangs() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        let mut guard = book.started(&a, &model, now);
-        guard.first_token(now + ms(100));
-        guard.finish(now + ms(100), true);
-        let hanging = book.started(&a, &model, now + ms(1_000));
-        assert_eq!(book.load(&a, "m", now + ms(1_050)).ttft_ms, Some(100.0));
-        let waited = book.load(&a, "m", now + ms(6_000)).ttft_ms.unwrap();
-        assert!((waited - 5_000.0).abs() < 1.0, "{waited}");
-        drop(hanging);
-        assert_eq!(book.load(&a, "m", now + ms(6_000)).ttft_ms, Some(100.0));
-    }
-
-    #[test]
-    fn failures_keep_traffic_away_longer_each_time_and_a_success_forgives() {
-        let (book, mut now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        for seconds in [1, 2, 4] {
-            book.started(&a, &model, now).finish(now, false);
-            assert!(book.load(&a, "m", now + ms(1_000 * seconds - 1)).penalised, "{seconds}");
-            now += ms(1_000 * seconds);
-            assert!(!book.load(&a, "m", now).penalised, "{seconds}");
-        }
-        book.started(&a, &model, now).finish(now, true);
-        book.started(&a, &model, now).finish(now, false);
-        assert!(!book.load(&a, "m", now + ms(1_000)).penalised);
-    }
-
-    #[test]
-    fn requests_that_fail_together_count_as_one_failure() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        let together: Vec<_> = (0..4).map(|_| book.started(&a, &model, now)).collect();
-        for guard in together {
-            guard.finish(now + ms(10), false);
-        }
-        assert!(book.load(&a, "m", now + ms(1_009)).penalised);
-        assert!(!book.load(&a, "m", now + ms(1_010)).penalised);
-    }
-
-    #[test]
-    fn a_named_pause_is_kept_up_to_two_minutes() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        book.penalise(&a, &model, now, ms(600_000));
-        assert!(book.load(&a, "m", now + ms(119_999)).penalised);
-        assert!(!book.load(&a, "m", now + ms(120_000)).penalised);
-    }
-
-    #[test]
-    fn a_dropped_probe_lets_the_next_one_through() {
-        let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
-        for _ in 0..5 {
-            book.started(&a, &model, now).finish(now, false);
-        }
-        assert!(!book.load(&a, "m", now).admits);
-        let later = now + ms(10_000);
-        let probe = book.started(&a, &model, later);
-        assert!(!book.load(&a, "m", later).admits);
-        drop(probe);
-        assert!(book.load(&a, "m", later).admits);
-    }
-
-    #[test]
-    fn upstreams_in_use_are_never_dropped_from_the_book() {
-        let (book, now, model) = (LoadBook::default(), start(), Arc::from("m"));
-        let held = book.started(&device("a"), &model, now);
-        drop(book.started(&device("b"), &model, now));
-        book.retain(|_| false);
-        assert_eq!(book.in_flight(&device("a")), 1);
-        drop(held);
-        assert_eq!(book.in_flight(&device("a")), 0);
-    }
-
-    #[test]
-    fn nodes_and_upstreams_differ_in_jitter() {
-        let jitters: Vec<f64> =
-            (0..4).flat_map(|seed| ["a", "b"].map(|name| jitter(seed, &device(name)))).collect();
-        assert!(jitters.iter().all(|j| (0.0..1.0).contains(j)));
-        assert!(jitters.iter().enumerate().all(|(i, j)| !jitters[..i].contains(j)), "{jitters:?}");
+        drop(state);
+        self.upstream.has_freed();
     }
 }

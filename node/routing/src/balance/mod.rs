@@ -4,12 +4,21 @@
 //! failures, breaker. An [`InFlight`] guard feeds it while a request runs and frees its slot when it drops, so a
 //! cancelled stream counts as load exactly as long as it runs. [`Balancer`] reads the cells and picks.
 
+pub mod concurrency;
 pub mod ewma;
+pub mod forecast;
 pub mod load;
 pub mod p2c;
+pub mod trend;
 
+mod affinity;
 mod cell;
+mod condition;
+mod reserve;
 
+pub use concurrency::ConcurrencyLimit;
 pub use ewma::PeakEwma;
+pub use forecast::{Forecast, Work};
 pub use load::{InFlight, Load, LoadBook};
 pub use p2c::Balancer;
+pub use trend::Straight;

@@ -15,6 +15,7 @@ pub use surface::Surface;
 pub use task::Task;
 pub use tolerance::Tolerance;
 
+use crate::balance::Work;
 use crate::domain::Domain;
 use crate::embed::Embedding;
 use crate::features::Features;
@@ -106,6 +107,11 @@ impl RequestProfile {
         let surface = Surface { ln_tokens: Surface::ln_tokens_of(tokens), ..profile.surface };
         let features = Features::of(&profile.embedding, &surface);
         Self { prompt_tokens: tokens, surface, features, ..profile }
+    }
+
+    /// Returns how much work the request is for a host.
+    pub fn work(&self) -> Work {
+        Work { prompt: self.prompt_tokens, output: self.expected_output }
     }
 
     /// Returns the context that the request takes up: its prompt and the answer that was asked for.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::balance::Balancer;
+use crate::balance::Forecast;
 use crate::bandit::{ArmStats, ArmView, SizeClass};
 use crate::profile::RequestProfile;
 use crate::registry::{ArmEntry, Offer, Registry};
@@ -109,15 +109,16 @@ pub(super) fn cost_and_latency(
     ask: Ask<'_>,
 ) -> (MicroUsd, f64) {
     let Ask { profile, snapshot, now, .. } = ask;
-    let balancer = Balancer::for_output(profile.expected_output);
     let latency = |offer: &Arc<Offer>| {
         let load = snapshot.loads.of(offer, now);
-        let waiting = match offer.slots {
-            0 => 1.0,
-            slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
-        };
-        let predicted = balancer.predicted_ms(&load);
-        predicted.unwrap_or_else(|| expected_ms(entry.size, offer, profile, stats)) * waiting.max(1.0)
+        let forecast = Forecast::of(profile.work(), offer, &load).map(|forecast| forecast.total_ms());
+        forecast.unwrap_or_else(|| {
+            let rounds = match offer.slots {
+                0 => 1.0,
+                slots => f64::from(load.in_flight.saturating_add(1)) / f64::from(slots),
+            };
+            expected_ms(entry.size, offer, profile, stats) * rounds.max(1.0)
+        })
     };
     let cost = |offer: &Arc<Offer>| match offer.price {
         Some(price) => price.cost(profile.prompt_tokens, profile.expected_output),

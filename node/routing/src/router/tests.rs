@@ -49,6 +49,7 @@ fn request(choice: &str) -> Request<'static> {
         max_local_tokens: None,
         time_limit: None,
         budget_left: None,
+        session: None,
     }
 }
 

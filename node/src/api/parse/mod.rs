@@ -3,6 +3,7 @@
 mod fields;
 mod input;
 mod metadata;
+mod session;
 #[cfg(test)]
 mod tests;
 
@@ -100,6 +101,8 @@ pub struct Shape {
     pub chooses: bool,
     /// How many meshes it came through before this one.
     pub meshes: u32,
+    /// Hash of the conversation, where a host may have it in its cache.
+    pub session: Option<u64>,
 }
 
 impl Parsed {
@@ -201,20 +204,23 @@ pub fn parse<'a>(
     let fields = fields::check(path, &body)?;
     let choice = naming.choice(&model);
     let data_class = data_class(&metadata, headers, floor)?;
+    let needs = needs(path, &fields, &messages);
+    let messages: Vec<Message<'_>> = messages.into_iter().map(|input| input.message).collect();
     let mut shape = Shape {
         stream,
         mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
         preference: metadata.preference,
         data_class: if floor.local_only { DataClass::Restricted } else { data_class },
-        needs: needs(path, &fields, &messages),
+        needs,
         max_output: max_output(&body)?,
         answers: fields.answers,
         confidence_threshold: metadata.threshold,
         chooses: choice.is_auto(),
         meshes: meshes(headers)?,
+        session: (path == ApiPath::ChatCompletions).then(|| session::of(headers, &body, &messages)).flatten(),
     };
     let request = Request {
-        messages: messages.into_iter().map(|m| m.message).collect(),
+        messages,
         max_output: shape.max_output,
         needs: shape.needs,
         stream,
@@ -226,6 +232,7 @@ pub fn parse<'a>(
         max_local_tokens: None,
         time_limit: time_limit(headers),
         budget_left: None,
+        session: shape.session,
     };
     // `auto:cheap` says as much as the field does, also to who judges the answer.
     shape.preference = request.effective_preference();

@@ -1,0 +1,208 @@
+//! The book and its guards, in virtual time.
+
+use super::*;
+use crate::testing::start;
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn device(name: &str) -> UpstreamId {
+    UpstreamId::Device(name.into())
+}
+
+#[test]
+fn a_finished_request_leaves_its_times_and_frees_its_slot() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let mut guard = book.started(&a, &model, now);
+    assert_eq!(book.in_flight(&a), 1);
+    for step in 0..=10 {
+        guard.token(now + ms(200 + 30 * step));
+    }
+    assert_eq!(guard.ttft(), Some(ms(200)));
+    guard.finish(now + ms(600), true);
+    let load = book.load(&a, &model, now + ms(700));
+    assert_eq!((load.in_flight, load.ttft_ms, load.age), (0, Some(200.0), Some(ms(500))));
+    assert!((load.ms_per_token.unwrap() - 30.0).abs() < 1e-9);
+    assert!(!load.penalised && load.admits);
+}
+
+#[test]
+fn an_answer_in_one_piece_does_not_pass_for_a_slow_first_token() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let whole = |at: Instant| {
+        let mut guard = book.started(&a, &model, at);
+        guard.whole_answer(at + ms(5_000), Tokens(100));
+        guard.finish(at + ms(5_000), true);
+        book.load(&a, "m", at + ms(5_000))
+    };
+    let unknown_before = whole(now);
+    assert_eq!((unknown_before.ttft_ms, unknown_before.ms_per_token), (Some(50.0), Some(50.0)));
+    let mut streamed = book.started(&a, &model, now + ms(6_000));
+    streamed.token(now + ms(6_300));
+    drop(streamed);
+    assert_eq!(whole(now + ms(7_000)).ttft_ms, Some(300.0));
+}
+
+#[test]
+fn a_cancelled_stream_is_load_until_it_drops_and_says_nothing_of_the_host() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let guards: Vec<_> = (0..3).map(|_| book.started(&a, &model, now)).collect();
+    assert_eq!(book.load(&a, "m", now).in_flight, 3);
+    drop(guards);
+    assert_eq!(book.load(&a, "m", now), Load::UNKNOWN);
+}
+
+#[test]
+fn slots_are_shared_by_all_models_of_an_upstream() {
+    let (book, now, a) = (LoadBook::default(), start(), device("a"));
+    let _one = book.started(&a, &Arc::from("m1"), now);
+    let _two = book.started(&a, &Arc::from("m2"), now);
+    assert_eq!(book.load(&a, "m1", now).in_flight, 2);
+    assert_eq!(book.load(&a, "m3", now).in_flight, 2);
+    assert_eq!(book.in_flight(&device("b")), 0);
+}
+
+#[test]
+fn a_host_that_hangs_looks_slower_while_it_hangs() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let mut guard = book.started(&a, &model, now);
+    guard.first_token(now + ms(100));
+    guard.finish(now + ms(100), true);
+    let hanging = book.started(&a, &model, now + ms(1_000));
+    assert_eq!(book.load(&a, "m", now + ms(1_050)).ttft_ms, Some(100.0));
+    let waited = book.load(&a, "m", now + ms(6_000)).ttft_ms.unwrap();
+    assert!((waited - 5_000.0).abs() < 1.0, "{waited}");
+    drop(hanging);
+    assert_eq!(book.load(&a, "m", now + ms(6_000)).ttft_ms, Some(100.0));
+}
+
+#[test]
+fn failures_keep_traffic_away_longer_each_time_and_a_success_forgives() {
+    let (book, mut now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    for seconds in [1, 2, 4] {
+        book.started(&a, &model, now).finish(now, false);
+        assert!(book.load(&a, "m", now + ms(1_000 * seconds - 1)).penalised, "{seconds}");
+        now += ms(1_000 * seconds);
+        assert!(!book.load(&a, "m", now).penalised, "{seconds}");
+    }
+    book.started(&a, &model, now).finish(now, true);
+    book.started(&a, &model, now).finish(now, false);
+    assert!(!book.load(&a, "m", now + ms(1_000)).penalised);
+}
+
+#[test]
+fn requests_that_fail_together_count_as_one_failure() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let together: Vec<_> = (0..4).map(|_| book.started(&a, &model, now)).collect();
+    for guard in together {
+        guard.finish(now + ms(10), false);
+    }
+    assert!(book.load(&a, "m", now + ms(1_009)).penalised);
+    assert!(!book.load(&a, "m", now + ms(1_010)).penalised);
+}
+
+#[test]
+fn a_named_pause_is_kept_up_to_two_minutes_for_all_models_of_the_account() {
+    let (book, now, a) = (LoadBook::default(), start(), device("a"));
+    book.pause(&a, now, ms(600_000));
+    for model in ["m", "another"] {
+        assert!(book.load(&a, model, now + ms(119_999)).penalised, "{model}");
+    }
+    assert!(!book.load(&a, "m", now + ms(120_000)).penalised);
+}
+
+#[test]
+fn a_dropped_probe_lets_the_next_one_through() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    for _ in 0..5 {
+        book.started(&a, &model, now).finish(now, false);
+    }
+    assert!(!book.load(&a, "m", now).admits);
+    let later = now + ms(10_000);
+    let probe = book.started(&a, &model, later);
+    assert!(!book.load(&a, "m", later).admits);
+    drop(probe);
+    assert!(book.load(&a, "m", later).admits);
+}
+
+#[test]
+fn upstreams_in_use_are_never_dropped_from_the_book() {
+    let (book, now, model) = (LoadBook::default(), start(), Arc::from("m"));
+    let held = book.started(&device("a"), &model, now);
+    drop(book.started(&device("b"), &model, now));
+    book.retain(|_| false);
+    assert_eq!(book.in_flight(&device("a")), 1);
+    drop(held);
+    assert_eq!(book.in_flight(&device("a")), 0);
+}
+
+#[test]
+fn nodes_and_upstreams_differ_in_jitter() {
+    let jitters: Vec<f64> =
+        (0..4).flat_map(|seed| ["a", "b"].map(|name| jitter(seed, &device(name)))).collect();
+    assert!(jitters.iter().all(|j| (0.0..1.0).contains(j)));
+    assert!(jitters.iter().enumerate().all(|(i, j)| !jitters[..i].contains(j)), "{jitters:?}");
+}
+
+#[test]
+fn what_others_run_is_told_apart_from_what_this_node_adds() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let first = book.started(&a, &model, now);
+    book.report(&a, (1, 1), 3, now);
+    assert_eq!(book.load(&a, "m", now).in_flight, 3);
+    let _second = book.started(&a, &model, now);
+    assert_eq!(book.load(&a, "m", now).in_flight, 4, "one of ours was in the report, one was not");
+    book.report(&a, (1, 1), 3, now);
+    assert_eq!(book.load(&a, "m", now).in_flight, 4, "old news again");
+    drop(first);
+    book.report(&a, (1, 2), 1, now);
+    assert_eq!(book.load(&a, "m", now).in_flight, 1);
+}
+
+#[test]
+fn a_request_that_had_to_wait_does_not_make_the_host_look_slow() {
+    let (book, now, model) =
+        (LoadBook::default(), start(), Arc::new(crate::registry::ModelSpec::new("m", "t")));
+    let offer = Offer { slots: 1, ..Offer::new(device("a"), model) };
+    let work = Work { prompt: Tokens(1_000), output: Tokens(10) };
+    let mut running = book.begin(&offer, work, now);
+    let mut queued = book.begin(&offer, work, now);
+    running.first_token(now + ms(500));
+    running.finish(now + ms(600), true);
+    queued.first_token(now + ms(5_000));
+    queued.finish(now + ms(5_100), true);
+    let learnt = book.of(&offer, now + ms(5_100)).prefill.unwrap().at(1_000.0);
+    assert!((learnt - 500.0).abs() < 1.0, "{learnt}");
+}
+
+#[test]
+fn who_waits_is_told_of_every_request_less() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = told.clone();
+    book.tell_when_freed(move |upstream| log.lock().unwrap().push(upstream.clone()));
+    let (first, second) = (book.started(&a, &model, now), book.started(&a, &model, now));
+    drop(first);
+    second.finish(now, true);
+    assert_eq!(told.lock().unwrap().len(), 2);
+    book.report(&a, (1, 1), 3, now);
+    assert_eq!(told.lock().unwrap().len(), 2, "that was more");
+    book.report(&a, (1, 2), 1, now);
+    assert_eq!(*told.lock().unwrap(), [a.clone(), a.clone(), a]);
+}
+
+#[test]
+fn a_device_that_refused_is_full_for_a_second_or_until_it_reports() {
+    let (book, now, model) =
+        (LoadBook::default(), start(), Arc::new(crate::registry::ModelSpec::new("m", "t")));
+    let offer = Offer { slots: 2, ..Offer::new(device("a"), model) };
+    book.refused(&offer, now);
+    assert_eq!(book.of(&offer, now).ahead, 1);
+    assert_eq!(book.of(&offer, now + ms(1_000)).ahead, 0);
+    book.refused(&offer, now);
+    let _waits = book.queue(&offer, Work::UNKNOWN, now);
+    assert_eq!(book.of(&offer, now).ahead, 2);
+    book.report(&offer.upstream, (1, 1), 1, now);
+    assert_eq!(book.of(&offer, now).ahead, 1, "one of others, one of ours that waits");
+}
