@@ -179,6 +179,8 @@ fn parse(model: &str, stream: bool, body: &[u8]) -> Result<Request, String> {
     let calling = &body["toolConfig"]["functionCallingConfig"];
     let named = calling["allowedFunctionNames"][0].as_str().map(str::to_owned);
     let mut fields: Vec<String> = map.keys().cloned().collect();
+    fields
+        .extend(config.as_object().into_iter().flatten().map(|(name, _)| format!("generationConfig.{name}")));
     fields.sort();
     Ok(Request {
         path: request::Path::Gemini,

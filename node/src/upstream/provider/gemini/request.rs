@@ -101,7 +101,7 @@ pub(super) fn translate(body: &[u8]) -> Result<Value, Error> {
     let functions = declarations(&chat.rest);
     if !functions.is_empty() {
         out["tools"] = json!([{"functionDeclarations": functions}]);
-        if let Some(choice) = calling_config(&chat.rest["tool_choice"]) {
+        if let Some(choice) = chat.rest.get("tool_choice").and_then(calling_config) {
             out["toolConfig"] = json!({"functionCallingConfig": choice});
         }
     }

@@ -98,6 +98,15 @@ fn tools_go_there_and_their_results_too() {
 }
 
 #[test]
+fn tools_without_a_choice_are_the_models_to_call() {
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]});
+    let out = asked(&body);
+    assert_eq!(out["tools"][0]["functionDeclarations"][0]["name"], "f");
+    assert!(out.get("toolConfig").is_none());
+}
+
+#[test]
 fn json_wishes_and_images_are_translated() {
     let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}});
     let image = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}});
