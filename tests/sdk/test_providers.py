@@ -45,7 +45,7 @@ def openai_like(stub, form, key="k"):
 
 
 def google(url, key="k"):
-    return genai.Client(api_key=key, http_options=types.HttpOptions(base_url=url))
+    return genai.Client(api_key=key, http_options=types.HttpOptions(base_url=url, api_version="v1beta"))
 
 
 def claude(url, key="k"):
