@@ -255,7 +255,7 @@ fn after_an_error_nothing_looks_like_a_good_end() {
     voice.end(&mut out);
     voice.payload(delta(json!({"content": "x"})).to_string().as_bytes(), &mut out);
     assert_eq!(out.len(), 2);
-    assert_eq!(out[1], Bytes::from_static(b"{\"code\":\"upstream_interrupted\",\"error\":\"it broke\"}\n"));
+    assert_eq!(out[1], Bytes::from_static(b"{\"error\":\"it broke\",\"code\":\"upstream_interrupted\"}\n"));
     let mut voice = Embeddings {
         form: Form::Embed,
         model: "m".into(),
