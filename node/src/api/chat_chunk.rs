@@ -92,7 +92,9 @@ impl Chunk {
     }
 
     fn take(&mut self, said: Said<'_>) {
-        self.reasoning = said.reasoning_content.or(said.reasoning).map(text_of).unwrap_or_default();
+        // Some servers write both names and fill one of them.
+        let mut thoughts = [said.reasoning_content, said.reasoning].into_iter().flatten().map(text_of);
+        self.reasoning = thoughts.find(|text| !text.is_empty()).unwrap_or_default();
         self.text = said.content.map(text_of).unwrap_or_default();
         self.refusal = said.refusal.map(text_of).unwrap_or_default();
         let calls = said.tool_calls.unwrap_or_default().into_iter().enumerate();
@@ -250,6 +252,7 @@ mod tests {
             (r#"{"choices":[{"delta":{"content":"a"}}]}"#, "", "a"),
             (r#"{"choices":[{"index":0,"delta":{"reasoning_content":"b","content":null}}]}"#, "b", ""),
             (r#"{"choices":[{"delta":{"reasoning":"c"}}]}"#, "c", ""),
+            (r#"{"choices":[{"delta":{"reasoning_content":"","reasoning":"c"}}]}"#, "c", ""),
             (r#"{"choices":[{"message":{"content":[{"type":"text","text":"d"},{"text":"e"}]}}]}"#, "", "de"),
             (r#"{"choices":[{"index":1,"delta":{"content":"another answer"}}]}"#, "", ""),
             (r#"{"choices":null}"#, "", ""),

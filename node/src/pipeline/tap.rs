@@ -108,21 +108,33 @@ struct Delta<'a> {
     refusal: Option<&'a RawValue>,
     #[serde(borrow)]
     reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
 }
 
-impl Delta<'_> {
+impl<'a> Delta<'a> {
+    /// Returns what a reader would see of it. Some servers tell a thought under both of its names; it is one.
+    fn parts(&self) -> impl Iterator<Item = &'a str> {
+        let thought = self.reasoning_content.filter(|raw| !is_nothing(raw.get())).or(self.reasoning);
+        let parts = [self.content, self.tool_calls, self.function_call, self.refusal, thought];
+        parts.into_iter().flatten().map(RawValue::get).filter(|json| !is_nothing(json))
+    }
+
     /// Estimates the tokens of a whole message.
     fn estimated_tokens(&self) -> u64 {
-        let parts = [self.content, self.tool_calls, self.refusal, self.reasoning_content];
-        parts.into_iter().flatten().map(|v| estimated_tokens(v.get())).sum()
+        self.parts().map(estimated_tokens).sum()
     }
 
     fn says_something(&self) -> bool {
-        [self.content, self.tool_calls, self.refusal, self.reasoning_content]
-            .into_iter()
-            .flatten()
-            .any(|v| !matches!(v.get(), "null" | "\"\"" | "[]"))
+        self.parts().next().is_some()
     }
+}
+
+/// True for JSON that holds nothing to read.
+fn is_nothing(json: &str) -> bool {
+    matches!(json, "null" | "\"\"" | "[]" | "{}")
 }
 
 impl Tap {
@@ -206,10 +218,7 @@ impl Tap {
 
 /// Estimates the tokens of a JSON value, four bytes each; an empty one has none.
 fn estimated_tokens(json: &str) -> u64 {
-    match json {
-        "null" | "\"\"" | "[]" => 0,
-        text => (text.len() as u64).div_ceil(4),
-    }
+    if is_nothing(json) { 0 } else { (json.len() as u64).div_ceil(4) }
 }
 
 /// True for a JSON object, whatever is in it. Reading past its values takes less than a microsecond.
@@ -244,6 +253,10 @@ mod tests {
                 Payload::Content,
             ),
             (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"content":"","reasoning":"hm"}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"reasoning_content":"","reasoning":"hm"}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"function_call":{"name":"f"}}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"function_call":null,"reasoning":""}}]}"#, Payload::Lifecycle),
             (r#"{"choices":[{"text":"Hi","finish_reason":null}]}"#, Payload::Content),
             (r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Payload::Finish),
             (r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#, Payload::Usage),
@@ -272,6 +285,18 @@ mod tests {
             r#"{"choices":[{"delta":{"content":"say \"finish_reason\": \"stop\""},"finish_reason":null}]}"#;
         assert_eq!(tap.inspect(text.as_bytes()), Payload::Content);
         assert_eq!(tap.finish_reason, None);
+    }
+
+    #[test]
+    fn thoughts_and_older_calls_count_as_tokens_once() {
+        let tokens = |message: &str| {
+            let mut tap = Tap::default();
+            tap.inspect_body(format!(r#"{{"choices":[{{"message":{message}}}]}}"#).as_bytes());
+            tap.completion_tokens()
+        };
+        assert_eq!(tokens(r#"{"content":null,"reasoning":"sixsix"}"#), 2);
+        assert_eq!(tokens(r#"{"reasoning_content":"sixsix","reasoning":"sixsix"}"#), 2);
+        assert_eq!(tokens(r#"{"function_call":{"name":"f"}}"#), 3);
     }
 
     #[test]
