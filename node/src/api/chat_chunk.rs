@@ -82,7 +82,8 @@ impl Chunk {
         let first =
             payload.choices.unwrap_or_default().into_iter().find(|choice| choice.index.unwrap_or(0) == 0);
         if let Some(choice) = first {
-            chunk.finish = choice.finish_reason.map(|reason| reason.0.into_owned());
+            chunk.finish =
+                choice.finish_reason.map(|reason| reason.0.into_owned()).filter(|reason| !reason.is_empty());
             chunk.logprobs = choice.logprobs.and_then(|l| l.content).unwrap_or_default();
             if let Some(said) = choice.delta.or(choice.message) {
                 chunk.take(said);
@@ -276,6 +277,7 @@ mod tests {
         };
         assert_eq!(chunk.calls, [call(0, Some("x"), "f", "{\"a\":1}"), call(1, None, "g", "{\"b\":2}")]);
         assert_eq!(chunk.finish.as_deref(), Some("tool_calls"));
+        assert_eq!(self::chunk(r#"{"choices":[{"delta":{},"finish_reason":""}]}"#).finish, None);
     }
 
     #[test]

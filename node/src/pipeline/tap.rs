@@ -2,13 +2,17 @@
 //!
 //! Before the commit point each payload is parsed, since the decision to commit depends on it. After it a
 //! payload is searched for three keys (a key inside a string would be followed by `\"`, so there are no false
-//! hits) and parsed only when one of them holds more than `null`.
+//! hits) and parsed only when one of them holds more than `null` or an empty text.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+/// Most choices whose end is remembered: as many as can be asked for.
+const MAX_FINISHED: usize = 128;
 
 /// Tokens of an answer as the upstream counted them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -68,8 +72,8 @@ pub struct Tap {
     pub content_payloads: u64,
     /// True once a payload had something a reader would see.
     pub content_seen: bool,
-    /// Answers that said their finish reason; more than one where `n` was.
-    pub finished: u64,
+    /// Indexes of the choices that said their finish reason; several where `n` was.
+    finished: BTreeSet<u64>,
     /// True when the payload looked at last carried usage.
     pub usage_here: bool,
 }
@@ -88,6 +92,7 @@ struct View<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    index: Option<u64>,
     #[serde(borrow)]
     finish_reason: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -96,6 +101,13 @@ struct Choice<'a> {
     message: Option<Delta<'a>>,
     #[serde(borrow)]
     text: Option<&'a RawValue>,
+}
+
+impl Choice<'_> {
+    /// Returns why it ended. Some servers write an empty reason into every chunk: that is none.
+    fn reason(&self) -> Option<&str> {
+        self.finish_reason.as_deref().filter(|reason| !reason.is_empty())
+    }
 }
 
 #[derive(Deserialize)]
@@ -168,9 +180,13 @@ impl Tap {
             self.content_seen = true;
             self.content_payloads += 1;
         }
-        if let Some(reason) = view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back() {
+        if let Some(reason) = view.choices.iter().filter_map(Choice::reason).next_back() {
             self.finish_reason = Some(reason.to_owned());
-            self.finished += view.choices.iter().filter(|c| c.finish_reason.is_some()).count() as u64;
+            for choice in view.choices.iter().filter(|choice| choice.reason().is_some()) {
+                if self.finished.len() < MAX_FINISHED {
+                    self.finished.insert(choice.index.unwrap_or(0));
+                }
+            }
             return Payload::Finish;
         }
         match (content, view.choices.is_empty(), view.usage.is_some_and(|u| u.get() != "null")) {
@@ -190,8 +206,7 @@ impl Tap {
             return view.error.is_some_and(|e| e.get() != "null").then_some(Payload::Error);
         }
         self.read_usage(view.usage);
-        self.finish_reason =
-            view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back().map(str::to_owned);
+        self.finish_reason = view.choices.iter().filter_map(Choice::reason).next_back().map(str::to_owned);
         for choice in &view.choices {
             let message = choice.message.as_ref().or(choice.delta.as_ref());
             self.content_payloads += message.map_or(0, Delta::estimated_tokens)
@@ -199,6 +214,11 @@ impl Tap {
         }
         self.content_seen = self.content_payloads > 0;
         Some(Payload::Content)
+    }
+
+    /// True when `answers` choices of a stream have said their finish reason.
+    pub fn all_finished(&self, answers: u64) -> bool {
+        self.finished.len() as u64 >= answers
     }
 
     /// Returns the tokens of the answer: as the upstream counted them, else as they were seen to pass.
@@ -227,12 +247,14 @@ fn is_object(payload: &[u8]) -> bool {
         && serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok()
 }
 
-/// True when a payload has one of the keys we read with more than `null` in it.
+/// True when a payload has one of the keys we read with more than `null` or an empty text in it.
 fn worth_parsing(payload: &[u8]) -> bool {
     [&b"\"finish_reason\""[..], b"\"usage\"", b"\"error\""].iter().any(|key| {
         memmem::find_iter(payload, key).any(|at| {
             let rest = payload[at + key.len()..].trim_ascii_start();
-            rest.strip_prefix(b":").is_some_and(|value| !value.trim_ascii_start().starts_with(b"null"))
+            rest.strip_prefix(b":")
+                .map(<[u8]>::trim_ascii_start)
+                .is_some_and(|value| !value.starts_with(b"null") && !value.starts_with(b"\"\""))
         })
     })
 }
@@ -285,6 +307,27 @@ mod tests {
             r#"{"choices":[{"delta":{"content":"say \"finish_reason\": \"stop\""},"finish_reason":null}]}"#;
         assert_eq!(tap.inspect(text.as_bytes()), Payload::Content);
         assert_eq!(tap.finish_reason, None);
+    }
+
+    #[test]
+    fn an_empty_reason_is_none() {
+        let text = br#"{"choices":[{"delta":{"content":"x"},"finish_reason":""}]}"#;
+        for mut tap in [Tap::default(), Tap { content_seen: true, ..Tap::default() }] {
+            assert_eq!(tap.inspect(text), Payload::Content);
+            assert!(tap.finish_reason.is_none() && !tap.all_finished(1));
+        }
+        let mut tap = Tap::default();
+        tap.inspect_body(br#"{"choices":[{"message":{"content":"x"},"finish_reason":""}]}"#);
+        assert_eq!(tap.finish_reason, None);
+    }
+
+    #[test]
+    fn each_choice_finishes_once() {
+        let mut tap = Tap::default();
+        for (index, both) in [(0, false), (0, false), (1, true)] {
+            tap.inspect(format!(r#"{{"choices":[{{"index":{index},"finish_reason":"stop"}}]}}"#).as_bytes());
+            assert_eq!((tap.all_finished(1), tap.all_finished(2)), (true, both));
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(super) struct Watch {
     wants_json: bool,
     active: bool,
     asks_logprobs: bool,
+    answers: u64,
 }
 
 /// What we asked an upstream for and the client did not.
@@ -129,6 +130,7 @@ impl Watch {
             wants_json: shape.needs.schema,
             active: can_escalate,
             asks_logprobs,
+            answers: shape.answers,
         }
     }
 
@@ -158,6 +160,11 @@ impl Watch {
     /// True when log probabilities are asked for on our own account.
     pub(super) fn asks_logprobs(&self) -> bool {
         self.asks_logprobs
+    }
+
+    /// Returns how many answers were asked for.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers
     }
 
     /// Returns what must be taken out of the answer again.
@@ -207,7 +214,7 @@ impl Watch {
             }
         }
         tokens = tokens.max(self.logprobs(choice.logprobs));
-        if let Some(reason) = choice.finish_reason {
+        if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
             self.fold.finish(Some(FinishReason::parse(&reason)), self.limit_was_asked);
             self.held.end();
         }
@@ -311,6 +318,13 @@ mod tests {
         let mut call = Watch::new(&shape(false), true, false);
         call.body(br#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"f","arguments":"{"}}]},"finish_reason":"tool_calls"}]}"#);
         assert_eq!(call.signals().flaw, Some(Flaw::InvalidToolArguments));
+    }
+
+    #[test]
+    fn an_empty_reason_ends_no_holding() {
+        let mut watch = Watch::new(&shape(false), true, false);
+        let payload = br#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":""}]}"#;
+        assert_ne!(watch.payload(payload, Instant::now()), Hold::Commit);
     }
 
     #[test]
