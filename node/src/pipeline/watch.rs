@@ -47,8 +47,10 @@ impl Unasked {
             object.remove("shoal_phone");
         }
         if logprobs {
-            for choice in object["choices"].as_array_mut().into_iter().flatten() {
-                choice["logprobs"] = serde_json::Value::Null;
+            // What an upstream sends may have any form; indexing would panic where it is none of ours.
+            let choices = object.get_mut("choices").and_then(serde_json::Value::as_array_mut);
+            for choice in choices.into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
+                choice.insert("logprobs".into(), serde_json::Value::Null);
             }
         }
         serde_json::to_vec(&object).map_or(payload, Bytes::from)
@@ -325,6 +327,19 @@ mod tests {
         let mut watch = Watch::new(&shape(false), true, false);
         let payload = br#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":""}]}"#;
         assert_ne!(watch.payload(payload, Instant::now()), Hold::Commit);
+    }
+
+    #[test]
+    fn taking_out_log_probabilities_survives_any_form() {
+        let unasked = Unasked { logprobs: true };
+        for (text, expected) in [
+            (r#"{"choices":[7],"logprobs":{}}"#, r#"{"choices":[7],"logprobs":{}}"#),
+            (r#"{"choices":{"logprobs":{}}}"#, r#"{"choices":{"logprobs":{}}}"#),
+            (r#"[{"logprobs":{}}]"#, r#"[{"logprobs":{}}]"#),
+            (r#"{"choices":[{"logprobs":{"content":[]}}]}"#, r#"{"choices":[{"logprobs":null}]}"#),
+        ] {
+            assert_eq!(unasked.removed_from(Bytes::from_static(text.as_bytes())), expected);
+        }
     }
 
     #[test]
