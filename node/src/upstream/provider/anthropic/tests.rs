@@ -401,3 +401,18 @@ fn the_key_and_the_version_are_headers() {
         assert!(out.headers().get("authorization").is_none());
     }
 }
+
+#[test]
+fn null_is_as_good_as_nothing_in_a_message() {
+    let out = asked(&json!({"messages": [
+        {"role": "user", "content": "Hi", "tool_calls": null, "tool_call_id": null},
+        {"role": "assistant", "content": "Well", "tool_calls": null, "thinking_blocks": null},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": null}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "1", "tool_calls": null}
+    ]}));
+    assert_eq!(out["messages"][1]["content"], json!([{"type": "text", "text": "Well"}]));
+    let called = json!([{"type": "tool_use", "id": "a", "name": "f", "input": {}}]);
+    assert_eq!(out["messages"][3]["content"], called);
+}
