@@ -95,6 +95,14 @@ impl Conversation {
         Ok(())
     }
 
+    /// True when the last turn of the assistant calls tools and does not begin with its thoughts. A model that thinks by
+    /// budget is then refused with them: other models wrote none, and most clients do not send them back.
+    pub(super) fn calls_without_thoughts(&self) -> bool {
+        let last = self.turns.iter().rev().find(|turn| turn["role"] == "assistant");
+        let blocks = last.and_then(|turn| turn["content"].as_array()).map_or(&[][..], Vec::as_slice);
+        blocks.iter().any(|block| block["type"] == "tool_use") && !blocks.first().is_some_and(is_thought)
+    }
+
     /// Appends blocks to the turn of the same role, or begins one.
     fn push(&mut self, role: &str, blocks: Vec<Value>) {
         if blocks.is_empty() {
