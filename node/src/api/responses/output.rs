@@ -104,7 +104,7 @@ impl Output {
         let is_open =
             self.told.last().is_some_and(|told| told.open && matches!(told.item, Item::Reasoning { .. }));
         if !is_open {
-            self.close_all(Status::Completed, out);
+            self.close_prose(out);
             let id = self.birth.item("rs", self.told.len());
             let status = Status::InProgress;
             self.open(Item::Reasoning { id, summary: Vec::new(), content: Vec::new(), status }, out);
@@ -151,7 +151,7 @@ impl Output {
         let is_open =
             self.told.last().is_some_and(|told| told.open && matches!(told.item, Item::Message { .. }));
         if !is_open {
-            self.close_all(Status::Completed, out);
+            self.close_prose(out);
             let id = self.birth.item("msg", self.told.len());
             self.open(
                 Item::Message { id, status: Status::InProgress, role: "assistant", content: Vec::new() },
@@ -271,6 +271,7 @@ impl Output {
         }
     }
 
+    /// Closes what is thought and said. Calls stay open until the end: a text between two pieces of a call ends no call.
     fn close_prose(&mut self, out: &mut VecDeque<Bytes>) {
         for place in 0..self.told.len() {
             if matches!(self.told[place].item, Item::Reasoning { .. } | Item::Message { .. }) {
