@@ -10,6 +10,9 @@ use crate::api::chat_body::Object;
 use crate::api::chat_chunk::CallPart;
 use crate::api::sse;
 
+/// Most items and parts of messages; each takes more memory than what is said in it has to.
+const MAX_PARTS: usize = 4096;
+
 /// An output on its way: what was told of it, and what is open.
 pub(super) struct Output {
     /// Numbers its events, and those around it.
@@ -20,6 +23,8 @@ pub(super) struct Output {
     /// Tools that take free text.
     free_tools: BTreeSet<String>,
     told: Vec<Told>,
+    /// Items and parts that were opened.
+    parts: usize,
     /// Where in the output a call of the chat is.
     calls: BTreeMap<usize, usize>,
     /// Calls whose tool is not named yet.
@@ -79,6 +84,7 @@ impl Output {
             summarise,
             free_tools,
             told: Vec::new(),
+            parts: 0,
             calls: BTreeMap::new(),
             nameless: BTreeMap::new(),
         }
@@ -89,8 +95,14 @@ impl Output {
         self.told.iter().map(|told| &told.item)
     }
 
+    /// True when it has more items and parts than any honest answer.
+    pub(super) fn is_full(&self) -> bool {
+        self.parts > MAX_PARTS
+    }
+
     /// Opens an item and returns its place.
     fn open(&mut self, item: Item, out: &mut VecDeque<Bytes>) -> usize {
+        self.parts += 1;
         let place = self.told.len();
         self.log.of_item(out, "response.output_item.added", place, |event| {
             event.put("item", &item);
@@ -191,6 +203,7 @@ impl Output {
     }
 
     fn open_part(&mut self, place: usize, said: Said, out: &mut VecDeque<Bytes>) {
+        self.parts += 1;
         let told = &mut self.told[place];
         let Item::Message { id, content, .. } = &mut told.item else { return };
         let part = match said {

@@ -390,7 +390,9 @@ proptest! {
 #[test]
 fn a_text_between_two_pieces_of_a_call_leaves_the_call_open() {
     let part = |name: Value, piece: &str| {
-        delta(json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": name, "arguments": piece}}]}))
+        delta(
+            json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": name, "arguments": piece}}]}),
+        )
     };
     let chunks = [
         part(json!("f"), "{\"a\":"),
@@ -410,4 +412,17 @@ fn a_text_between_two_pieces_of_a_call_leaves_the_call_open() {
     let kinds: Vec<&Value> = output.as_array().unwrap().iter().map(|item| &item["type"]).collect();
     assert_eq!(kinds, ["function_call", "reasoning", "message"]);
     assert_eq!((&output[0]["arguments"], &output[0]["status"]), (&json!("{\"a\":1}"), &json!("completed")));
+}
+
+#[test]
+fn calls_and_parts_without_end_are_an_error() {
+    let call = |index: usize| {
+        let function = json!({"name": "f", "arguments": "{}"});
+        delta(json!({"tool_calls": [{"index": index, "id": "c", "function": function}]}))
+    };
+    let word = |n: usize| delta(if n % 2 == 0 { json!({"content": "a"}) } else { json!({"refusal": "b"}) });
+    for chunks in [(0..200).map(call).collect::<Vec<_>>(), (0..5000).map(word).collect()] {
+        let events = told_to_the_end(&mut voice(), &chunks);
+        assert_eq!(kinds(&events).last(), Some(&"failed"));
+    }
 }
