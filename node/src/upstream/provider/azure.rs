@@ -13,7 +13,7 @@ use reqwest::{Request, Url};
 use serde_json::Value;
 
 use super::openai::{named, parse, renamed_limit};
-use super::thoughts::without_thoughts;
+use super::thoughts::{Takes, without_thoughts};
 use super::{Model, Protocol};
 use crate::api::body::Edit;
 use crate::upstream::openai_http::{self, Malformed, Settings, post, secret};
@@ -38,7 +38,7 @@ impl Dialect {
 impl openai_http::Dialect for Dialect {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
         let version = self.protocol.api_version.as_deref();
-        let bytes = without_thoughts(&request.body);
+        let bytes = without_thoughts(&request.body, Takes::Nothing);
         let body = parse(&bytes)?;
         let mut edits = named(&body, &self.model);
         if version.is_none_or(|version| version >= FIRST_MODERN) {

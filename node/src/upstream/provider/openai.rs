@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use reqwest::{Request, Url};
 
 use super::Model;
-use super::thoughts::without_thoughts;
+use super::thoughts::{Takes, without_thoughts};
 use crate::api::body::{Body, Edit};
 use crate::upstream::openai_http::{self, HOPS, Malformed, OpenAi, Settings};
 use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
@@ -55,7 +55,8 @@ impl openai_http::Dialect for Dialect {
 }
 
 fn adapt(bytes: &Bytes, path: ApiPath, model: &Model, base: &Url) -> Result<Bytes, UpstreamError> {
-    let body = without_thoughts(bytes);
+    let takes = if base.host_str().is_some_and(is_strict) { Takes::Nothing } else { Takes::OfCalls };
+    let body = without_thoughts(bytes, takes);
     let body = parse(&body)?;
     let mut edits = named(&body, model);
     match base.host_str() {
@@ -64,6 +65,11 @@ fn adapt(bytes: &Bytes, path: ApiPath, model: &Model, base: &Url) -> Result<Byte
         _ => {}
     }
     Ok(body.rebuild(&edits))
+}
+
+/// True for OpenAI's hosts and Azure's, which refuse a field of a message that they do not know.
+fn is_strict(host: &str) -> bool {
+    host == OPENAI_HOST || host.ends_with(".api.openai.com") || host.ends_with(".openai.azure.com")
 }
 
 /// Parses a request's body.
@@ -142,9 +148,24 @@ mod tests {
     }
 
     #[test]
+    fn only_openai_and_azure_are_sent_no_thoughts_of_calls() {
+        let body =
+            r#"{"model":"m","messages":[{"role":"assistant","reasoning_content":"hm","tool_calls":[{}]}]}"#;
+        for (base, sent) in [
+            ("https://api.openai.com/v1", false),
+            ("https://eu.api.openai.com/v1", false),
+            ("https://x.openai.azure.com/openai/v1", false),
+            ("https://api.deepseek.com", true),
+        ] {
+            assert_eq!(adapted(body, base).contains("reasoning_content"), sent, "{base}");
+        }
+    }
+
+    #[test]
     fn a_reasoning_model_is_not_given_what_it_refuses() {
         let body = Bytes::from_static(br#"{"model":"m","temperature":0.2,"top_p":1,"seed":3}"#);
-        let out = adapt(&body, ApiPath::ChatCompletions, &model(false), &"http://box/v1".parse().unwrap()).unwrap();
+        let out =
+            adapt(&body, ApiPath::ChatCompletions, &model(false), &"http://box/v1".parse().unwrap()).unwrap();
         assert_eq!(&out[..], br#"{"model":"gpt-x","seed":3}"#);
     }
 
