@@ -37,7 +37,9 @@ impl Calls {
     }
 
     fn mended(&mut self, payload: &[u8], part: &str, answer: &str) -> Option<Bytes> {
-        memmem::find(payload, b"\"tool_calls\"")?;
+        if !holds_calls(payload) {
+            return None;
+        }
         let mut value: Value = serde_json::from_slice(payload).ok()?;
         let mut changed = false;
         for choice in value.get_mut("choices")?.as_array_mut()? {
@@ -128,6 +130,17 @@ impl Calls {
     }
 }
 
+/// True when a payload holds calls; many servers write `null` or an empty list into every chunk.
+fn holds_calls(payload: &[u8]) -> bool {
+    const KEY: &[u8] = b"\"tool_calls\"";
+    memmem::find_iter(payload, KEY).any(|at| {
+        let rest = payload[at + KEY.len()..].trim_ascii_start();
+        let value = rest.strip_prefix(b":").map_or(&b"null"[..], <[u8]>::trim_ascii_start);
+        let empty = value.strip_prefix(b"[").is_some_and(|list| list.trim_ascii_start().starts_with(b"]"));
+        !(empty || value.starts_with(b"null"))
+    })
+}
+
 /// True for what can be put right at all.
 fn is_call(call: &Value) -> bool {
     call.is_object() && call.get("function").is_none_or(Value::is_object)
@@ -186,6 +199,18 @@ mod tests {
         ];
         for payload in right {
             assert_eq!(calls.mend(Bytes::from_static(payload.as_bytes()), "r"), payload);
+        }
+    }
+
+    #[test]
+    fn a_payload_without_calls_is_not_parsed() {
+        for (payload, holds) in [
+            (r#"{"choices":[{"delta":{"content":"x","tool_calls":null}}]}"#, false),
+            (r#"{"choices":[{"delta":{"tool_calls" : [ ]}}]}"#, false),
+            (r#"{"choices":[{"finish_reason":"tool_calls"}]}"#, false),
+            (r#"{"choices":[{"delta":{"tool_calls":null}},{"delta":{"tool_calls": [{}]}}]}"#, true),
+        ] {
+            assert_eq!(holds_calls(payload.as_bytes()), holds, "{payload}");
         }
     }
 
