@@ -82,7 +82,8 @@ impl Chunk {
         let first =
             payload.choices.unwrap_or_default().into_iter().find(|choice| choice.index.unwrap_or(0) == 0);
         if let Some(choice) = first {
-            chunk.finish = choice.finish_reason.map(|reason| reason.0.into_owned());
+            chunk.finish =
+                choice.finish_reason.map(|reason| reason.0.into_owned()).filter(|reason| !reason.is_empty());
             chunk.logprobs = choice.logprobs.and_then(|l| l.content).unwrap_or_default();
             if let Some(said) = choice.delta.or(choice.message) {
                 chunk.take(said);
@@ -92,7 +93,9 @@ impl Chunk {
     }
 
     fn take(&mut self, said: Said<'_>) {
-        self.reasoning = said.reasoning_content.or(said.reasoning).map(text_of).unwrap_or_default();
+        // Some servers write both names and fill one of them.
+        let mut thoughts = [said.reasoning_content, said.reasoning].into_iter().flatten().map(text_of);
+        self.reasoning = thoughts.find(|text| !text.is_empty()).unwrap_or_default();
         self.text = said.content.map(text_of).unwrap_or_default();
         self.refusal = said.refusal.map(text_of).unwrap_or_default();
         let calls = said.tool_calls.unwrap_or_default().into_iter().enumerate();
@@ -250,6 +253,7 @@ mod tests {
             (r#"{"choices":[{"delta":{"content":"a"}}]}"#, "", "a"),
             (r#"{"choices":[{"index":0,"delta":{"reasoning_content":"b","content":null}}]}"#, "b", ""),
             (r#"{"choices":[{"delta":{"reasoning":"c"}}]}"#, "c", ""),
+            (r#"{"choices":[{"delta":{"reasoning_content":"","reasoning":"c"}}]}"#, "c", ""),
             (r#"{"choices":[{"message":{"content":[{"type":"text","text":"d"},{"text":"e"}]}}]}"#, "", "de"),
             (r#"{"choices":[{"index":1,"delta":{"content":"another answer"}}]}"#, "", ""),
             (r#"{"choices":null}"#, "", ""),
@@ -273,6 +277,7 @@ mod tests {
         };
         assert_eq!(chunk.calls, [call(0, Some("x"), "f", "{\"a\":1}"), call(1, None, "g", "{\"b\":2}")]);
         assert_eq!(chunk.finish.as_deref(), Some("tool_calls"));
+        assert_eq!(self::chunk(r#"{"choices":[{"delta":{},"finish_reason":""}]}"#).finish, None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod error;
 mod feedback;
 pub mod front;
 pub mod inference;
+mod kept;
 mod messages;
 mod ollama;
 mod packs;

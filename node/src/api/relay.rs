@@ -114,7 +114,7 @@ impl Relay {
 
     /// True when every answer that was asked for has its finish reason: no later chunk will carry one.
     fn all_finished(&self) -> bool {
-        self.stream.as_ref().is_some_and(|stream| stream.tap().finished >= self.asked.answers)
+        self.stream.as_ref().is_some_and(|stream| stream.tap().all_finished(self.asked.answers))
     }
 
     fn release_finish(&mut self, with_metadata: bool) {

@@ -93,6 +93,7 @@ async fn metadata_rides_the_chunk_that_it_should() {
     let both = r#"{"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#;
     let counted =
         r#"{"choices":[{"delta":{"content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
+    let second = STOP.replace("{\"delta\"", "{\"index\":1,\"delta\"");
     let late = Beat::Wait(Duration::from_secs(1));
     let end = Beat::End(true);
     let asked = r#","stream_options":{"include_usage":true}"#;
@@ -134,13 +135,13 @@ async fn metadata_rides_the_chunk_that_it_should() {
         (
             "two answers",
             r#","n":2"#,
-            vec![say(WORD), say(STOP), say(WORD), say(STOP), say(USAGE), end.clone()],
+            vec![say(WORD), say(STOP), say(WORD), say(&second), say(USAGE), end.clone()],
             &["chunk", "stop", "chunk", "stop+metadata"],
         ),
         (
             "two answers, the second late",
             r#","n":2"#,
-            vec![say(WORD), say(STOP), late.clone(), say(WORD), say(STOP), end.clone()],
+            vec![say(WORD), say(STOP), late.clone(), say(WORD), say(&second), end.clone()],
             &["chunk", "stop", "chunk", "stop+metadata"],
         ),
         (

@@ -112,13 +112,14 @@ enum Answer {
 impl Begun {
     /// Puts the answer together with the ticket that it will end.
     pub(super) fn into_running(self, ticket: Ticket) -> Running {
-        let unasked = self.watch.unasked();
+        let (unasked, answers) = (self.watch.unasked(), self.watch.answers());
         match self.answer {
             Answer::Whole(body, tap) => {
                 Running::Whole(Whole::new(unasked.removed_from(body), &tap, self.guard, ticket))
             }
             Answer::Stream(held, events) => {
-                Running::Stream(Committed::new(held, events, self.patience, self.guard, ticket, unasked))
+                let (patience, guard) = (self.patience, self.guard);
+                Running::Stream(Committed::new(held, events, patience, guard, ticket, unasked, answers))
             }
         }
     }

@@ -85,6 +85,8 @@ pub struct Committed {
     guard: InFlight,
     ticket: Ticket,
     unasked: Unasked,
+    /// Answers that were asked for (`n`).
+    answers: u64,
 }
 
 impl Committed {
@@ -95,10 +97,11 @@ impl Committed {
         guard: InFlight,
         mut ticket: Ticket,
         unasked: Unasked,
+        answers: u64,
     ) -> Self {
         ticket.first_content();
         // The held payloads are read once more as they leave, so the tap starts afresh.
-        Self { held, events, tap: Tap::default(), patience, guard, ticket, unasked }
+        Self { held, events, tap: Tap::default(), patience, guard, ticket, unasked, answers }
     }
 
     /// Returns the request's ticket.
@@ -121,6 +124,10 @@ impl Committed {
         let event = self.patience.between(self.events.next()).await;
         let cut = match event {
             Ok(Some(Ok(Event::Chunk(payload)))) => return self.step(payload, true),
+            // Servers that know no `n` give one answer and say that it was all.
+            Ok(Some(Ok(Event::End { complete: true }))) if self.tap.finish_reason.is_some() => {
+                return Step::End(Ok(()));
+            }
             Ok(Some(Ok(Event::End { .. })) | None) => UpstreamError::new(
                 502,
                 "upstream_interrupted",
@@ -148,9 +155,9 @@ impl Committed {
         Step::Payload(kind, self.unasked.removed_from(payload))
     }
 
-    /// With its finish reason an answer is whole, whatever the connection did afterwards.
+    /// With its finish reason an answer is whole, whatever the connection did afterwards; of several, each has its own.
     fn end(&self, cut: UpstreamError) -> Step {
-        Step::End(if self.tap.finish_reason.is_some() { Ok(()) } else { Err(cut) })
+        Step::End(if self.tap.all_finished(self.answers) { Ok(()) } else { Err(cut) })
     }
 
     /// Ends the request: the whole answer was passed on.

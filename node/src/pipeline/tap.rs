@@ -2,13 +2,17 @@
 //!
 //! Before the commit point each payload is parsed, since the decision to commit depends on it. After it a
 //! payload is searched for three keys (a key inside a string would be followed by `\"`, so there are no false
-//! hits) and parsed only when one of them holds more than `null`.
+//! hits) and parsed only when one of them holds more than `null` or an empty text.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+/// Most choices whose end is remembered: as many as can be asked for.
+const MAX_FINISHED: usize = 128;
 
 /// Tokens of an answer as the upstream counted them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -68,8 +72,8 @@ pub struct Tap {
     pub content_payloads: u64,
     /// True once a payload had something a reader would see.
     pub content_seen: bool,
-    /// Answers that said their finish reason; more than one where `n` was.
-    pub finished: u64,
+    /// Indexes of the choices that said their finish reason; several where `n` was.
+    finished: BTreeSet<u64>,
     /// True when the payload looked at last carried usage.
     pub usage_here: bool,
 }
@@ -88,6 +92,7 @@ struct View<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    index: Option<u64>,
     #[serde(borrow)]
     finish_reason: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -96,6 +101,13 @@ struct Choice<'a> {
     message: Option<Delta<'a>>,
     #[serde(borrow)]
     text: Option<&'a RawValue>,
+}
+
+impl Choice<'_> {
+    /// Returns why it ended. Some servers write an empty reason into every chunk: that is none.
+    fn reason(&self) -> Option<&str> {
+        self.finish_reason.as_deref().filter(|reason| !reason.is_empty())
+    }
 }
 
 #[derive(Deserialize)]
@@ -108,21 +120,33 @@ struct Delta<'a> {
     refusal: Option<&'a RawValue>,
     #[serde(borrow)]
     reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
 }
 
-impl Delta<'_> {
+impl<'a> Delta<'a> {
+    /// Returns what a reader would see of it. Some servers tell a thought under both of its names; it is one.
+    fn parts(&self) -> impl Iterator<Item = &'a str> {
+        let thought = self.reasoning_content.filter(|raw| !is_nothing(raw.get())).or(self.reasoning);
+        let parts = [self.content, self.tool_calls, self.function_call, self.refusal, thought];
+        parts.into_iter().flatten().map(RawValue::get).filter(|json| !is_nothing(json))
+    }
+
     /// Estimates the tokens of a whole message.
     fn estimated_tokens(&self) -> u64 {
-        let parts = [self.content, self.tool_calls, self.refusal, self.reasoning_content];
-        parts.into_iter().flatten().map(|v| estimated_tokens(v.get())).sum()
+        self.parts().map(estimated_tokens).sum()
     }
 
     fn says_something(&self) -> bool {
-        [self.content, self.tool_calls, self.refusal, self.reasoning_content]
-            .into_iter()
-            .flatten()
-            .any(|v| !matches!(v.get(), "null" | "\"\"" | "[]"))
+        self.parts().next().is_some()
     }
+}
+
+/// True for JSON that holds nothing to read.
+fn is_nothing(json: &str) -> bool {
+    matches!(json, "null" | "\"\"" | "[]" | "{}")
 }
 
 impl Tap {
@@ -156,9 +180,13 @@ impl Tap {
             self.content_seen = true;
             self.content_payloads += 1;
         }
-        if let Some(reason) = view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back() {
+        if let Some(reason) = view.choices.iter().filter_map(Choice::reason).next_back() {
             self.finish_reason = Some(reason.to_owned());
-            self.finished += view.choices.iter().filter(|c| c.finish_reason.is_some()).count() as u64;
+            for choice in view.choices.iter().filter(|choice| choice.reason().is_some()) {
+                if self.finished.len() < MAX_FINISHED {
+                    self.finished.insert(choice.index.unwrap_or(0));
+                }
+            }
             return Payload::Finish;
         }
         match (content, view.choices.is_empty(), view.usage.is_some_and(|u| u.get() != "null")) {
@@ -178,8 +206,7 @@ impl Tap {
             return view.error.is_some_and(|e| e.get() != "null").then_some(Payload::Error);
         }
         self.read_usage(view.usage);
-        self.finish_reason =
-            view.choices.iter().filter_map(|c| c.finish_reason.as_deref()).next_back().map(str::to_owned);
+        self.finish_reason = view.choices.iter().filter_map(Choice::reason).next_back().map(str::to_owned);
         for choice in &view.choices {
             let message = choice.message.as_ref().or(choice.delta.as_ref());
             self.content_payloads += message.map_or(0, Delta::estimated_tokens)
@@ -187,6 +214,11 @@ impl Tap {
         }
         self.content_seen = self.content_payloads > 0;
         Some(Payload::Content)
+    }
+
+    /// True when `answers` choices of a stream have said their finish reason.
+    pub fn all_finished(&self, answers: u64) -> bool {
+        self.finished.len() as u64 >= answers
     }
 
     /// Returns the tokens of the answer: as the upstream counted them, else as they were seen to pass.
@@ -206,10 +238,7 @@ impl Tap {
 
 /// Estimates the tokens of a JSON value, four bytes each; an empty one has none.
 fn estimated_tokens(json: &str) -> u64 {
-    match json {
-        "null" | "\"\"" | "[]" => 0,
-        text => (text.len() as u64).div_ceil(4),
-    }
+    if is_nothing(json) { 0 } else { (json.len() as u64).div_ceil(4) }
 }
 
 /// True for a JSON object, whatever is in it. Reading past its values takes less than a microsecond.
@@ -218,12 +247,14 @@ fn is_object(payload: &[u8]) -> bool {
         && serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok()
 }
 
-/// True when a payload has one of the keys we read with more than `null` in it.
+/// True when a payload has one of the keys we read with more than `null` or an empty text in it.
 fn worth_parsing(payload: &[u8]) -> bool {
     [&b"\"finish_reason\""[..], b"\"usage\"", b"\"error\""].iter().any(|key| {
         memmem::find_iter(payload, key).any(|at| {
             let rest = payload[at + key.len()..].trim_ascii_start();
-            rest.strip_prefix(b":").is_some_and(|value| !value.trim_ascii_start().starts_with(b"null"))
+            rest.strip_prefix(b":")
+                .map(<[u8]>::trim_ascii_start)
+                .is_some_and(|value| !value.starts_with(b"null") && !value.starts_with(b"\"\""))
         })
     })
 }
@@ -244,6 +275,10 @@ mod tests {
                 Payload::Content,
             ),
             (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"content":"","reasoning":"hm"}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"reasoning_content":"","reasoning":"hm"}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"function_call":{"name":"f"}}}]}"#, Payload::Content),
+            (r#"{"choices":[{"delta":{"function_call":null,"reasoning":""}}]}"#, Payload::Lifecycle),
             (r#"{"choices":[{"text":"Hi","finish_reason":null}]}"#, Payload::Content),
             (r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#, Payload::Finish),
             (r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#, Payload::Usage),
@@ -272,6 +307,39 @@ mod tests {
             r#"{"choices":[{"delta":{"content":"say \"finish_reason\": \"stop\""},"finish_reason":null}]}"#;
         assert_eq!(tap.inspect(text.as_bytes()), Payload::Content);
         assert_eq!(tap.finish_reason, None);
+    }
+
+    #[test]
+    fn an_empty_reason_is_none() {
+        let text = br#"{"choices":[{"delta":{"content":"x"},"finish_reason":""}]}"#;
+        for mut tap in [Tap::default(), Tap { content_seen: true, ..Tap::default() }] {
+            assert_eq!(tap.inspect(text), Payload::Content);
+            assert!(tap.finish_reason.is_none() && !tap.all_finished(1));
+        }
+        let mut tap = Tap::default();
+        tap.inspect_body(br#"{"choices":[{"message":{"content":"x"},"finish_reason":""}]}"#);
+        assert_eq!(tap.finish_reason, None);
+    }
+
+    #[test]
+    fn each_choice_finishes_once() {
+        let mut tap = Tap::default();
+        for (index, both) in [(0, false), (0, false), (1, true)] {
+            tap.inspect(format!(r#"{{"choices":[{{"index":{index},"finish_reason":"stop"}}]}}"#).as_bytes());
+            assert_eq!((tap.all_finished(1), tap.all_finished(2)), (true, both));
+        }
+    }
+
+    #[test]
+    fn thoughts_and_older_calls_count_as_tokens_once() {
+        let tokens = |message: &str| {
+            let mut tap = Tap::default();
+            tap.inspect_body(format!(r#"{{"choices":[{{"message":{message}}}]}}"#).as_bytes());
+            tap.completion_tokens()
+        };
+        assert_eq!(tokens(r#"{"content":null,"reasoning":"sixsix"}"#), 2);
+        assert_eq!(tokens(r#"{"reasoning_content":"sixsix","reasoning":"sixsix"}"#), 2);
+        assert_eq!(tokens(r#"{"function_call":{"name":"f"}}"#), 3);
     }
 
     #[test]

@@ -159,6 +159,23 @@ async fn an_answer_with_its_finish_reason_is_whole_whatever_follows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_answers_both_must_finish_unless_the_upstream_says_that_it_is_all() {
+    const TWO: &str = r#"{"model":"m","stream":true,"n":2,"messages":[{"role":"user","content":"x"}]}"#;
+    let other = STOP.replace("{\"delta\"", "{\"index\":1,\"delta\"");
+    let cut = || Err("upstream_interrupted".to_owned());
+    for (beats, expected) in [
+        (vec![say(STOP), Beat::End(false)], cut()),
+        (vec![say(STOP), say(STOP), Beat::End(false)], cut()),
+        (vec![say(STOP), say(&other), Beat::End(false)], Ok(())),
+        (vec![say(STOP), Beat::End(true)], Ok(())),
+    ] {
+        let scene = Scene::new(vec![offer("a", "m", &[])]);
+        scene.script("a/m", [Act::Play([vec![say(WORD)], beats].concat())]);
+        assert_eq!(play(&scene, TWO).await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fault_of_the_request_is_not_tried_again_and_blames_nobody() {
     let mut scene = two_hosts();
     for way in ["a/m", "b/m"] {

@@ -25,6 +25,7 @@ pub(super) struct Watch {
     wants_json: bool,
     active: bool,
     asks_logprobs: bool,
+    answers: u64,
 }
 
 /// What we asked an upstream for and the client did not.
@@ -46,8 +47,10 @@ impl Unasked {
             object.remove("shoal_phone");
         }
         if logprobs {
-            for choice in object["choices"].as_array_mut().into_iter().flatten() {
-                choice["logprobs"] = serde_json::Value::Null;
+            // What an upstream sends may have any form; indexing would panic where it is none of ours.
+            let choices = object.get_mut("choices").and_then(serde_json::Value::as_array_mut);
+            for choice in choices.into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
+                choice.insert("logprobs".into(), serde_json::Value::Null);
             }
         }
         serde_json::to_vec(&object).map_or(payload, Bytes::from)
@@ -129,6 +132,7 @@ impl Watch {
             wants_json: shape.needs.schema,
             active: can_escalate,
             asks_logprobs,
+            answers: shape.answers,
         }
     }
 
@@ -158,6 +162,11 @@ impl Watch {
     /// True when log probabilities are asked for on our own account.
     pub(super) fn asks_logprobs(&self) -> bool {
         self.asks_logprobs
+    }
+
+    /// Returns how many answers were asked for.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers
     }
 
     /// Returns what must be taken out of the answer again.
@@ -207,7 +216,7 @@ impl Watch {
             }
         }
         tokens = tokens.max(self.logprobs(choice.logprobs));
-        if let Some(reason) = choice.finish_reason {
+        if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
             self.fold.finish(Some(FinishReason::parse(&reason)), self.limit_was_asked);
             self.held.end();
         }
@@ -311,6 +320,26 @@ mod tests {
         let mut call = Watch::new(&shape(false), true, false);
         call.body(br#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"f","arguments":"{"}}]},"finish_reason":"tool_calls"}]}"#);
         assert_eq!(call.signals().flaw, Some(Flaw::InvalidToolArguments));
+    }
+
+    #[test]
+    fn an_empty_reason_ends_no_holding() {
+        let mut watch = Watch::new(&shape(false), true, false);
+        let payload = br#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":""}]}"#;
+        assert_ne!(watch.payload(payload, Instant::now()), Hold::Commit);
+    }
+
+    #[test]
+    fn taking_out_log_probabilities_survives_any_form() {
+        let unasked = Unasked { logprobs: true };
+        for (text, expected) in [
+            (r#"{"choices":[7],"logprobs":{}}"#, r#"{"choices":[7],"logprobs":{}}"#),
+            (r#"{"choices":{"logprobs":{}}}"#, r#"{"choices":{"logprobs":{}}}"#),
+            (r#"[{"logprobs":{}}]"#, r#"[{"logprobs":{}}]"#),
+            (r#"{"choices":[{"logprobs":{"content":[]}}]}"#, r#"{"choices":[{"logprobs":null}]}"#),
+        ] {
+            assert_eq!(unasked.removed_from(Bytes::from_static(text.as_bytes())), expected);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! one that hides inside a stream of status 200. Requests are built anew; no header of a client is copied.
 //! Dropping the future or the events closes the connection, which is how engines learn of a cancel.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -47,6 +47,9 @@ const FAREWELL: Duration = Duration::from_millis(100);
 
 /// A role chunk often precedes a long prefill, so only the second payload proves that tokens flow.
 const PAYLOADS_BEFORE_FLOW: u32 = 2;
+
+/// Choices of a stream whose end is remembered: as many as can be asked for.
+const MAX_CHOICES: usize = 128;
 
 /// Longest silences that are taken as life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,6 +259,28 @@ enum Phase {
     Over,
 }
 
+/// What told that a stream has ended.
+#[derive(Debug, Default)]
+struct Ended {
+    /// Indexes of the choices that told their finish reason.
+    choices: BTreeSet<u64>,
+    /// `[DONE]` came after content.
+    said_so: bool,
+}
+
+impl Ended {
+    fn saw(&mut self, chunk: &[u8]) {
+        if scan::has_finish_reason(chunk) && self.choices.len() < MAX_CHOICES {
+            self.choices.extend(scan::finished(chunk).into_iter().take(MAX_CHOICES));
+        }
+    }
+
+    /// True when as many choices finished as `request` asks for.
+    fn all(&self, request: &[u8]) -> bool {
+        !self.choices.is_empty() && self.choices.len() as u64 >= scan::answers_asked(request)
+    }
+}
+
 /// A stream being read.
 struct Reading {
     exchange: Exchange,
@@ -266,7 +291,7 @@ struct Reading {
     calls: Calls,
     phase: Phase,
     payloads: u32,
-    finished: bool,
+    ended: Ended,
     last_read: Instant,
 }
 
@@ -280,7 +305,7 @@ impl Reading {
             calls: Calls::default(),
             phase: Phase::Open,
             payloads: 0,
-            finished: false,
+            ended: Ended::default(),
             last_read: began,
         }
     }
@@ -325,7 +350,7 @@ impl Reading {
         loop {
             if let Some(chunk) = self.ready.pop_front() {
                 self.payloads = self.payloads.saturating_add(1);
-                self.finished |= scan::has_finish_reason(&chunk);
+                self.ended.saw(&chunk);
                 return Ok(Event::Chunk(self.calls.mend(chunk, &self.exchange.request.id)));
             }
             let item = self.decoder.next_item().map_err(|error: sse::Error| {
@@ -361,7 +386,7 @@ impl Reading {
             }
             Ok(None) => Ok(Some(self.end(Phase::Over))),
             // The content was whole; only the farewell (usage, [DONE]) is lost.
-            Err(_) if self.finished => Ok(Some(self.end(Phase::Over))),
+            Err(_) if self.is_whole() => Ok(Some(self.end(Phase::Over))),
             Err(error) => Err(self.exchange.context().broken(&error, self.payloads > 0)),
         }
     }
@@ -372,7 +397,7 @@ impl Reading {
             return Ok(None);
         }
         if text == b"[DONE]" {
-            self.finished |= self.payloads > 0;
+            self.ended.said_so = self.payloads > 0;
             return Ok(Some(self.end(Phase::Ended)));
         }
         if scan::may_be_error(text)
@@ -397,7 +422,12 @@ impl Reading {
 
     fn end(&mut self, phase: Phase) -> Event {
         self.phase = phase;
-        Event::End { complete: self.finished }
+        Event::End { complete: self.is_whole() }
+    }
+
+    /// True when each answer that was asked for is whole, or the server says that nothing more comes.
+    fn is_whole(&self) -> bool {
+        self.ended.said_so || self.ended.all(&self.exchange.request.body)
     }
 
     fn name(&self) -> &str {

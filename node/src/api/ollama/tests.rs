@@ -255,13 +255,25 @@ fn after_an_error_nothing_looks_like_a_good_end() {
     voice.end(&mut out);
     voice.payload(delta(json!({"content": "x"})).to_string().as_bytes(), &mut out);
     assert_eq!(out.len(), 2);
-    assert_eq!(out[1], Bytes::from_static(b"{\"code\":\"upstream_interrupted\",\"error\":\"it broke\"}\n"));
+    assert_eq!(out[1], Bytes::from_static(b"{\"error\":\"it broke\",\"code\":\"upstream_interrupted\"}\n"));
     let mut voice = Embeddings {
         form: Form::Embed,
         model: "m".into(),
         times: Times { came_ms: 0, elapsed: Box::new(Duration::default) },
     };
     assert_eq!(voice.whole(Bytes::from_static(b"{}")).unwrap_err().status, 502);
+}
+
+#[test]
+fn calls_without_end_are_an_error() {
+    let (mut voice, mut out) = (voice(Way::Chat, true), VecDeque::new());
+    for index in 0..200 {
+        let part = json!({"index": index, "id": "c", "function": {"name": "f", "arguments": "{}"}});
+        voice.payload(delta(json!({"tool_calls": [part]})).to_string().as_bytes(), &mut out);
+    }
+    voice.end(&mut out);
+    assert_eq!(out.len(), 1);
+    assert!(String::from_utf8_lossy(&out[0]).contains("more than 128 tools"));
 }
 
 proptest! {

@@ -16,6 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::api::chat_body::Object;
 use crate::api::chat_chunk::{CallPart, Chunk, Usage, read_whole};
 use crate::api::error::ApiError;
+use crate::api::kept::Kept;
 use crate::api::shape;
 use crate::api::voice::Voice;
 
@@ -66,6 +67,7 @@ pub(super) struct Ollama {
     /// When the first word came.
     first: Option<Duration>,
     calls: BTreeMap<usize, CallPart>,
+    kept: Kept,
     finish: Option<String>,
     usage: Usage,
     metadata: Vec<(&'static str, Box<RawValue>)>,
@@ -117,6 +119,7 @@ impl Ollama {
             times,
             first: None,
             calls: BTreeMap::new(),
+            kept: Kept::default(),
             finish: None,
             usage: Usage::default(),
             metadata: Vec::new(),
@@ -125,7 +128,8 @@ impl Ollama {
     }
 
     /// Takes what is not told at once.
-    fn note(&mut self, chunk: &mut Chunk) {
+    fn note(&mut self, chunk: &mut Chunk) -> Result<(), ApiError> {
+        self.kept.calls(&chunk.calls)?;
         if !self.thinks {
             chunk.reasoning.clear();
         }
@@ -150,6 +154,7 @@ impl Ollama {
         if !chunk.metadata.is_empty() {
             self.metadata = std::mem::take(&mut chunk.metadata);
         }
+        Ok(())
     }
 
     fn object(&self, chunk: &Chunk, calls: Vec<Call<'_>>, now: Duration) -> Object {
@@ -202,7 +207,7 @@ impl Ollama {
 impl Voice for Ollama {
     fn whole(&mut self, answer: Bytes) -> Result<Bytes, ApiError> {
         let mut chunk = read_whole(&answer)?;
-        self.note(&mut chunk);
+        self.note(&mut chunk)?;
         // When its first word came is not known of a whole answer; all of its time counts as the answer's.
         self.first = Some(Duration::ZERO);
         let now = (self.times.elapsed)();
@@ -219,7 +224,9 @@ impl Voice for Ollama {
             Ok(chunk) => chunk,
             Err(error) => return self.fail(&error, out),
         };
-        self.note(&mut chunk);
+        if let Err(error) = self.note(&mut chunk) {
+            return self.fail(&error, out);
+        }
         if !(chunk.text.is_empty() && chunk.reasoning.is_empty()) {
             let mut object = self.object(&chunk, Vec::new(), (self.times.elapsed)());
             object.put("done", &false);

@@ -10,6 +10,9 @@ use crate::api::chat_body::Object;
 use crate::api::chat_chunk::CallPart;
 use crate::api::sse;
 
+/// Most items and parts of messages; each takes more memory than what is said in it has to.
+const MAX_PARTS: usize = 4096;
+
 /// An output on its way: what was told of it, and what is open.
 pub(super) struct Output {
     /// Numbers its events, and those around it.
@@ -20,6 +23,8 @@ pub(super) struct Output {
     /// Tools that take free text.
     free_tools: BTreeSet<String>,
     told: Vec<Told>,
+    /// Items and parts that were opened.
+    parts: usize,
     /// Where in the output a call of the chat is.
     calls: BTreeMap<usize, usize>,
     /// Calls whose tool is not named yet.
@@ -79,6 +84,7 @@ impl Output {
             summarise,
             free_tools,
             told: Vec::new(),
+            parts: 0,
             calls: BTreeMap::new(),
             nameless: BTreeMap::new(),
         }
@@ -89,8 +95,14 @@ impl Output {
         self.told.iter().map(|told| &told.item)
     }
 
+    /// True when it has more items and parts than any honest answer.
+    pub(super) fn is_full(&self) -> bool {
+        self.parts > MAX_PARTS
+    }
+
     /// Opens an item and returns its place.
     fn open(&mut self, item: Item, out: &mut VecDeque<Bytes>) -> usize {
+        self.parts += 1;
         let place = self.told.len();
         self.log.of_item(out, "response.output_item.added", place, |event| {
             event.put("item", &item);
@@ -104,7 +116,7 @@ impl Output {
         let is_open =
             self.told.last().is_some_and(|told| told.open && matches!(told.item, Item::Reasoning { .. }));
         if !is_open {
-            self.close_all(Status::Completed, out);
+            self.close_prose(out);
             let id = self.birth.item("rs", self.told.len());
             let status = Status::InProgress;
             self.open(Item::Reasoning { id, summary: Vec::new(), content: Vec::new(), status }, out);
@@ -151,7 +163,7 @@ impl Output {
         let is_open =
             self.told.last().is_some_and(|told| told.open && matches!(told.item, Item::Message { .. }));
         if !is_open {
-            self.close_all(Status::Completed, out);
+            self.close_prose(out);
             let id = self.birth.item("msg", self.told.len());
             self.open(
                 Item::Message { id, status: Status::InProgress, role: "assistant", content: Vec::new() },
@@ -191,6 +203,7 @@ impl Output {
     }
 
     fn open_part(&mut self, place: usize, said: Said, out: &mut VecDeque<Bytes>) {
+        self.parts += 1;
         let told = &mut self.told[place];
         let Item::Message { id, content, .. } = &mut told.item else { return };
         let part = match said {
@@ -271,6 +284,7 @@ impl Output {
         }
     }
 
+    /// Closes what is thought and said. Calls stay open until the end: a text between two pieces of a call ends no call.
     fn close_prose(&mut self, out: &mut VecDeque<Bytes>) {
         for place in 0..self.told.len() {
             if matches!(self.told[place].item, Item::Reasoning { .. } | Item::Message { .. }) {

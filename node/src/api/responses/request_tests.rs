@@ -55,7 +55,7 @@ fn the_smallest_request_is_a_chat_of_one_message() {
     assert!(out.warnings.is_empty() && !out.telling.summarise && !out.telling.logprobs);
     assert_eq!(
         out.input.get(),
-        r#"[{"content":[{"text":"Hi","type":"input_text"}],"role":"user","type":"message"}]"#
+        r#"[{"type":"message","role":"user","content":[{"type":"input_text","text":"Hi"}]}]"#
     );
 }
 

@@ -12,6 +12,7 @@ use super::output::{Output, Said};
 use super::request::Telling;
 use crate::api::chat_chunk::{Chunk, Usage, read_whole};
 use crate::api::error::ApiError;
+use crate::api::kept::{Kept, too_large};
 use crate::api::voice::Voice;
 
 /// Keeps a finished response; false where it cannot be kept.
@@ -27,6 +28,7 @@ pub(super) struct Responses {
     /// The last event went out.
     over: bool,
     output: Output,
+    kept: Kept,
     model: Option<String>,
     finish: Option<String>,
     usage: Option<Usage>,
@@ -44,6 +46,7 @@ impl Responses {
             begun: false,
             over: false,
             output,
+            kept: Kept::default(),
             model: None,
             finish: None,
             usage: None,
@@ -51,7 +54,8 @@ impl Responses {
         }
     }
 
-    fn hear(&mut self, chunk: Chunk, out: &mut VecDeque<Bytes>) {
+    fn hear(&mut self, chunk: Chunk, out: &mut VecDeque<Bytes>) -> Result<(), ApiError> {
+        self.kept.chunk(&chunk)?;
         if chunk.model.is_some() {
             self.model = chunk.model;
         }
@@ -74,6 +78,7 @@ impl Responses {
         if !chunk.metadata.is_empty() {
             self.metadata = chunk.metadata;
         }
+        if self.output.is_full() { Err(too_large("changes its mind too often")) } else { Ok(()) }
     }
 
     fn begin(&mut self, out: &mut VecDeque<Bytes>) {
@@ -127,7 +132,7 @@ impl Responses {
 impl Voice for Responses {
     fn whole(&mut self, answer: Bytes) -> Result<Bytes, ApiError> {
         let mut unheard = VecDeque::new();
-        self.hear(read_whole(&answer)?, &mut unheard);
+        self.hear(read_whole(&answer)?, &mut unheard)?;
         let (_, object) = self.conclude(&mut unheard);
         Ok(String::from(Box::<str>::from(object)).into())
     }
@@ -136,9 +141,8 @@ impl Voice for Responses {
         if self.over {
             return;
         }
-        match Chunk::read(payload) {
-            Ok(chunk) => self.hear(chunk, out),
-            Err(error) => self.fail(&error, out),
+        if let Err(error) = Chunk::read(payload).and_then(|chunk| self.hear(chunk, out)) {
+            self.fail(&error, out);
         }
     }
 

@@ -386,3 +386,43 @@ proptest! {
         prop_assert_eq!(&json!(done), &last["output"]);
     }
 }
+
+#[test]
+fn a_text_between_two_pieces_of_a_call_leaves_the_call_open() {
+    let part = |name: Value, piece: &str| {
+        delta(
+            json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": name, "arguments": piece}}]}),
+        )
+    };
+    let chunks = [
+        part(json!("f"), "{\"a\":"),
+        delta(json!({"reasoning": "hm"})),
+        delta(json!({"content": "so"})),
+        part(Value::Null, "1}"),
+        finish("tool_calls"),
+    ];
+    let events = told_to_the_end(&mut voice(), &chunks);
+    let done = |kind: &str| {
+        let all: Vec<&Value> = events.iter().filter(|event| event["type"] == kind).collect();
+        assert_eq!(all.len(), 1, "{kind}");
+        all[0].clone()
+    };
+    assert_eq!(done("response.function_call_arguments.done")["arguments"], "{\"a\":1}");
+    let output = done("response.completed")["response"]["output"].clone();
+    let kinds: Vec<&Value> = output.as_array().unwrap().iter().map(|item| &item["type"]).collect();
+    assert_eq!(kinds, ["function_call", "reasoning", "message"]);
+    assert_eq!((&output[0]["arguments"], &output[0]["status"]), (&json!("{\"a\":1}"), &json!("completed")));
+}
+
+#[test]
+fn calls_and_parts_without_end_are_an_error() {
+    let call = |index: usize| {
+        let function = json!({"name": "f", "arguments": "{}"});
+        delta(json!({"tool_calls": [{"index": index, "id": "c", "function": function}]}))
+    };
+    let word = |n: usize| delta(if n % 2 == 0 { json!({"content": "a"}) } else { json!({"refusal": "b"}) });
+    for chunks in [(0..200).map(call).collect::<Vec<_>>(), (0..5000).map(word).collect()] {
+        let events = told_to_the_end(&mut voice(), &chunks);
+        assert_eq!(kinds(&events).last(), Some(&"failed"));
+    }
+}

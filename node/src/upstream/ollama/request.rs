@@ -102,9 +102,16 @@ pub(super) fn translate(body: &[u8]) -> Option<Value> {
     Some(out.into())
 }
 
-/// Tells the effort in Ollama's way: off, or a level that models without levels take for "on".
+/// Tells the effort in Ollama's way: off, or a level that models without levels take for "on". It knows three levels and
+/// refuses any other word.
 fn think(effort: &Value) -> Value {
-    if effort == "none" { false.into() } else { effort.clone() }
+    match effort.as_str() {
+        Some("none") => false.into(),
+        Some("minimal") => "low".into(),
+        Some("xhigh") => "high".into(),
+        Some("low" | "medium" | "high") => effort.clone(),
+        _ => true.into(),
+    }
 }
 
 fn messages(list: &Value) -> Option<Value> {

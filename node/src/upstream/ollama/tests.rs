@@ -175,3 +175,19 @@ async fn json_lines_are_a_stream_with_a_good_end() {
     assert!(error.is_none() && events.len() == 4, "{events:?}");
     assert_eq!(events[3], Event::End { complete: true });
 }
+
+#[test]
+fn efforts_become_the_levels_that_ollama_knows() {
+    for (effort, think) in [
+        ("none", json!(false)),
+        ("minimal", json!("low")),
+        ("low", json!("low")),
+        ("medium", json!("medium")),
+        ("high", json!("high")),
+        ("xhigh", json!("high")),
+        ("extreme", json!(true)),
+    ] {
+        let body = json!({"model": "m", "messages": [], "reasoning_effort": effort});
+        assert_eq!(translated(&body).unwrap()["think"], think, "{effort}");
+    }
+}

@@ -95,6 +95,24 @@ async fn completeness_is_what_the_upstream_said() {
 }
 
 #[tokio::test]
+async fn of_two_answers_one_alone_is_not_whole() {
+    const OTHER: &str = "data: {\"choices\":[{\"index\":1,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let ends = |parts: &'static [&'static str], ending| async move {
+        let answer = move || async move { event_stream(parts, ending) };
+        let base = testing::serve(Router::new().fallback(any(answer))).await;
+        let body = Bytes::from_static(br#"{"model":"m","stream":true,"n":2,"messages":[]}"#);
+        let (events, error) =
+            collect(ask(upstream(base), UpstreamRequest { body, ..chat(true) }).await.unwrap()).await;
+        (events.last() == Some(&Event::End { complete: true }), error.is_some())
+    };
+    assert_eq!(ends(&[WORD, STOP], Ending::Cut).await, (false, true));
+    assert_eq!(ends(&[WORD, STOP, STOP], Ending::Clean).await, (false, false));
+    assert_eq!(ends(&[WORD, STOP, OTHER], Ending::Cut).await, (true, false));
+    // A server that knows no `n`.
+    assert_eq!(ends(&[WORD, STOP, DONE], Ending::Clean).await, (true, false));
+}
+
+#[tokio::test]
 async fn a_stream_cut_after_content_ends_with_an_error() {
     let (events, error) =
         collect(asked(true, || event_stream(&[ROLE, WORD], Ending::Cut)).await.unwrap()).await;

@@ -13,7 +13,7 @@ use reqwest::{Request, Url};
 use serde_json::Value;
 
 use super::openai::{named, parse, renamed_limit};
-use super::thoughts::without_thoughts;
+use super::thoughts::{Takes, without_thoughts};
 use super::{Model, Protocol};
 use crate::api::body::Edit;
 use crate::upstream::openai_http::{self, Malformed, Settings, post, secret};
@@ -38,11 +38,11 @@ impl Dialect {
 impl openai_http::Dialect for Dialect {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
         let version = self.protocol.api_version.as_deref();
-        let bytes = without_thoughts(&request.body);
+        let bytes = without_thoughts(&request.body, Takes::Nothing);
         let body = parse(&bytes)?;
         let mut edits = named(&body, &self.model);
         if version.is_none_or(|version| version >= FIRST_MODERN) {
-            renamed_limit(&body, &mut edits);
+            renamed_limit(&body, request.path, &mut edits);
         } else {
             edits.push(("stream_options", Edit::Remove));
         }
@@ -109,6 +109,7 @@ fn is_filter_report(payload: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::device::testing::chat;
+    use crate::upstream::ApiPath;
     use crate::upstream::openai_http::Dialect as _;
     use crate::upstream::provider::{Kind, Traits};
 
@@ -150,6 +151,16 @@ mod tests {
             assert!(body.contains(r#""max_tokens":5"#) && !body.contains("stream_options"), "{body}");
         }
         assert!(sent("https://x.example", Some("2024-10-21")).1.contains("max_completion_tokens"));
+    }
+
+    #[test]
+    fn a_completion_that_is_no_chat_keeps_the_name_of_its_limit() {
+        let body = Bytes::from_static(br#"{"model":"az/my-gpt","max_tokens":5}"#);
+        let request = UpstreamRequest { body, path: ApiPath::Completions, ..chat(false) };
+        let settings = openai_http::testing_settings("https://x.openai.azure.com");
+        let out = dialect(None).outgoing(&settings, &request).unwrap();
+        let body = String::from_utf8_lossy(out.body().unwrap().as_bytes().unwrap()).into_owned();
+        assert!(body.contains(r#""max_tokens":5"#), "{body}");
     }
 
     #[test]

@@ -7,10 +7,10 @@ use http::{HeaderName, HeaderValue};
 use reqwest::{Request, Url};
 
 use super::Model;
-use super::thoughts::without_thoughts;
+use super::thoughts::{Takes, without_thoughts};
 use crate::api::body::{Body, Edit};
 use crate::upstream::openai_http::{self, HOPS, Malformed, OpenAi, Settings};
-use crate::upstream::{UpstreamError, UpstreamRequest};
+use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
 
 /// The one server that refuses `max_tokens` for its newer models; compatibles know little else.
 const OPENAI_HOST: &str = "api.openai.com";
@@ -32,7 +32,7 @@ pub(super) struct Dialect {
 
 impl openai_http::Dialect for Dialect {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
-        let body = adapt(&request.body, &self.model, &settings.base)?;
+        let body = adapt(&request.body, request.path, &self.model, &settings.base)?;
         let mut out = OpenAi.outgoing(settings, &UpstreamRequest { body, ..request.clone() })?;
         let host = settings.base.host_str();
         if host == Some(OPENROUTER_HOST) {
@@ -54,16 +54,22 @@ impl openai_http::Dialect for Dialect {
     }
 }
 
-fn adapt(bytes: &Bytes, model: &Model, base: &Url) -> Result<Bytes, UpstreamError> {
-    let body = without_thoughts(bytes);
+fn adapt(bytes: &Bytes, path: ApiPath, model: &Model, base: &Url) -> Result<Bytes, UpstreamError> {
+    let takes = if base.host_str().is_some_and(is_strict) { Takes::Nothing } else { Takes::OfCalls };
+    let body = without_thoughts(bytes, takes);
     let body = parse(&body)?;
     let mut edits = named(&body, model);
     match base.host_str() {
-        Some(OPENAI_HOST) => renamed_limit(&body, &mut edits),
+        Some(OPENAI_HOST) => renamed_limit(&body, path, &mut edits),
         Some(OPENROUTER_HOST) => edits.push(("usage", Edit::Set("{\"include\":true}".into()))),
         _ => {}
     }
     Ok(body.rebuild(&edits))
+}
+
+/// True for OpenAI's hosts and Azure's, which refuse a field of a message that they do not know.
+fn is_strict(host: &str) -> bool {
+    host == OPENAI_HOST || host.ends_with(".api.openai.com") || host.ends_with(".openai.azure.com")
 }
 
 /// Parses a request's body.
@@ -85,9 +91,9 @@ pub(super) fn named(body: &Body<'_>, model: &Model) -> Vec<(&'static str, Edit)>
     edits
 }
 
-/// Gives the limit of the answer its newer name.
-pub(super) fn renamed_limit(body: &Body<'_>, edits: &mut Vec<(&'static str, Edit)>) {
-    if let Some(limit) = body.raw("max_tokens") {
+/// Gives the limit of a chat's answer its newer name; the older API for completions knows the older one alone.
+pub(super) fn renamed_limit(body: &Body<'_>, path: ApiPath, edits: &mut Vec<(&'static str, Edit)>) {
+    if let Some(limit) = body.raw("max_tokens").filter(|_| path == ApiPath::ChatCompletions) {
         edits.push(("max_tokens", Edit::Remove));
         if body.raw("max_completion_tokens").is_none() {
             edits.push(("max_completion_tokens", Edit::Set(limit.get().to_owned())));
@@ -107,8 +113,12 @@ mod tests {
     }
 
     fn adapted(body: &'static str, base: &str) -> String {
-        let bytes =
-            adapt(&Bytes::from_static(body.as_bytes()), &model(true), &base.parse().unwrap()).unwrap();
+        adapted_for(ApiPath::ChatCompletions, body, base)
+    }
+
+    fn adapted_for(path: ApiPath, body: &'static str, base: &str) -> String {
+        let body = Bytes::from_static(body.as_bytes());
+        let bytes = adapt(&body, path, &model(true), &base.parse().unwrap()).unwrap();
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
@@ -131,12 +141,31 @@ mod tests {
             adapted(r#"{"model":"m","max_tokens":3,"max_completion_tokens":2}"#, base),
             r#"{"model":"gpt-x","max_completion_tokens":2}"#
         );
+        assert_eq!(
+            adapted_for(ApiPath::Completions, r#"{"model":"m","max_tokens":3}"#, base),
+            r#"{"model":"gpt-x","max_tokens":3}"#
+        );
+    }
+
+    #[test]
+    fn only_openai_and_azure_are_sent_no_thoughts_of_calls() {
+        let body =
+            r#"{"model":"m","messages":[{"role":"assistant","reasoning_content":"hm","tool_calls":[{}]}]}"#;
+        for (base, sent) in [
+            ("https://api.openai.com/v1", false),
+            ("https://eu.api.openai.com/v1", false),
+            ("https://x.openai.azure.com/openai/v1", false),
+            ("https://api.deepseek.com", true),
+        ] {
+            assert_eq!(adapted(body, base).contains("reasoning_content"), sent, "{base}");
+        }
     }
 
     #[test]
     fn a_reasoning_model_is_not_given_what_it_refuses() {
         let body = Bytes::from_static(br#"{"model":"m","temperature":0.2,"top_p":1,"seed":3}"#);
-        let out = adapt(&body, &model(false), &"http://box/v1".parse().unwrap()).unwrap();
+        let out =
+            adapt(&body, ApiPath::ChatCompletions, &model(false), &"http://box/v1".parse().unwrap()).unwrap();
         assert_eq!(&out[..], br#"{"model":"gpt-x","seed":3}"#);
     }
 

@@ -11,32 +11,28 @@ use super::request::Error;
 /// Text that opens a conversation which an assistant's message begins; the API takes none that does.
 const OPENING: &str = ".";
 
-/// One message of an OpenAI chat.
+/// One message of an OpenAI chat. Clients write `null` for what a message does not have.
 #[derive(Deserialize)]
 pub(super) struct Message {
     role: String,
     #[serde(default)]
     content: Value,
-    #[serde(default)]
-    tool_calls: Vec<ToolCall>,
+    tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
     /// A model's thoughts with their signatures, as [`super::answer`] hands them out.
-    #[serde(default)]
-    thinking_blocks: Vec<Value>,
+    thinking_blocks: Option<Vec<Value>>,
 }
 
 #[derive(Deserialize)]
 struct ToolCall {
-    #[serde(default)]
-    id: String,
+    id: Option<String>,
     function: Function,
 }
 
 #[derive(Deserialize)]
 struct Function {
     name: String,
-    #[serde(default)]
-    arguments: String,
+    arguments: Option<String>,
 }
 
 /// A conversation in Anthropic's form.
@@ -70,13 +66,15 @@ impl Conversation {
     }
 
     fn assistant(&mut self, message: Message) -> Result<(), Error> {
-        let mut content: Vec<Value> = message.thinking_blocks.into_iter().filter(is_thought).collect();
+        let thoughts = message.thinking_blocks.unwrap_or_default();
+        let mut content: Vec<Value> = thoughts.into_iter().filter(is_thought).collect();
         content.extend(blocks(&message.content)?);
-        for call in message.tool_calls {
+        for call in message.tool_calls.unwrap_or_default() {
             // Arguments are text in OpenAI's form and may be what a model garbled; an object is all that is taken.
-            let input: Value = serde_json::from_str(&call.function.arguments).unwrap_or_default();
+            let arguments = call.function.arguments.unwrap_or_default();
+            let input: Value = serde_json::from_str(&arguments).unwrap_or_default();
             let input = if input.is_object() { input } else { json!({}) };
-            content.push(json!({"type": "tool_use", "id": id(&call.id)?, "name": call.function.name,
+            content.push(json!({"type": "tool_use", "id": id(&call.id.unwrap_or_default())?, "name": call.function.name,
                 "input": input}));
             if !self.called.contains(&call.function.name) {
                 self.called.push(call.function.name);
@@ -95,6 +93,14 @@ impl Conversation {
         }
         self.push("user", vec![block]);
         Ok(())
+    }
+
+    /// True when the last turn of the assistant calls tools and does not begin with its thoughts. A model that thinks by
+    /// budget is then refused with them: other models wrote none, and most clients do not send them back.
+    pub(super) fn calls_without_thoughts(&self) -> bool {
+        let last = self.turns.iter().rev().find(|turn| turn["role"] == "assistant");
+        let blocks = last.and_then(|turn| turn["content"].as_array()).map_or(&[][..], Vec::as_slice);
+        blocks.iter().any(|block| block["type"] == "tool_use") && !blocks.first().is_some_and(is_thought)
     }
 
     /// Appends blocks to the turn of the same role, or begins one.

@@ -86,6 +86,7 @@ pub(super) fn translate(body: &[u8], model: &Model) -> Result<Value, Error> {
         _ => {}
     }
     let limit = limit(&rest, model);
+    let may_budget = !conversation.calls_without_thoughts();
     let mut out = json!({"model": &*model.name, "max_tokens": limit, "messages": conversation.turns});
     if !conversation.system.is_empty() {
         out["system"] = conversation.system.into();
@@ -103,7 +104,9 @@ pub(super) fn translate(body: &[u8], model: &Model) -> Result<Value, Error> {
     // A call that is forced leaves no room for thoughts; the API refuses both together.
     let forced = matches!(out["tool_choice"]["type"].as_str(), Some("any" | "tool"));
     if !forced {
-        think(&mut out, &mut config, &rest, limit, &model.traits);
+        // Half of the answer's limit stays for the answer: thoughts count against it.
+        let budget = may_budget.then_some(limit / 2);
+        think(&mut out, &mut config, &rest, budget, &model.traits);
     }
     sampling(&mut out, &rest, &model.traits);
     if !config.is_empty() {
@@ -188,12 +191,13 @@ fn tool_choice(choice: &Value) -> Option<Value> {
     }
 }
 
-/// Asks for thoughts: Anthropic's own field as it is, OpenAI's word as an effort, or as a budget for older models.
+/// Asks for thoughts: Anthropic's own field as it is, OpenAI's word as an effort, or as a budget for older models, of
+/// `longest` tokens at most; `None` where the conversation rules one out.
 fn think(
     out: &mut Value,
     config: &mut Map<String, Value>,
     rest: &Map<String, Value>,
-    limit: u32,
+    longest: Option<u32>,
     traits: &Traits,
 ) {
     if let Some(own) = rest.get("thinking").filter(|thinking| thinking.is_object()) {
@@ -207,8 +211,7 @@ fn think(
         config.insert("effort".into(), if word == "minimal" { "low" } else { word }.into());
         return;
     }
-    // Half of the answer's limit stays for the answer: thoughts count against it.
-    let budget = (*budget).min(limit / 2);
+    let budget = longest.map_or(0, |longest| longest.min(*budget));
     if budget >= MIN_BUDGET {
         out["thinking"] = json!({"type": "enabled", "budget_tokens": budget});
     }

@@ -235,6 +235,34 @@ fn effort_becomes_a_budget_or_stays_an_effort() {
 }
 
 #[test]
+fn calls_without_their_thoughts_are_gone_on_with_without_a_budget() {
+    let thought = json!({"type": "thinking", "thinking": "hm", "signature": "s"});
+    let body = |thoughts: Value, then: &[Value]| {
+        let call = json!({"id": "a", "function": {"name": "f", "arguments": "{}"}});
+        let mut messages = vec![
+            json!({"role": "user", "content": "?"}),
+            json!({"role": "assistant", "content": "I look.", "tool_calls": [call], "thinking_blocks": thoughts}),
+            json!({"role": "tool", "tool_call_id": "a", "content": "1"}),
+        ];
+        messages.extend_from_slice(then);
+        json!({"messages": messages, "reasoning_effort": "high", "max_tokens": 9000, "temperature": 0.3})
+    };
+    let answered =
+        [json!({"role": "assistant", "content": "One."}), json!({"role": "user", "content": "And now?"})];
+    for (body, thinks) in [
+        (body(json!([]), &[]), false),
+        (body(json!([thought]), &[]), true),
+        // Only the last turn of the assistant counts.
+        (body(json!([]), &answered), true),
+    ] {
+        let out = asked(&body);
+        assert_eq!((out.get("thinking").is_some(), out.get("temperature").is_none()), (thinks, thinks));
+    }
+    let out = asked_of(&body(json!([]), &[]), Traits { adaptive_thinking: true, ..traits() });
+    assert_eq!(out["thinking"], json!({"type": "adaptive"}), "who decides itself takes any history");
+}
+
+#[test]
 fn a_conversation_begins_with_the_user_and_a_begun_answer_ends_clean() {
     let body = json!({"messages": [{"role": "assistant", "content": "Hi "}, {"role": "user", "content": "  "},
         {"role": "assistant", "content": "I say: "}]});
@@ -400,4 +428,19 @@ fn the_key_and_the_version_are_headers() {
         assert_eq!(out.headers()["anthropic-version"], "2023-06-01");
         assert!(out.headers().get("authorization").is_none());
     }
+}
+
+#[test]
+fn null_is_as_good_as_nothing_in_a_message() {
+    let out = asked(&json!({"messages": [
+        {"role": "user", "content": "Hi", "tool_calls": null, "tool_call_id": null},
+        {"role": "assistant", "content": "Well", "tool_calls": null, "thinking_blocks": null},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": null}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "1", "tool_calls": null}
+    ]}));
+    assert_eq!(out["messages"][1]["content"], json!([{"type": "text", "text": "Well"}]));
+    let called = json!([{"type": "tool_use", "id": "a", "name": "f", "input": {}}]);
+    assert_eq!(out["messages"][3]["content"], called);
 }

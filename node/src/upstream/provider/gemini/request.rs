@@ -44,15 +44,14 @@ struct Message {
     role: String,
     #[serde(default)]
     content: Value,
-    #[serde(default)]
-    tool_calls: Vec<ToolCall>,
+    // Clients write `null` for what a message does not have.
+    tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct ToolCall {
-    #[serde(default)]
-    id: String,
+    id: Option<String>,
     function: Function,
     #[serde(default)]
     extra_content: Value,
@@ -61,8 +60,7 @@ struct ToolCall {
 #[derive(Deserialize)]
 struct Function {
     name: String,
-    #[serde(default)]
-    arguments: String,
+    arguments: Option<String>,
 }
 
 /// Translates a request.
@@ -76,8 +74,8 @@ pub(super) fn translate(body: &[u8]) -> Result<Value, Error> {
             "system" | "developer" => system.extend(parts(&message.content)?),
             "assistant" => {
                 let mut parts = parts(&message.content)?;
-                for call in message.tool_calls {
-                    called.insert(call.id.clone(), call.function.name.clone());
+                for call in message.tool_calls.unwrap_or_default() {
+                    called.insert(call.id.clone().unwrap_or_default(), call.function.name.clone());
                     parts.push(function_call(call));
                 }
                 contents.push("model", parts);
@@ -162,7 +160,8 @@ fn part(part: &Value) -> Result<Value, Error> {
 
 fn function_call(call: ToolCall) -> Value {
     // Arguments are text in OpenAI's form and may be what a model garbled; an object is all that Gemini takes.
-    let args: Value = serde_json::from_str(&call.function.arguments).unwrap_or_default();
+    let arguments = call.function.arguments.unwrap_or_default();
+    let args: Value = serde_json::from_str(&arguments).unwrap_or_default();
     let args = if args.is_object() { args } else { json!({}) };
     let mut part = json!({"functionCall": {"name": call.function.name, "args": args}});
     if let Some(signature) = call.extra_content["google"]["thought_signature"].as_str() {

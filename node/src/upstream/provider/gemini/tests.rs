@@ -217,3 +217,17 @@ fn the_key_is_never_part_of_the_url() {
         assert_eq!(stream.as_str(), "https://g.example/v1beta/models/m:streamGenerateContent?alt=sse");
     }
 }
+
+#[test]
+fn null_is_as_good_as_nothing_in_a_message() {
+    let out = asked(&json!({"messages": [
+        {"role": "user", "content": "Hi", "tool_calls": null, "tool_call_id": null},
+        {"role": "assistant", "content": "Well", "tool_calls": null, "thinking_blocks": null},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": null}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "1", "tool_calls": null}
+    ]}));
+    assert_eq!(out["contents"][1]["parts"], json!([{"text": "Well"}]));
+    assert_eq!(out["contents"][3]["parts"], json!([{"functionCall": {"name": "f", "args": {}}}]));
+}

@@ -48,10 +48,9 @@ struct Message {
     role: String,
     #[serde(default)]
     content: Value,
-    #[serde(default)]
-    tool_calls: Vec<Value>,
-    #[serde(default)]
-    tool_call_id: String,
+    // Clients write `null` for what a message does not have.
+    tool_calls: Option<Vec<Value>>,
+    tool_call_id: Option<String>,
 }
 
 /// Translates a request for `model`.
@@ -110,9 +109,11 @@ fn items(message: Message, input: &mut Vec<Value>) -> Result<(), Error> {
             if !content.is_empty() {
                 input.push(json!({"type": "message", "role": "assistant", "content": content}));
             }
-            for call in message.tool_calls {
+            for call in message.tool_calls.unwrap_or_default() {
+                let function = &call["function"];
+                let arguments = Some(&function["arguments"]).filter(|text| !text.is_null());
                 input.push(json!({"type": "function_call", "call_id": call["id"],
-                    "name": call["function"]["name"], "arguments": call["function"]["arguments"]}));
+                    "name": function["name"], "arguments": arguments.unwrap_or(&json!("{}"))}));
             }
         }
         "tool" => {
@@ -120,9 +121,8 @@ fn items(message: Message, input: &mut Vec<Value>) -> Result<(), Error> {
                 Value::String(text) => json!(text),
                 other => parts(other, "input_text")?.into(),
             };
-            input.push(
-                json!({"type": "function_call_output", "call_id": message.tool_call_id, "output": output}),
-            );
+            let id = message.tool_call_id.unwrap_or_default();
+            input.push(json!({"type": "function_call_output", "call_id": id, "output": output}));
         }
         role => {
             let content = parts(&message.content, "input_text")?;

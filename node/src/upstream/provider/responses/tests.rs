@@ -174,3 +174,17 @@ fn openai_and_azure_have_their_own_addresses() {
         assert_eq!(out.headers().contains_key("authorization"), kind == Kind::OpenAi);
     }
 }
+
+#[test]
+fn null_is_as_good_as_nothing_in_a_message() {
+    let out = asked(&json!({"messages": [
+        {"role": "user", "content": "Hi", "tool_calls": null, "tool_call_id": null},
+        {"role": "assistant", "content": "Well", "tool_calls": null, "thinking_blocks": null},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": null}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "1", "tool_calls": null}
+    ]}));
+    let called = json!({"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"});
+    assert_eq!((out["input"].as_array().unwrap().len(), &out["input"][3]), (5, &called));
+}
