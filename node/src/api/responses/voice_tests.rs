@@ -420,7 +420,8 @@ fn calls_and_parts_without_end_are_an_error() {
         let function = json!({"name": "f", "arguments": "{}"});
         delta(json!({"tool_calls": [{"index": index, "id": "c", "function": function}]}))
     };
-    let word = |n: usize| delta(if n % 2 == 0 { json!({"content": "a"}) } else { json!({"refusal": "b"}) });
+    let word =
+        |n: usize| delta(if n.is_multiple_of(2) { json!({"content": "a"}) } else { json!({"refusal": "b"}) });
     for chunks in [(0..200).map(call).collect::<Vec<_>>(), (0..5000).map(word).collect()] {
         let events = told_to_the_end(&mut voice(), &chunks);
         assert_eq!(kinds(&events).last(), Some(&"failed"));
