@@ -63,7 +63,12 @@ impl Influence {
     /// Returns the share of its weight at which a foreign origin counts, 0 to 1.
     pub fn share(&self, weight: f64, is_flagged: bool) -> f64 {
         let cap = if is_flagged { self.flagged } else { self.cap };
-        if weight > cap { (cap / weight).clamp(0.0, 1.0) } else { 1.0 }
+        match weight > cap {
+            true => (cap / weight).clamp(0.0, 1.0),
+            // What weighs nothing is no way past a cap of nothing.
+            false if cap <= 0.0 => 0.0,
+            false => 1.0,
+        }
     }
 }
 
@@ -167,7 +172,8 @@ mod tests {
         assert_eq!(influence.share(9_000.0, false) * 9_000.0, 500.0);
         let influence = Influence::of(5.0, [5.0, 9_000.0].into_iter());
         assert!((influence.share(9_000.0, true) * 9_000.0 - 5.0).abs() < 1e-9);
-        assert_eq!(Influence::of(0.0, [9_000.0].into_iter()).share(9_000.0, true), 0.0);
+        let nothing = Influence::of(0.0, [9_000.0].into_iter());
+        assert_eq!((nothing.share(9_000.0, true), nothing.share(0.0, true)), (0.0, 0.0));
     }
 
     #[test]

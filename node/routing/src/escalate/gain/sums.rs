@@ -131,7 +131,10 @@ impl AnswerSums {
                 })
         });
         let late = self.numbers[DRIFT_COUNT];
-        let most_late = LATE_MEMORY.min(quality.version as f64) * (1.0 + SLACK) + SLACK;
+        // Bounded by weight, not by the version: what has no weight would pass every cap on an origin's influence.
+        let most_late = LATE_MEMORY.min(weight) * (1.0 + SLACK) + SLACK;
+        // Domains fade each by itself, and still no faster than the judgements do.
+        let in_domains: f64 = self.numbers[DOMAIN_COUNT].iter().sum();
         let within = |range: Range<usize>, bound: f64| {
             self.numbers[range].iter().all(|number| number.abs() <= bound * late + slack)
         };
@@ -148,6 +151,7 @@ impl AnswerSums {
             && within(TRUST_TARGET, LARGEST_PART)
             && within(DRIFT, LIMIT * 2.0 * LARGEST_PART)
             && by_domain
+            && in_domains <= weight + slack
     }
 
     /// Orders two states of the same origin and arm that were judged equally often. Total.

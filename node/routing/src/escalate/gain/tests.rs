@@ -1,7 +1,7 @@
 //! What the gain model must learn, from made-up subjects whose truth is known.
 
 use super::*;
-use crate::bandit::{Judged, Testimony};
+use crate::bandit::{Judged, QualitySums, Testimony};
 use crate::confidence::Confidence;
 use crate::embed::Embedding;
 use crate::features::SURFACE;
@@ -279,6 +279,21 @@ fn honest_sums_are_plausible_and_impossible_ones_are_not() {
         lie(&mut numbers);
         assert!(!AnswerSums::from_numbers(numbers).is_plausible(&evidence.quality), "{name}");
     }
+}
+
+#[test]
+fn late_evidence_needs_judgements_of_its_weight() {
+    let honest = Learner::trained(300, 8).own.published();
+    let evidence = &honest.arms[&local()];
+    assert!(evidence.answers.is_plausible(&evidence.quality));
+    let version = evidence.quality.version;
+    let weightless = QualitySums { version, ..QualitySums::default() };
+    let mut late = *evidence.answers.numbers();
+    late[..3 * 24 + 6 + 3].fill(0.0);
+    assert!(!AnswerSums::from_numbers(late).is_plausible(&weightless), "a version is only a number");
+    let mut many = *evidence.answers.numbers();
+    many[LEN - 12..LEN - 6].fill(200.0);
+    assert!(!AnswerSums::from_numbers(many).is_plausible(&evidence.quality), "1,200 answers in domains of 300");
 }
 
 #[test]
