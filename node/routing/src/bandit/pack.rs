@@ -64,13 +64,15 @@ impl Pack {
     }
 
     /// Returns what to add to what the mesh observed of an arm. How requests ended elsewhere says nothing of the hosts
-    /// here, so ends are left out.
+    /// here, so ends are left out, and so does what traffic was like there lately.
     pub fn prior_of(&self, arm: &ArmId) -> Option<ArmEvidence> {
         let evidence = self.arms.get(arm)?;
         let weight = evidence.quality.weight().max(evidence.reliability.count() as f64);
         let share = if weight > ARM_WEIGHT { ARM_WEIGHT / weight } else { 1.0 };
         let mut prior = evidence.lighter(share);
         prior.stats = Default::default();
+        // A prior never fades, so what was missed lately elsewhere would be believed for good.
+        prior.answers = prior.answers.lasting();
         Some(prior)
     }
 
@@ -89,6 +91,7 @@ impl Pack {
 mod tests {
     use super::*;
     use crate::bandit::{Discriminant, Level, Posterior};
+    use crate::domain::Domain;
     use crate::features::{EMBEDDED, Features, SURFACE};
     use crate::testing::seeded;
     use crate::units::Score;
@@ -158,6 +161,20 @@ mod tests {
         let mean = |sums: &QualitySums| sums.mean().unwrap();
         assert!((mean(&prior.quality) - mean(&pack.arms[&arm].quality)).abs() < 1e-9);
         assert_eq!(pack.prior_of(&ArmId::new("other", None)), None);
+    }
+
+    #[test]
+    fn late_evidence_of_a_pack_is_not_believed() {
+        use crate::escalate::gain::{AnswerSums, Evidence, Expectation};
+
+        let (arm, mut answers) = (ArmId::new("m", None), AnswerSums::default());
+        let evidence = Evidence::of_request(at_first(1.0), Domain::Math);
+        answers.record(&evidence, Score::ZERO, Some(&Expectation::default()));
+        let lasting = answers.clone().lasting();
+        assert_ne!(answers, lasting);
+        let evidence = ArmEvidence { quality: judged(4, 1), answers, ..ArmEvidence::default() };
+        let pack = Pack { arms: BTreeMap::from([(arm.clone(), evidence)]), ..Pack::default() };
+        assert_eq!(pack.prior_of(&arm).unwrap().answers, lasting);
     }
 
     #[test]

@@ -60,7 +60,7 @@ const LEAST: f64 = 1e-6;
 const SURFACE: usize = 1 + EMBEDDED;
 
 /// What is expected of an answer, with all that a judgement of it needs to teach.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Expectation {
     /// Expected score, 0 to 1.
     pub quality: f64,
