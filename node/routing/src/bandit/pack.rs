@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bandit::evidence::{ArmEvidence, MAX_ARMS};
+use crate::bandit::evidence::{ArmEvidence, MAX_ARMS_READ};
 use crate::bandit::prior::SizeClass;
 use crate::bandit::sums::{MEMORY, QualitySums};
 use crate::ids::ArmId;
@@ -50,10 +50,10 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// True when honest counting can lead here, and no more arms than a testimony has.
+    /// True when honest counting can lead here, and no more arms than a testimony may have.
     pub fn is_plausible(&self) -> bool {
         let possible = |sums: &QualitySums| sums.is_plausible() && sums.weight() <= MEMORY * (1.0 + SLACK);
-        self.arms.len() <= MAX_ARMS
+        self.arms.len() <= MAX_ARMS_READ
             && self.classes.0.values().all(possible)
             && self.arms.values().all(|arm| {
                 possible(&arm.quality)
