@@ -65,7 +65,7 @@ pub struct Expectation {
     /// Expected score, 0 to 1.
     pub quality: f64,
     pub(super) parts: [f64; PARTS],
-    /// The parts, weighed, without what was missed in the domain.
+    /// The parts, weighed, without what was missed in the domain; 0 to 1.
     pub(super) weighed: f64,
 }
 
@@ -229,7 +229,8 @@ impl AnswerModel {
         let parts = [1.0, self.level + away(&self.seen), away(&self.place), drift]
             .map(|part| part.clamp(-LARGEST_PART, LARGEST_PART));
         let weighed: f64 = self.weights.iter().zip(parts).map(|(weight, part)| weight * part).sum();
-        let weighed = weighed.clamp(-LARGEST_PART, LARGEST_PART);
+        // Within what a score can be, so that no answer is ever missed by more than one.
+        let weighed = weighed.clamp(0.0, 1.0);
         let quality = match evidence.confidence.value() {
             // Seldom seen before: a visible flaw of a model that gives no probabilities. It speaks for itself.
             Some(chance) if !self.knows_confidence => chance,

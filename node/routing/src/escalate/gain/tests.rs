@@ -266,13 +266,30 @@ fn honest_sums_are_plausible_and_impossible_ones_are_not() {
         "but a pack of several may hold the rest"
     );
     type Lie = fn(&mut [f64; LEN]);
-    let lies: [(&str, Lie); 6] = [
+    let lies: [(&str, Lie); 14] = [
         ("a confidence beyond its bounds", |n| n[3 * 24] = 1e6),
         ("not a number", |n| n[0] = f64::NAN),
         ("correlated beyond one", |n| n[3 * 24 + 1] = 1e5),
         ("more score than answers", |n| n[3 * 24 + 6] = 1e5),
         ("more late answers than are remembered", |n| n[LEN - 13] = 5_000.0),
-        ("a domain that was missed by more than a score", |n| n[LEN - 1] = 1e4),
+        ("a domain that was missed by more than a score", |n| n[LEN - 5] = -1.1 * n[LEN - 11]),
+        ("a constant that is not one", |n| n[TRUST] = 500.0),
+        ("parts that are correlated beyond one", |n| n[TRUST + 1] = 1.3 * n[TRUST].max(n[TRUST + 2])),
+        ("scores that no parts have", |n| n[TRUST + 10] = -1.2 * n[TRUST]),
+        ("a part of no length with a score", |n| {
+            n[TRUST + 2] = 0.0;
+            n[TRUST + 11] = n[TRUST];
+        }),
+        ("confidence beyond one", |n| n[3 * 24] = 1.1 * n[3 * 24 + 2]),
+        ("more confidences than answers", |n| {
+            n[24] = 3_000.0;
+            n[3 * 24 + 2] = 3_000.0;
+        }),
+        ("a confidence that is half known", |n| n[24] *= 0.7),
+        ("a signal that is what it cannot be beside the features", |n| {
+            n[1..24].fill(0.0);
+            n[3 * 24 + 6] = 0.0;
+        }),
     ];
     for (name, lie) in lies {
         let mut numbers = *evidence.answers.numbers();
@@ -280,6 +297,9 @@ fn honest_sums_are_plausible_and_impossible_ones_are_not() {
         assert!(!AnswerSums::from_numbers(numbers).is_plausible(&evidence.quality), "{name}");
     }
 }
+
+/// Where the products of parts lie.
+const TRUST: usize = 3 * 24 + 6 + 3;
 
 #[test]
 fn late_evidence_needs_judgements_of_its_weight() {
@@ -289,11 +309,14 @@ fn late_evidence_needs_judgements_of_its_weight() {
     let version = evidence.quality.version;
     let weightless = QualitySums { version, ..QualitySums::default() };
     let mut late = *evidence.answers.numbers();
-    late[..3 * 24 + 6 + 3].fill(0.0);
+    late[..TRUST].fill(0.0);
     assert!(!AnswerSums::from_numbers(late).is_plausible(&weightless), "a version is only a number");
     let mut many = *evidence.answers.numbers();
     many[LEN - 12..LEN - 6].fill(200.0);
-    assert!(!AnswerSums::from_numbers(many).is_plausible(&evidence.quality), "1,200 answers in domains of 300");
+    assert!(
+        !AnswerSums::from_numbers(many).is_plausible(&evidence.quality),
+        "1,200 answers in domains of 300"
+    );
 }
 
 #[test]
