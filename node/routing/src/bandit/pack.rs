@@ -165,10 +165,11 @@ mod tests {
 
     #[test]
     fn late_evidence_of_a_pack_is_not_believed() {
+        use crate::confidence::Confidence;
         use crate::escalate::gain::{AnswerSums, Evidence, Expectation};
 
         let (arm, mut answers) = (ArmId::new("m", None), AnswerSums::default());
-        let evidence = Evidence::of_request(at_first(1.0), Domain::Math);
+        let evidence = Evidence::new(at_first(1.0), Domain::Math, Confidence::Unknown, None);
         answers.record(&evidence, Score::ZERO, Some(&Expectation::default()));
         let lasting = answers.clone().lasting();
         assert_ne!(answers, lasting);

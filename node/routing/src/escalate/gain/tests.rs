@@ -172,6 +172,22 @@ fn an_answer_without_confidence_is_taken_for_ordinary() {
 }
 
 #[test]
+fn an_answer_not_asked_for_yet_is_not_one_without_a_confidence() {
+    // Where the strong model says nothing of an answer, that is bad; it seldom says nothing.
+    let (mut learner, mut rng) = (Learner::new(), seeded(6));
+    for n in 0..500 {
+        let x = Subject::Law.features(&mut rng);
+        let silent = n % 5 == 0;
+        let (raw, right) = if silent { (None, 0.05) } else { (Some(0.9), 0.95) };
+        learner.judge(&strong(), Subject::Law, x, seen(raw), score(right, &mut rng));
+        learner.judge(&local(), Subject::Law, x, seen(Some(0.5)), score(0.5, &mut rng));
+    }
+    learner.refit();
+    let said = learner.gain(Subject::Law, Some(0.5)).strong;
+    assert!((said - 0.77).abs() < 0.08, "{said}");
+}
+
+#[test]
 fn a_flaw_of_a_model_that_never_told_its_confidence_speaks_for_itself() {
     let (mut learner, mut rng) = (Learner::new(), seeded(5));
     for _ in 0..200 {
