@@ -68,6 +68,8 @@ fn summary(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmSummary {
 pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence {
     let ArmEvidence { stats, reliability, quality, answers } = evidence;
     let bins: Vec<(usize, &Bin)> = reliability.bins().enumerate().filter(|(_, bin)| bin.count > 0).collect();
+    let total = reliability.total().bins;
+    let total: &[Bin] = if bins.is_empty() { &[] } else { &total };
     let judged = quality.version > 0;
     let sums = quality.gram.iter().chain(&quality.reward).map(|number| *number as f32);
     proto::ArmEvidence {
@@ -79,10 +81,13 @@ pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::A
         ttft_count: stats.ttft_count,
         ttft_ms_sum: stats.ttft_ms_sum,
         version: stats.version,
-        bin_count: bins.iter().map(|(_, bin)| bin.count).collect(),
-        bin_raw_sum: bins.iter().map(|(_, bin)| bin.raw_sum as f32).collect(),
-        bin_score_sum: bins.iter().map(|(_, bin)| bin.score_sum as f32).collect(),
-        bin_at: bins.iter().map(|(at, _)| *at as u32).collect(),
+        bin_count: total.iter().map(|bin| bin.count).collect(),
+        bin_raw_sum: total.iter().map(|bin| bin.raw_sum as f32).collect(),
+        bin_score_sum: total.iter().map(|bin| bin.score_sum as f32).collect(),
+        domain_bin_at: bins.iter().map(|(at, _)| *at as u32).collect(),
+        domain_bin_count: bins.iter().map(|(_, bin)| bin.count).collect(),
+        domain_bin_raw_sum: bins.iter().map(|(_, bin)| bin.raw_sum as f32).collect(),
+        domain_bin_score_sum: bins.iter().map(|(_, bin)| bin.score_sum as f32).collect(),
         quality_version: quality.version,
         quality: if judged { sums.collect() } else { Vec::new() },
         answers: match answers.is_empty() {
@@ -122,19 +127,25 @@ pub(crate) fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, Arm
     (name == arm.arm).then(|| (ArmId(name.into()), ArmEvidence { stats, reliability, quality, answers }))
 }
 
-/// Reads the bins; `None` unless each is named once, in order, and has all its sums.
+/// Reads the bins; `None` unless each is named once, in order, and has all its sums. Those over all domains are read
+/// where no others are: an earlier version wrote them, and they count as those of no domain.
 fn reliability_from_proto(arm: &proto::ArmEvidence) -> Option<DomainReliability> {
-    let bare = arm.bin_at.is_empty() && arm.bin_count.len() == BINS;
     let first = (ALL_BINS - BINS) as u32;
-    let places: Vec<u32> = if bare { (first..ALL_BINS as u32).collect() } else { arm.bin_at.clone() };
-    let lengths = [arm.bin_count.len(), arm.bin_raw_sum.len(), arm.bin_score_sum.len()];
+    let bare: Vec<u32> =
+        if arm.bin_count.is_empty() { Vec::new() } else { (first..ALL_BINS as u32).collect() };
+    let (places, counts, raw_sums, score_sums) = match arm.domain_bin_count.is_empty() {
+        true => (&bare, &arm.bin_count, &arm.bin_raw_sum, &arm.bin_score_sum),
+        false => {
+            (&arm.domain_bin_at, &arm.domain_bin_count, &arm.domain_bin_raw_sum, &arm.domain_bin_score_sum)
+        }
+    };
+    let lengths = [counts.len(), raw_sums.len(), score_sums.len()];
     let in_order = places.is_sorted_by(|a, b| a < b) && places.last().is_none_or(|at| *at < ALL_BINS as u32);
     if lengths != [places.len(); 3] || !in_order {
         return None;
     }
     let mut reliability = DomainReliability::default();
-    let mut sums =
-        places.iter().zip(&arm.bin_count).zip(arm.bin_raw_sum.iter().zip(&arm.bin_score_sum)).peekable();
+    let mut sums = places.iter().zip(counts).zip(raw_sums.iter().zip(score_sums)).peekable();
     for (at, bin) in reliability.bins_mut().enumerate() {
         if let Some(((_, count), (raw, score))) = sums.next_if(|((place, _), _)| **place == at as u32) {
             *bin = Bin { count: *count, raw_sum: f64::from(*raw), score_sum: f64::from(*score) };
@@ -213,11 +224,25 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_knows_no_domains_finds_ten_bins_over_all() {
+        let evidence = &learnt(1).published().arms.into_values().next().unwrap();
+        let sent = evidence_to_proto(&ArmId::new("m", None), evidence);
+        assert_eq!([sent.bin_count.len(), sent.bin_raw_sum.len(), sent.bin_score_sum.len()], [BINS; 3]);
+        assert_eq!(sent.bin_count.iter().sum::<u64>(), evidence.reliability.count());
+        assert!(sent.domain_bin_at.len() > BINS);
+        let none = evidence_to_proto(&ArmId::new("m", None), &ArmEvidence::default());
+        assert!(none.bin_count.is_empty() && none.domain_bin_at.is_empty());
+    }
+
+    #[test]
     fn bins_without_domains_are_those_of_no_domain() {
         let mut old =
             proto::Testimony::decode(testimony_to_bytes(&learnt(1).published()).as_slice()).unwrap();
         let arm = &mut old.arms[0];
-        arm.bin_at.clear();
+        arm.domain_bin_at.clear();
+        arm.domain_bin_count.clear();
+        arm.domain_bin_raw_sum.clear();
+        arm.domain_bin_score_sum.clear();
         arm.bin_count = vec![1; BINS];
         arm.bin_raw_sum = (0..BINS).map(|at| at as f32 / 10.0 + 0.05).collect();
         arm.bin_score_sum = vec![1.0; BINS];
@@ -256,10 +281,10 @@ mod tests {
         let changes: [fn(&mut proto::ArmEvidence); 7] = [
             |arm| arm.quality.truncate(300),
             |arm| arm.answers.truncate(100),
-            |arm| arm.bin_at.reverse(),
-            |arm| *arm.bin_at.last_mut().unwrap() = 60,
-            |arm| arm.bin_count.truncate(9),
-            |arm| arm.bin_raw_sum.clear(),
+            |arm| arm.domain_bin_at.reverse(),
+            |arm| *arm.domain_bin_at.last_mut().unwrap() = 60,
+            |arm| arm.domain_bin_count.truncate(9),
+            |arm| arm.domain_bin_raw_sum.clear(),
             |arm| arm.arm.push('\u{1b}'),
         ];
         for change in changes {

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bandit::evidence::{ArmEvidence, MAX_ARMS};
+use crate::bandit::evidence::{ArmEvidence, MAX_ARMS_READ};
 use crate::bandit::prior::SizeClass;
 use crate::bandit::sums::{MEMORY, QualitySums};
 use crate::ids::ArmId;
@@ -50,10 +50,10 @@ pub struct Pack {
 }
 
 impl Pack {
-    /// True when honest counting can lead here, and no more arms than a testimony has.
+    /// True when honest counting can lead here, and no more arms than a testimony may have.
     pub fn is_plausible(&self) -> bool {
         let possible = |sums: &QualitySums| sums.is_plausible() && sums.weight() <= MEMORY * (1.0 + SLACK);
-        self.arms.len() <= MAX_ARMS
+        self.arms.len() <= MAX_ARMS_READ
             && self.classes.0.values().all(possible)
             && self.arms.values().all(|arm| {
                 possible(&arm.quality)
@@ -64,13 +64,15 @@ impl Pack {
     }
 
     /// Returns what to add to what the mesh observed of an arm. How requests ended elsewhere says nothing of the hosts
-    /// here, so ends are left out.
+    /// here, so ends are left out, and so does what traffic was like there lately.
     pub fn prior_of(&self, arm: &ArmId) -> Option<ArmEvidence> {
         let evidence = self.arms.get(arm)?;
         let weight = evidence.quality.weight().max(evidence.reliability.count() as f64);
         let share = if weight > ARM_WEIGHT { ARM_WEIGHT / weight } else { 1.0 };
         let mut prior = evidence.lighter(share);
         prior.stats = Default::default();
+        // A prior never fades, so what was missed lately elsewhere would be believed for good.
+        prior.answers = prior.answers.lasting();
         Some(prior)
     }
 
@@ -89,6 +91,7 @@ impl Pack {
 mod tests {
     use super::*;
     use crate::bandit::{Discriminant, Level, Posterior};
+    use crate::domain::Domain;
     use crate::features::{EMBEDDED, Features, SURFACE};
     use crate::testing::seeded;
     use crate::units::Score;
@@ -158,6 +161,21 @@ mod tests {
         let mean = |sums: &QualitySums| sums.mean().unwrap();
         assert!((mean(&prior.quality) - mean(&pack.arms[&arm].quality)).abs() < 1e-9);
         assert_eq!(pack.prior_of(&ArmId::new("other", None)), None);
+    }
+
+    #[test]
+    fn late_evidence_of_a_pack_is_not_believed() {
+        use crate::confidence::Confidence;
+        use crate::escalate::gain::{AnswerSums, Evidence, Expectation};
+
+        let (arm, mut answers) = (ArmId::new("m", None), AnswerSums::default());
+        let evidence = Evidence::new(at_first(1.0), Domain::Math, Confidence::Unknown, None);
+        answers.record(&evidence, Score::ZERO, Some(&Expectation::default()));
+        let lasting = answers.clone().lasting();
+        assert_ne!(answers, lasting);
+        let evidence = ArmEvidence { quality: judged(4, 1), answers, ..ArmEvidence::default() };
+        let pack = Pack { arms: BTreeMap::from([(arm.clone(), evidence)]), ..Pack::default() };
+        assert_eq!(pack.prior_of(&arm).unwrap().answers, lasting);
     }
 
     #[test]

@@ -10,7 +10,8 @@
 use crate::bandit::evidence::testimony::ArmEvidence;
 use crate::bandit::stats::ArmStats;
 use crate::bandit::sums::QualitySums;
-use crate::calibration::DomainReliability;
+use crate::calibration::{BINS, DomainReliability};
+use crate::domain::Domain;
 use crate::escalate::gain::AnswerSums;
 
 /// Origins of an arm from which caps apply.
@@ -19,6 +20,9 @@ const CAPPED_FROM: usize = 4;
 /// Medians that a foreign origin may weigh: traffic is seldom even, and an honest node with twice its share counts
 /// in full.
 const MEDIANS: f64 = 2.0;
+
+/// What sums of shares fall short of a whole answer by arithmetic alone.
+const ROUNDING: f64 = 1e-6;
 
 /// In what regard an origin stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,37 +67,48 @@ impl Influence {
     /// Returns the share of its weight at which a foreign origin counts, 0 to 1.
     pub fn share(&self, weight: f64, is_flagged: bool) -> f64 {
         let cap = if is_flagged { self.flagged } else { self.cap };
-        if weight > cap { (cap / weight).clamp(0.0, 1.0) } else { 1.0 }
+        match weight > cap {
+            true => (cap / weight).clamp(0.0, 1.0),
+            // What weighs nothing is no way past a cap of nothing.
+            false if cap <= 0.0 => 0.0,
+            false => 1.0,
+        }
     }
 }
 
 /// Adds up what the origins say of one arm, each within its bounds.
 pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
-    let share = |weigh: fn(&ArmEvidence) -> f64| {
-        let own = voices.iter().find(|voice| voice.standing == Standing::Own);
-        let own = own.map_or(0.0, |voice| weigh(voice.evidence));
-        let influence = Influence::of(own, voices.iter().map(|voice| weigh(voice.evidence)));
-        move |voice: &Voice<'_>| match voice.standing {
-            Standing::Own => 1.0,
-            Standing::Good => influence.share(weigh(voice.evidence), false),
-            Standing::Flagged => influence.share(weigh(voice.evidence), true),
-        }
-    };
     // Requests that ended and answers that were judged differ by orders of magnitude: each kind has its own bounds.
-    let ends = share(|evidence| evidence.stats.count as f64);
-    let scores = share(|evidence| evidence.stats.scored as f64);
-    let judged = share(|evidence| evidence.reliability.count() as f64);
-    let quality = share(|evidence| evidence.quality.weight());
+    let ends = shares(voices, |evidence| evidence.stats.count as f64);
+    let scores = shares(voices, |evidence| evidence.stats.scored as f64);
+    let judged = shares(voices, |evidence| evidence.reliability.count() as f64);
+    let quality = shares(voices, |evidence| evidence.quality.weight());
+    // Each domain has a curve of its own. The bounds over all of them stay: of a domain that few know there are none.
+    let domains = Domain::ALL
+        .map(|domain| shares(voices, move |evidence| evidence.reliability.of(domain).count() as f64));
     let mut sum = ArmEvidence::default();
     for voice in voices {
         let evidence = voice.evidence;
         sum.stats.add(&lighter_stats(&evidence.stats, ends(voice), scores(voice)));
-        sum.reliability.add(&lighter_reliability(&evidence.reliability, judged(voice)));
+        let known = |domain: usize| domains[domain](voice).min(judged(voice));
+        sum.reliability.add(&lighter_reliability(&evidence.reliability, known));
         // The same judgements, so at the same share: together they are moments.
         sum.quality.add(&evidence.quality, quality(voice));
         sum.answers.add(&evidence.answers, quality(voice));
     }
     sum
+}
+
+/// Returns the share at which a voice counts, by one kind of evidence.
+fn shares(voices: &[Voice<'_>], weigh: impl Fn(&ArmEvidence) -> f64) -> impl Fn(&Voice<'_>) -> f64 {
+    let own = voices.iter().find(|voice| voice.standing == Standing::Own);
+    let own = own.map_or(0.0, |voice| weigh(voice.evidence));
+    let influence = Influence::of(own, voices.iter().map(|voice| weigh(voice.evidence)));
+    move |voice| match voice.standing {
+        Standing::Own => 1.0,
+        Standing::Good => influence.share(weigh(voice.evidence), false),
+        Standing::Flagged => influence.share(weigh(voice.evidence), true),
+    }
 }
 
 impl ArmEvidence {
@@ -104,7 +119,7 @@ impl ArmEvidence {
         answers.add(&self.answers, share);
         Self {
             stats: lighter_stats(&self.stats, share, share),
-            reliability: lighter_reliability(&self.reliability, share),
+            reliability: lighter_reliability(&self.reliability, |_| share),
             quality,
             answers,
         }
@@ -135,11 +150,21 @@ fn lighter_stats(stats: &ArmStats, ends: f64, scores: f64) -> ArmStats {
     }
 }
 
-fn lighter_reliability(reliability: &DomainReliability, share: f64) -> DomainReliability {
-    let mut lighter_one = *reliability;
-    for bin in lighter_one.bins_mut().filter(|bin| share < 1.0 && bin.count > 0) {
-        // To the nearest: always down would lose an answer for each of sixty bins.
-        let count = (bin.count as f64 * share).round();
+/// Makes each domain lighter by its share. What a bin loses to whole answers the next one of its domain gets: rounding
+/// each down would lose an answer for each of ten bins, rounding to the nearest could exceed the share.
+fn lighter_reliability(reliability: &DomainReliability, share: impl Fn(usize) -> f64) -> DomainReliability {
+    let (mut lighter_one, mut carried) = (*reliability, 0.0);
+    for (at, bin) in lighter_one.bins_mut().enumerate() {
+        if at % BINS == 0 {
+            carried = ROUNDING;
+        }
+        let share = share(at / BINS);
+        if share >= 1.0 || bin.count == 0 {
+            continue;
+        }
+        let left = bin.count as f64 * share + carried;
+        let count = left.floor();
+        carried = left - count;
         let share = count / bin.count as f64;
         bin.count = count as u64;
         bin.raw_sum *= share;
@@ -151,6 +176,7 @@ fn lighter_reliability(reliability: &DomainReliability, share: f64) -> DomainRel
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Score;
 
     #[test]
     fn three_origins_count_in_full_and_of_four_none_outweighs_two_others() {
@@ -167,7 +193,8 @@ mod tests {
         assert_eq!(influence.share(9_000.0, false) * 9_000.0, 500.0);
         let influence = Influence::of(5.0, [5.0, 9_000.0].into_iter());
         assert!((influence.share(9_000.0, true) * 9_000.0 - 5.0).abs() < 1e-9);
-        assert_eq!(Influence::of(0.0, [9_000.0].into_iter()).share(9_000.0, true), 0.0);
+        let nothing = Influence::of(0.0, [9_000.0].into_iter());
+        assert_eq!((nothing.share(9_000.0, true), nothing.share(0.0, true)), (0.0, 0.0));
     }
 
     #[test]
@@ -185,5 +212,48 @@ mod tests {
         assert_eq!((light.count, light.failures, light.scored, light.reward_sum), (10, 5, 4, 3.0));
         assert_eq!((light.ttft_count, light.ttft_ms_sum), (0, 0.0));
         assert!(light.is_plausible());
+    }
+
+    /// Answers of one domain, as many in each bin.
+    fn known(domain: Domain, each: usize) -> ArmEvidence {
+        let mut evidence = ArmEvidence::default();
+        for n in 0..BINS * each {
+            let raw = Score::clamped((n % BINS) as f64 / 10.0 + 0.05);
+            evidence.reliability.record(domain, raw, Score::ONE);
+        }
+        evidence
+    }
+
+    #[test]
+    fn whole_answers_of_bins_never_exceed_the_share() {
+        for (each, share, left) in [(1, 0.55, 5), (3, 0.25, 7), (7, 0.1, 7), (1, 0.05, 0), (9, 1.0, 90)] {
+            let light = known(Domain::Math, each).lighter(share).reliability;
+            assert_eq!(light.count(), left, "{each} at {share}");
+            assert!(light.is_plausible());
+        }
+    }
+
+    #[test]
+    fn an_origin_is_capped_in_each_domain_by_what_is_known_of_that() {
+        let mut liar = known(Domain::Math, 20);
+        liar.reliability.add(&known(Domain::Code, 20).reliability);
+        let honest: Vec<ArmEvidence> = (0..4)
+            .map(|_| {
+                let mut all = known(Domain::Code, 20);
+                all.reliability.add(&known(Domain::Math, 1).reliability);
+                all
+            })
+            .collect();
+        let mut voices: Vec<Voice<'_>> =
+            honest.iter().map(|evidence| Voice { evidence, standing: Standing::Good }).collect();
+        voices[0].standing = Standing::Own;
+        voices.push(Voice { evidence: &liar, standing: Standing::Good });
+        let believed = weighed(&voices).reliability;
+        assert_eq!(believed.of(Domain::Code).count(), 1_000, "as much as the others");
+        assert_eq!(believed.of(Domain::Math).count(), 4 * 10 + 20, "twice the median");
+        // Of a domain that nobody else knows the bounds over all of them are left.
+        let alone = known(Domain::Legal, 1_000);
+        voices[4].evidence = &alone;
+        assert_eq!(weighed(&voices).reliability.of(Domain::Legal).count(), 2 * 210);
     }
 }

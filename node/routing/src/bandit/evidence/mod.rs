@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use scrutiny::{Scrutiny, Suspicion};
-pub use testimony::{ArmEvidence, Judged, MAX_ARMS, Testimony};
+pub use testimony::{ArmEvidence, Judged, MAX_ARMS, MAX_ARMS_READ, Testimony};
 
 use crate::ids::ArmId;
 

@@ -22,6 +22,9 @@ const LONGEST_TTFT_MS: f64 = 3_600_000.0;
 /// Most arms of a published testimony: 40 that were judged everywhere take under 128 KiB on the wire.
 pub const MAX_ARMS: usize = 40;
 
+/// Most arms that are believed of a testimony or a pack: earlier versions published so many, of fewer sums each.
+pub const MAX_ARMS_READ: usize = 64;
+
 /// Relative slack of the bound on weight: sums travel as 32-bit floats.
 const SLACK: f64 = 1e-3;
 
@@ -166,7 +169,7 @@ impl Testimony {
     /// True when honest counting can lead here.
     pub fn is_plausible(&self) -> bool {
         let counted = self.arms.values().fold(0, |sum: u64, arm| sum.saturating_add(arm.version()));
-        self.arms.len() <= MAX_ARMS
+        self.arms.len() <= MAX_ARMS_READ
             && counted <= self.version
             && self.arms.values().all(ArmEvidence::is_plausible)
     }
@@ -182,5 +185,29 @@ impl Testimony {
         let names = self.arms.keys().cmp(other.arms.keys());
         let states = self.arms.values().zip(other.arms.values()).map(|(a, b)| a.order(b));
         names.then_with(|| states.fold(Ordering::Equal, Ordering::then))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bandit::Pack;
+
+    #[test]
+    fn as_many_arms_as_earlier_versions_published_are_believed() {
+        let of = |count: usize| -> Testimony {
+            let mut testimony = Testimony::default();
+            for n in 0..count {
+                testimony.record_end(&ArmId::new(&format!("m{n}"), None), Reward::Valid, None);
+            }
+            testimony
+        };
+        assert_eq!(of(MAX_ARMS_READ).published().arms.len(), MAX_ARMS);
+        for (count, believed) in [(MAX_ARMS + 1, true), (MAX_ARMS_READ, true), (MAX_ARMS_READ + 1, false)] {
+            let testimony = of(count);
+            assert_eq!(testimony.is_plausible(), believed, "{count}");
+            let pack = Pack { arms: testimony.arms, ..Pack::default() };
+            assert_eq!(pack.is_plausible(), believed, "{count} in a pack");
+        }
     }
 }

@@ -75,11 +75,6 @@ impl Evidence {
         Self { features, domain, confidence, signals }
     }
 
-    /// Puts together what is known of an answer that is not there yet.
-    pub fn of_request(features: Features, domain: Domain) -> Self {
-        Self::new(features, domain, Confidence::Unknown, None)
-    }
-
     /// Returns the numbers: features, then signals.
     pub(super) fn vector(&self) -> [f64; ALL] {
         let mut vector = [0.0; ALL];

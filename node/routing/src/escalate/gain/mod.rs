@@ -90,8 +90,7 @@ impl GainModel {
     /// Returns what is expected of a local answer and of the stronger model's in its place; `None` unless enough answers
     /// of both arms were judged.
     pub fn gain(&self, local: &ArmId, strong: &ArmId, evidence: &Evidence) -> Option<Gain> {
-        let asked = Evidence::of_request(evidence.features, evidence.domain);
-        let strong = self.expect(strong, &asked)?.quality;
+        let strong = self.arms.get(strong)?.expect_asked(evidence.features, evidence.domain);
         Some(Gain { local: self.expect(local, evidence)?.quality, strong })
     }
 }

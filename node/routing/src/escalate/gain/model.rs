@@ -11,7 +11,7 @@ use super::triangle::Triangle;
 use crate::bandit::QualitySums;
 use crate::bandit::sums::at;
 use crate::domain::Domain;
-use crate::features::{DIM, EMBEDDED};
+use crate::features::{DIM, EMBEDDED, Features};
 
 /// Judged answers of an arm from which it is believed that they teach something.
 pub const ENOUGH: f64 = 30.0;
@@ -60,12 +60,12 @@ const LEAST: f64 = 1e-6;
 const SURFACE: usize = 1 + EMBEDDED;
 
 /// What is expected of an answer, with all that a judgement of it needs to teach.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Expectation {
     /// Expected score, 0 to 1.
     pub quality: f64,
     pub(super) parts: [f64; PARTS],
-    /// The parts, weighed, without what was missed in the domain.
+    /// The parts, weighed, without what was missed in the domain; 0 to 1.
     pub(super) weighed: f64,
 }
 
@@ -214,6 +214,14 @@ impl AnswerModel {
         model.is_finite().then_some(model)
     }
 
+    /// Returns the quality to expect of an answer that is not asked for yet: the mean of all that could be seen of it.
+    /// Not that of an answer of which nothing was seen, which is a kind of its own where some have a confidence.
+    pub fn expect_asked(&self, features: Features, domain: Domain) -> f64 {
+        let mut vector = self.mean;
+        vector[..DIM].copy_from_slice(features.values());
+        self.combined(self.parts(&vector), domain).0
+    }
+
     /// Returns what to expect of an answer.
     pub fn expect(&self, evidence: &Evidence) -> Expectation {
         let mut vector = evidence.vector();
@@ -221,21 +229,32 @@ impl AnswerModel {
             // Where answers always said something of themselves, one that does not is taken for ordinary.
             vector[CONFIDENCE..=KNOWN].copy_from_slice(&self.mean[CONFIDENCE..=KNOWN]);
         }
+        let parts = self.parts(&vector);
+        let (combined, weighed) = self.combined(parts, evidence.domain);
+        let quality = match evidence.confidence.value() {
+            // Seldom seen before: a visible flaw of a model that gives no probabilities. It speaks for itself.
+            Some(chance) if !self.knows_confidence => chance,
+            _ => combined,
+        };
+        Expectation { quality, parts, weighed }
+    }
+
+    fn parts(&self, vector: &[f64; ALL]) -> [f64; PARTS] {
         let away = |weights: &[f64]| -> f64 {
             let centred = vector.iter().zip(&self.mean).map(|(value, mean)| value - mean);
             centred.zip(weights).map(|(value, weight)| value * weight).sum()
         };
-        let drift: f64 = self.drift.iter().zip(&vector).map(|(weight, value)| weight * value).sum();
-        let parts = [1.0, self.level + away(&self.seen), away(&self.place), drift]
-            .map(|part| part.clamp(-LARGEST_PART, LARGEST_PART));
+        let drift: f64 = self.drift.iter().zip(vector).map(|(weight, value)| weight * value).sum();
+        [1.0, self.level + away(&self.seen), away(&self.place), drift]
+            .map(|part| part.clamp(-LARGEST_PART, LARGEST_PART))
+    }
+
+    /// Returns the quality to expect in a domain, and the weighed parts alone; both 0 to 1.
+    fn combined(&self, parts: [f64; PARTS], domain: Domain) -> (f64, f64) {
         let weighed: f64 = self.weights.iter().zip(parts).map(|(weight, part)| weight * part).sum();
-        let weighed = weighed.clamp(-LARGEST_PART, LARGEST_PART);
-        let quality = match evidence.confidence.value() {
-            // Seldom seen before: a visible flaw of a model that gives no probabilities. It speaks for itself.
-            Some(chance) if !self.knows_confidence => chance,
-            _ => (weighed + self.missed[evidence.domain as usize]).clamp(0.0, 1.0),
-        };
-        Expectation { quality, parts, weighed }
+        // Within what a score can be, so that no answer is ever missed by more than one.
+        let weighed = weighed.clamp(0.0, 1.0);
+        ((weighed + self.missed[domain as usize]).clamp(0.0, 1.0), weighed)
     }
 
     fn is_finite(&self) -> bool {

@@ -8,8 +8,9 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use super::evidence::{Evidence, SIGNALS};
+use super::evidence::{ALL, CONFIDENCE, Evidence, KNOWN, LENGTH, SIGNALS};
 use super::model::{Expectation, PARTS};
+use super::triangle::Triangle;
 use crate::bandit::QualitySums;
 use crate::bandit::sums::{MEMORY, at};
 use crate::domain::Domain;
@@ -113,41 +114,66 @@ impl AnswerSums {
         self
     }
 
-    /// True when honest counting can lead here, beside these sums of the same answers: finite, signals and parts within
-    /// their bounds, nothing correlated beyond one, no more late answers than are remembered or were judged.
+    /// True when honest counting can lead here, beside these sums of the same answers: finite, features, signals and
+    /// score together those of something, signals within their bounds, and late evidence as far as it was judged.
     pub fn is_plausible(&self, quality: &QualitySums) -> bool {
+        self.numbers.iter().all(|number| number.is_finite())
+            && self.is_plausible_of_answers(quality)
+            && self.is_plausible_of_late(quality.weight().max(0.0))
+    }
+
+    fn is_plausible_of_answers(&self, quality: &QualitySums) -> bool {
         let weight = quality.weight().max(0.0);
         let slack = SLACK * (1.0 + weight);
-        let most = |square: f64, other: f64| (square.max(0.0) * other.max(0.0)).sqrt() + slack * LIMIT;
-        let squares = |signal: usize| self.signals(signal, signal);
-        let signals = (0..SIGNALS).all(|signal| {
-            (-slack..=weight * LIMIT * LIMIT + slack).contains(&squares(signal))
-                && self.target(signal).abs() <= most(squares(signal), weight)
-                && (0..signal)
-                    .all(|other| self.signals(signal, other).abs() <= most(squares(signal), squares(other)))
-                && (0..DIM).all(|feature| {
-                    let square = quality.gram[at(feature, feature)];
-                    self.cross(signal, feature).abs() <= most(squares(signal), square)
-                })
-        });
+        let [confidence, known, length] =
+            [CONFIDENCE, KNOWN, LENGTH].map(|index| self.signals(index - DIM, index - DIM));
+        // Whether there is a confidence is 0 or 1, so its square is itself.
+        let is_known = self.cross(KNOWN - DIM, 0);
+        let entry = |row: usize, column: usize| match (row, column) {
+            (ALL, ALL) => quality.reward[0],
+            (ALL, column) if column < DIM => quality.reward[column],
+            (ALL, column) => self.target(column - DIM),
+            (row, column) if row < DIM => quality.gram[at(row, column)],
+            (row, column) if column < DIM => self.cross(row - DIM, column),
+            (row, column) => self.signals(row - DIM, column - DIM),
+        };
+        (-slack..=weight * LIMIT * LIMIT + slack).contains(&length)
+            && known <= weight + slack
+            && confidence <= known + slack
+            && (is_known - known).abs() <= slack
+            && Triangle::of(ALL + 1, entry).is_definite(|_| slack)
+    }
+
+    /// Looks at late evidence beside the judgements that these sums weigh. Bounded by weight, not by the version: what
+    /// has no weight would pass every cap on an origin's influence.
+    fn is_plausible_of_late(&self, weight: f64) -> bool {
         let late = self.numbers[DRIFT_COUNT];
-        let most_late = LATE_MEMORY.min(quality.version as f64) * (1.0 + SLACK) + SLACK;
+        let slack = SLACK * (1.0 + late.max(0.0));
+        let most = LATE_MEMORY.min(weight) * (1.0 + SLACK) + SLACK;
         let within = |range: Range<usize>, bound: f64| {
             self.numbers[range].iter().all(|number| number.abs() <= bound * late + slack)
         };
+        // Domains fade each by itself, and still no faster than the judgements do.
+        let in_domains: f64 = self.numbers[DOMAIN_COUNT].iter().sum();
         let by_domain = DOMAIN_COUNT.zip(DOMAIN_REST).all(|(count, rest)| {
             let (count, rest) = (self.numbers[count], self.numbers[rest]);
-            (0.0..=most_late).contains(&count) && rest.abs() <= (count + SLACK) * 2.0 * LARGEST_PART
+            (0.0..=most).contains(&count) && rest.abs() <= count * (1.0 + SLACK) + SLACK
         });
-        let parts = LARGEST_PART * LARGEST_PART;
-        self.numbers.iter().all(|number| number.is_finite())
-            && signals
-            && (0.0..=most_late).contains(&late)
-            && (0..PARTS).all(|part| self.trust(part, part) >= -slack)
-            && within(TRUST, parts)
+        // Parts and score, whose square is at most 1: weights that are fitted to anything else need not be bounded.
+        let entry = |row: usize, column: usize| match (row, column) {
+            (PARTS, PARTS) => late,
+            (PARTS, column) => self.numbers[TRUST_TARGET][column],
+            (row, column) => self.trust(row, column),
+        };
+        (0.0..=most).contains(&late)
+            // The first part is a constant 1.
+            && (self.trust(0, 0) - late).abs() <= slack
+            && within(TRUST, LARGEST_PART * LARGEST_PART)
             && within(TRUST_TARGET, LARGEST_PART)
             && within(DRIFT, LIMIT * 2.0 * LARGEST_PART)
+            && Triangle::of(PARTS + 1, entry).is_definite(|_| slack)
             && by_domain
+            && in_domains <= weight * (1.0 + SLACK) + SLACK
     }
 
     /// Orders two states of the same origin and arm that were judged equally often. Total.

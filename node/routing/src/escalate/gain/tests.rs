@@ -1,7 +1,7 @@
 //! What the gain model must learn, from made-up subjects whose truth is known.
 
 use super::*;
-use crate::bandit::{Judged, Testimony};
+use crate::bandit::{Judged, QualitySums, Testimony};
 use crate::confidence::Confidence;
 use crate::embed::Embedding;
 use crate::features::SURFACE;
@@ -172,6 +172,22 @@ fn an_answer_without_confidence_is_taken_for_ordinary() {
 }
 
 #[test]
+fn an_answer_not_asked_for_yet_is_not_one_without_a_confidence() {
+    // Where the strong model says nothing of an answer, that is bad; it seldom says nothing.
+    let (mut learner, mut rng) = (Learner::new(), seeded(6));
+    for n in 0..500 {
+        let x = Subject::Law.features(&mut rng);
+        let silent = n % 5 == 0;
+        let (raw, right) = if silent { (None, 0.05) } else { (Some(0.9), 0.95) };
+        learner.judge(&strong(), Subject::Law, x, seen(raw), score(right, &mut rng));
+        learner.judge(&local(), Subject::Law, x, seen(Some(0.5)), score(0.5, &mut rng));
+    }
+    learner.refit();
+    let said = learner.gain(Subject::Law, Some(0.5)).strong;
+    assert!((said - 0.77).abs() < 0.08, "{said}");
+}
+
+#[test]
 fn a_flaw_of_a_model_that_never_told_its_confidence_speaks_for_itself() {
     let (mut learner, mut rng) = (Learner::new(), seeded(5));
     for _ in 0..200 {
@@ -266,19 +282,57 @@ fn honest_sums_are_plausible_and_impossible_ones_are_not() {
         "but a pack of several may hold the rest"
     );
     type Lie = fn(&mut [f64; LEN]);
-    let lies: [(&str, Lie); 6] = [
+    let lies: [(&str, Lie); 14] = [
         ("a confidence beyond its bounds", |n| n[3 * 24] = 1e6),
         ("not a number", |n| n[0] = f64::NAN),
         ("correlated beyond one", |n| n[3 * 24 + 1] = 1e5),
         ("more score than answers", |n| n[3 * 24 + 6] = 1e5),
         ("more late answers than are remembered", |n| n[LEN - 13] = 5_000.0),
-        ("a domain that was missed by more than a score", |n| n[LEN - 1] = 1e4),
+        ("a domain that was missed by more than a score", |n| n[LEN - 5] = -1.1 * n[LEN - 11]),
+        ("a constant that is not one", |n| n[TRUST] = 500.0),
+        ("parts that are correlated beyond one", |n| n[TRUST + 1] = 1.3 * n[TRUST].max(n[TRUST + 2])),
+        ("scores that no parts have", |n| n[TRUST + 10] = -1.2 * n[TRUST]),
+        ("a part of no length with a score", |n| {
+            n[TRUST + 2] = 0.0;
+            n[TRUST + 11] = n[TRUST];
+        }),
+        ("confidence beyond one", |n| n[3 * 24] = 1.1 * n[3 * 24 + 2]),
+        ("more confidences than answers", |n| {
+            n[24] = 3_000.0;
+            n[3 * 24 + 2] = 3_000.0;
+        }),
+        ("a confidence that is half known", |n| n[24] *= 0.7),
+        ("a signal that is what it cannot be beside the features", |n| {
+            n[1..24].fill(0.0);
+            n[3 * 24 + 6] = 0.0;
+        }),
     ];
     for (name, lie) in lies {
         let mut numbers = *evidence.answers.numbers();
         lie(&mut numbers);
         assert!(!AnswerSums::from_numbers(numbers).is_plausible(&evidence.quality), "{name}");
     }
+}
+
+/// Where the products of parts lie.
+const TRUST: usize = 3 * 24 + 6 + 3;
+
+#[test]
+fn late_evidence_needs_judgements_of_its_weight() {
+    let honest = Learner::trained(300, 8).own.published();
+    let evidence = &honest.arms[&local()];
+    assert!(evidence.answers.is_plausible(&evidence.quality));
+    let version = evidence.quality.version;
+    let weightless = QualitySums { version, ..QualitySums::default() };
+    let mut late = *evidence.answers.numbers();
+    late[..TRUST].fill(0.0);
+    assert!(!AnswerSums::from_numbers(late).is_plausible(&weightless), "a version is only a number");
+    let mut many = *evidence.answers.numbers();
+    many[LEN - 12..LEN - 6].fill(200.0);
+    assert!(
+        !AnswerSums::from_numbers(many).is_plausible(&evidence.quality),
+        "1,200 answers in domains of 300"
+    );
 }
 
 #[test]

@@ -35,6 +35,11 @@ impl Triangle {
         Some(x)
     }
 
+    /// True when `self + diag(ridge)` is positive definite.
+    pub(super) fn is_definite(&self, ridge: impl Fn(usize) -> f64) -> bool {
+        self.cholesky(ridge).is_some()
+    }
+
     fn cholesky(&self, ridge: impl Fn(usize) -> f64) -> Option<Vec<f64>> {
         let mut factor = self.values.clone();
         for row in 0..self.dim {
