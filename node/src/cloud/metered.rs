@@ -19,6 +19,7 @@ use super::prices::Quote;
 use super::purse::{Purse, Reservation};
 use super::traffic::{Call, Traffic};
 use crate::api::body::{Body, Edit, Text};
+use crate::egress::EgressMark;
 use crate::pipeline::tap::Tap;
 use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 
@@ -101,10 +102,18 @@ where
             };
             let reservations = [provider, payer];
             let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
-            let mut meter = Meter { reservations, price, prompt, tap: Tap::default() };
-            let call = traffic.begin(Instant::now());
+            // What another node says of its answer may be anything; more than was set aside for it, no key pays.
+            let at_most = if purse.is_some() { MicroUsd(u64::MAX) } else { most };
+            let mut meter = Meter { reservations, price, prompt, at_most, tap: Tap::default(), asking: None };
             let streamed = request.stream;
-            match inner.oneshot(UpstreamRequest { body, ..request }).await {
+            // Who goes away before the first word of an answer saves nothing: a whole one is made to its end, and a
+            // stream's prompt is read.
+            let left = if streamed { meter.cost() } else { most };
+            meter.asking = Some((request.egress.clone(), left));
+            let call = traffic.begin(Instant::now());
+            let answer = inner.oneshot(UpstreamRequest { body, ..request }).await;
+            meter.asking = None;
+            match answer {
                 Ok(UpstreamResponse { served_by, events }) => {
                     Ok(UpstreamResponse { served_by, events: meter.watch(events, streamed, call) })
                 }
@@ -185,7 +194,11 @@ struct Meter {
     price: Price,
     /// Tokens of the prompt as estimated here.
     prompt: Tokens,
+    /// More is not booked, whatever the answer counts.
+    at_most: MicroUsd,
     tap: Tap,
+    /// While nobody answered yet: whether the request was sent, and what is booked if it is given up then.
+    asking: Option<(EgressMark, MicroUsd)>,
 }
 
 impl Meter {
@@ -224,7 +237,10 @@ impl Meter {
     }
 
     fn book(&mut self) {
-        let cost = self.cost();
+        self.spent(self.cost().min(self.at_most));
+    }
+
+    fn spent(&mut self, cost: MicroUsd) {
         self.reservations.iter_mut().flatten().for_each(|reservation| reservation.spent(cost));
     }
 
@@ -235,6 +251,16 @@ impl Meter {
                 self.price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens))
             }
             None => self.price.cost(self.prompt, tokens(self.tap.content_payloads)),
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some((egress, cost)) = self.asking.take()
+            && !egress.is_blank()
+        {
+            self.spent(cost);
         }
     }
 }
