@@ -125,12 +125,13 @@ impl Purse {
     /// The store failed.
     pub fn left(&self) -> Result<MicroUsd, store::Error> {
         let period = self.budget.period_at(unix_ms());
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let spent = match known {
-            Some((of, spent)) if of == period => spent,
+        // Held while the store is read: what was read first must not replace what was read last.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = match &*known {
+            Some((of, spent)) if *of == period => *spent,
             _ => {
                 let spent = self.balance()?.spent;
-                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((period, spent));
+                *known = Some((period, spent));
                 spent
             }
         };
@@ -139,12 +140,11 @@ impl Purse {
 
     /// Takes over what the store says now, if anybody asked before.
     fn read_again(&self, period: &str) {
-        if self.known.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_some() {
+            let spent = self.store.spend(&self.account, period).ok();
+            *known = spent.map(|spent| (period.to_owned(), MicroUsd(spent)));
         }
-        let now = self.store.spend(&self.account, period).ok();
-        let now = now.map(|spent| (period.to_owned(), MicroUsd(spent)));
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
 
