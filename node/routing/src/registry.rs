@@ -238,6 +238,11 @@ impl Offer {
         self.kv_use = self.kv_use.or(other.kv_use);
         self.draining |= other.draining;
         self.internal_ok &= other.internal_ok;
+        // Whichever way it goes, it costs no more than is set aside for it.
+        self.price = match (self.price, other.price) {
+            (Some(ours), Some(theirs)) => Some(ours.max_of_each(theirs)),
+            (ours, theirs) => ours.or(theirs),
+        };
     }
 }
 
@@ -360,6 +365,7 @@ pub fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::MicroUsd;
 
     fn offer(device: &str, model: &str) -> Offer {
         Offer::new(UpstreamId::Device(device.into()), Arc::new(ModelSpec::new(model, "test")))
@@ -423,6 +429,24 @@ mod tests {
         let [merged] = registry.by_model("m") else { panic!("one offer") };
         assert_eq!(merged.routes, [Route::Direct, Route::Via("n2".into())]);
         assert_eq!((merged.slots, merged.in_flight_reported), (2, 2));
+    }
+
+    #[test]
+    fn a_providers_model_that_two_nodes_price_costs_the_dearer_of_each() {
+        let priced = |input: u64, output: u64| Offer {
+            price: Some(Price { input_per_million: MicroUsd(input), output_per_million: MicroUsd(output) }),
+            ..Offer::new(UpstreamId::Provider("p".into()), Arc::new(ModelSpec::new("p/m", "openai")))
+        };
+        let free = Offer { price: None, ..priced(0, 0) };
+        for (offers, expected) in [
+            ([priced(1, 8), priced(2, 4)], priced(2, 8).price),
+            ([priced(2, 4), priced(1, 8)], priced(2, 8).price),
+            ([free.clone(), priced(1, 8)], priced(1, 8).price),
+            ([priced(1, 8), free.clone()], priced(1, 8).price),
+            ([free.clone(), free.clone()], None),
+        ] {
+            assert_eq!(Registry::new(offers).by_model("p/m")[0].price, expected);
+        }
     }
 
     #[test]

@@ -73,6 +73,14 @@ impl Price {
             + u128::from(self.output_per_million.0) * u128::from(output.0);
         MicroUsd(u64::try_from(quoted.div_ceil(TOKENS_PER_QUOTE)).unwrap_or(u64::MAX))
     }
+
+    /// Returns the higher of two prices, of prompt and answer each.
+    pub fn max_of_each(self, other: Self) -> Self {
+        Self {
+            input_per_million: self.input_per_million.max(other.input_per_million),
+            output_per_million: self.output_per_million.max(other.output_per_million),
+        }
+    }
 }
 
 /// A quality or confidence between 0 (worthless) and 1 (perfect).

@@ -15,14 +15,15 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use shoal_routing::{Decision, MAX_ATTEMPTS};
+use shoal_routing::{DataClass, Decision, MAX_ATTEMPTS};
 
 use super::auth::Caller;
 use super::error::ApiError;
 use super::front::Front;
+use super::parse::{self, Floor};
 use super::relay::{self, Asked};
+use super::sse;
 use super::voice::{OpenAi, Voice};
-use super::{parse, sse};
 use crate::pipeline::{Failed, Job, Origin, Purpose, Running, Whole};
 use crate::store::{Considered, ProfileRecord, Removed};
 use crate::upstream::ApiPath;
@@ -86,13 +87,21 @@ pub(super) struct Spoken {
     pub body: Bytes,
     /// Says the answer.
     pub voice: Box<dyn Voice>,
+    /// Highest class of the earlier answers that the body goes on from; the request is never of a lower one.
+    pub past: DataClass,
     /// What the translation left out, a sentence each.
     pub warnings: Vec<String>,
 }
 
 /// A request in OpenAI's own words.
 fn plain(path: ApiPath, body: BodyBytes) -> Result<Spoken, ApiError> {
-    Ok(Spoken { path, body: readable(body)?, voice: Box::new(OpenAi), warnings: Vec::new() })
+    Ok(Spoken {
+        path,
+        body: readable(body)?,
+        voice: Box::new(OpenAi),
+        past: DataClass::Public,
+        warnings: Vec::new(),
+    })
 }
 
 /// `POST /shoal/v1/route`: where a chat request would go, without sending it.
@@ -181,18 +190,21 @@ fn accept(
     spoken: Spoken,
     id: Arc<str>,
 ) -> Result<Accepted, ApiError> {
-    let Spoken { path, body, mut voice, mut warnings } = spoken;
+    let Spoken { path, body, mut voice, past, mut warnings } = spoken;
     refuse_compressed(headers)?;
     let origin = origin(caller, id.clone());
     let is_provider = |name: &str| front.pipeline.is_provider(name);
+    let floor = Floor { data_class: caller.floor.data_class.raised_to(past), ..caller.floor };
     let (parsed, mut request) =
-        parse::parse(path, &body, headers, caller.floor, front.pipeline.naming(&is_provider))?;
+        parse::parse(path, &body, headers, floor, front.pipeline.naming(&is_provider))?;
     request.max_local_tokens = front.pipeline.limits.max_local_tokens;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
-    voice.accepted(&id, parsed.profile.prompt_tokens);
+    let prompt_tokens = parsed.profile.prompt_tokens;
     let stream = parsed.shape.stream;
     warnings.extend_from_slice(&parsed.warnings);
     let job = front.pipeline.accept(parsed, &request, origin)?;
+    // Only now have the rules said how far the request may travel.
+    voice.accepted(&id, prompt_tokens, job.travels_as());
     Ok(Accepted { job, stream, asked, voice, warnings: warnings.join("; ") })
 }
 

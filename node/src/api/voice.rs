@@ -8,16 +8,16 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use shoal_routing::Tokens;
+use shoal_routing::{DataClass, Tokens};
 
 use super::error::ApiError;
 use super::sse;
 
 /// Says one answer in the words of one API.
 pub trait Voice: Send {
-    /// Learns of the request that is to be answered, before anything is told: its id, and the tokens of its prompt
-    /// as counted here.
-    fn accepted(&mut self, _request_id: &str, _prompt_tokens: Tokens) {}
+    /// Learns of the request that is to be answered, before anything is told: its id, the tokens of its prompt as
+    /// counted here, and the class under which it travels, which no word of what was said may ever fall below.
+    fn accepted(&mut self, _request_id: &str, _prompt_tokens: Tokens, _class: DataClass) {}
 
     /// Returns a whole answer. `answer` is the body of a chat completion, with our metadata in it.
     ///

@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use memchr::memmem;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use shoal_routing::{MicroUsd, Price, Tokens};
 use tower::{Service, ServiceExt};
 
@@ -18,6 +19,7 @@ use super::prices::Quote;
 use super::purse::{Purse, Reservation};
 use super::traffic::{Call, Traffic};
 use crate::api::body::{Body, Edit, Text};
+use crate::egress::EgressMark;
 use crate::pipeline::tap::Tap;
 use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 
@@ -33,6 +35,10 @@ const BYTES_PER_TOKEN: u32 = 4;
 
 /// How many list prices a token of the tier `priority` may cost; providers ask for 1.7 to 2.
 const PRIORITY: u64 = 2;
+
+/// Fields by which a request would cost what nothing here can bound: other models than the one that is priced, what a
+/// vendor sells beside tokens, answers that are paid for and never shown.
+const UNBOUND: [&str; 5] = ["models", "route", "plugins", "web_search_options", "best_of"];
 
 /// Most answers to one prompt that are believed; the API refuses more anyway.
 const MAX_N: u32 = 128;
@@ -96,10 +102,18 @@ where
             };
             let reservations = [provider, payer];
             let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
-            let mut meter = Meter { reservations, price, prompt, tap: Tap::default() };
-            let call = traffic.begin(Instant::now());
+            // What another node says of its answer may be anything; more than was set aside for it, no key pays.
+            let at_most = if purse.is_some() { MicroUsd(u64::MAX) } else { most };
+            let mut meter = Meter { reservations, price, prompt, at_most, tap: Tap::default(), asking: None };
             let streamed = request.stream;
-            match inner.oneshot(UpstreamRequest { body, ..request }).await {
+            // Who goes away before the first word of an answer saves nothing: a whole one is made to its end, and a
+            // stream's prompt is read.
+            let left = if streamed { meter.cost() } else { most };
+            meter.asking = Some((request.egress.clone(), left));
+            let call = traffic.begin(Instant::now());
+            let answer = inner.oneshot(UpstreamRequest { body, ..request }).await;
+            meter.asking = None;
+            match answer {
                 Ok(UpstreamResponse { served_by, events }) => {
                     Ok(UpstreamResponse { served_by, events: meter.watch(events, streamed, call) })
                 }
@@ -132,6 +146,18 @@ struct Limits<'a> {
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     n: Option<u32>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+}
+
+impl Limits<'_> {
+    /// Returns how many prompts the request has: each is answered. A list of numbers is one prompt, as tokens.
+    fn prompts(&self) -> u32 {
+        let list = self.prompt.and_then(|prompt| serde_json::from_str::<Vec<&RawValue>>(prompt.get()).ok());
+        let is_prompt = |entry: &&RawValue| entry.get().starts_with(['"', '[']);
+        let count = list.map_or(1, |list| list.into_iter().filter(is_prompt).count());
+        u32::try_from(count).unwrap_or(u32::MAX).max(1)
+    }
 }
 
 fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, UpstreamError> {
@@ -143,16 +169,18 @@ fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, Upstr
     let asked = limits.max_tokens.max(limits.max_completion_tokens).map(Tokens);
     let longest = quote.max_output.unwrap_or(Tokens(u32::MAX));
     let generates = path != ApiPath::Embeddings;
-    let body = match asked {
-        Some(_) => bytes.clone(),
-        None if !generates => bytes.clone(),
-        None => {
-            let limit = DEFAULT_OUTPUT.min(longest).to_string();
-            let body = Body::parse(bytes).map_err(refused)?;
-            body.rebuild(&[("max_tokens", Edit::Set(limit))])
-        }
-    };
-    let n = if generates { limits.n.unwrap_or(1).clamp(1, MAX_N) } else { 0 };
+    let parsed = Body::parse(bytes).map_err(refused)?;
+    let mut edits: Vec<(&str, Edit)> = UNBOUND
+        .into_iter()
+        .filter(|name| parsed.raw(name).is_some())
+        .map(|name| (name, Edit::Remove))
+        .collect();
+    if asked.is_none() && generates {
+        edits.push(("max_tokens", Edit::Set(DEFAULT_OUTPUT.min(longest).to_string())));
+    }
+    let body = if edits.is_empty() { bytes.clone() } else { parsed.rebuild(&edits) };
+    let prompts = if path == ApiPath::Completions { limits.prompts() } else { 1 };
+    let n = if generates { limits.n.unwrap_or(1).clamp(1, MAX_N).saturating_mul(prompts) } else { 0 };
     let each = asked.unwrap_or(DEFAULT_OUTPUT).min(longest);
     let input = Tokens::from_len(body.len()) + Tokens(images);
     let times = if limits.service_tier.is_some_and(|tier| tier.0 == "priority") { PRIORITY } else { 1 };
@@ -166,7 +194,11 @@ struct Meter {
     price: Price,
     /// Tokens of the prompt as estimated here.
     prompt: Tokens,
+    /// More is not booked, whatever the answer counts.
+    at_most: MicroUsd,
     tap: Tap,
+    /// While nobody answered yet: whether the request was sent, and what is booked if it is given up then.
+    asking: Option<(EgressMark, MicroUsd)>,
 }
 
 impl Meter {
@@ -205,7 +237,10 @@ impl Meter {
     }
 
     fn book(&mut self) {
-        let cost = self.cost();
+        self.spent(self.cost().min(self.at_most));
+    }
+
+    fn spent(&mut self, cost: MicroUsd) {
         self.reservations.iter_mut().flatten().for_each(|reservation| reservation.spent(cost));
     }
 
@@ -216,6 +251,16 @@ impl Meter {
                 self.price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens))
             }
             None => self.price.cost(self.prompt, tokens(self.tap.content_payloads)),
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some((egress, cost)) = self.asking.take()
+            && !egress.is_blank()
+        {
+            self.spent(cost);
         }
     }
 }
@@ -249,5 +294,23 @@ mod tests {
         assert_eq!((body.as_str(), output), (r#"{"max_completion_tokens":7,"max_tokens":3,"n":2}"#, 14));
         assert_eq!(bound_of(r#"{"max_tokens":4000000000,"n":9}"#, Some(50)).2, 450);
         assert!(bound_of(r#"{"messages":[{"type":"image_url"}]}"#, None).1 > IMAGE_TOKENS);
+    }
+
+    #[test]
+    fn every_prompt_of_a_list_is_answered() {
+        for (prompt, answers) in
+            [(r#""one""#, 1), (r#"["one","two","three"]"#, 3), ("[1,2,3]", 1), ("[[1,2],[3]]", 2), ("[]", 1)]
+        {
+            let text = format!(r#"{{"prompt":{prompt},"max_tokens":10,"n":2}}"#);
+            let of = |path| bounded(path, &text.clone().into(), &quote(None)).unwrap().output.0;
+            assert_eq!(of(ApiPath::Completions), 20 * answers, "{prompt}");
+            assert_eq!(of(ApiPath::ChatCompletions), 20, "{prompt}");
+        }
+    }
+
+    #[test]
+    fn what_would_cost_without_a_bound_is_left_out() {
+        let text = r#"{"model":"m","models":["dear"],"route":"fallback","plugins":[{"id":"web"}],"web_search_options":{},"best_of":20,"max_tokens":3}"#;
+        assert_eq!(bound_of(text, None), (r#"{"model":"m","max_tokens":3}"#.into(), 28, 3));
     }
 }

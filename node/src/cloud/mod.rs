@@ -28,6 +28,7 @@ use tokio::sync::watch;
 pub use budget::Budget;
 pub use key_purse::KeyPurses;
 pub use prices::{PriceEntry, price_list};
+pub(crate) use settings::is_provider_name;
 pub use settings::{FileProvider, ProviderSettings, Source};
 
 use self::metered::Metered;

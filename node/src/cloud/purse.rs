@@ -67,15 +67,15 @@ impl Purse {
     pub async fn reserve(&self, amount: MicroUsd) -> Result<Reservation, UpstreamError> {
         let period = self.budget.period_at(unix_ms());
         let purse = self.clone();
-        let (name, booked) = (period.clone(), amount.0);
-        let done = tokio::task::spawn_blocking(move || {
-            let done = purse.store.reserve_spend(&purse.account, &name, booked, purse.budget.amount.0);
-            purse.read_again(&name);
-            done
+        let done = tokio::task::spawn_blocking(move || -> Result<_, store::Error> {
+            let done = purse.store.reserve_spend(&purse.account, &period, amount.0, purse.budget.amount.0);
+            purse.read_again(&period);
+            // Made here: an asker who went away meanwhile leaves it to be dropped, and so settled.
+            Ok(done?.then(|| Reservation { purse, period, amount, spent: MicroUsd(0) }))
         });
         match done.await {
-            Ok(Ok(true)) => Ok(Reservation { purse: self.clone(), period, amount, spent: MicroUsd(0) }),
-            Ok(Ok(false)) => {
+            Ok(Ok(Some(reservation))) => Ok(reservation),
+            Ok(Ok(None)) => {
                 match &self.owner {
                     Owner::Provider(name) => {
                         metrics::counter!("shoal_purse_refusals_total", "provider" => name.to_string())
@@ -125,12 +125,13 @@ impl Purse {
     /// The store failed.
     pub fn left(&self) -> Result<MicroUsd, store::Error> {
         let period = self.budget.period_at(unix_ms());
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let spent = match known {
-            Some((of, spent)) if of == period => spent,
+        // Held while the store is read: what was read first must not replace what was read last.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = match &*known {
+            Some((of, spent)) if *of == period => *spent,
             _ => {
                 let spent = self.balance()?.spent;
-                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((period, spent));
+                *known = Some((period, spent));
                 spent
             }
         };
@@ -139,12 +140,11 @@ impl Purse {
 
     /// Takes over what the store says now, if anybody asked before.
     fn read_again(&self, period: &str) {
-        if self.known.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_some() {
+            let spent = self.store.spend(&self.account, period).ok();
+            *known = spent.map(|spent| (period.to_owned(), MicroUsd(spent)));
         }
-        let now = self.store.spend(&self.account, period).ok();
-        let now = now.map(|spent| (period.to_owned(), MicroUsd(spent)));
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
 
@@ -189,5 +189,54 @@ impl Drop for Reservation {
                 tracing::error!(%error, account = %purse.account, "a purse keeps a reservation that is no longer due");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn purse(folder: &tempfile::TempDir) -> Purse {
+        let store = Store::open(folder.path()).unwrap();
+        Purse::new(Owner::Provider("p".into()), "1usd/day".parse().unwrap(), store)
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_while_money_is_set_aside_leaves_none_of_it_booked() {
+        let folder = tempfile::tempdir().unwrap();
+        let purse = purse(&folder);
+        // Polled once, so that the write is on its way, and dropped.
+        drop(purse.reserve(MicroUsd(7)).now_or_never());
+        let _other = purse.reserve(MicroUsd(1)).await.unwrap();
+        let settled = async {
+            while purse.balance().unwrap().spent != MicroUsd(1) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let done = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        assert!(done.is_ok(), "{:?} stay booked", purse.balance().unwrap().spent);
+    }
+
+    #[test]
+    fn what_is_known_is_what_was_booked_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let purse = purse(&folder);
+        let period = purse.budget.period_at(unix_ms());
+        purse.left().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        purse.store.reserve_spend(&purse.account, &period, 1, 1_000_000).unwrap();
+                        purse.read_again(&period);
+                    }
+                });
+            }
+        });
+        assert_eq!(purse.left().unwrap(), MicroUsd(1_000_000 - 200));
     }
 }

@@ -151,7 +151,7 @@ impl FileProvider {
     pub fn check(self, env: &[(String, String)], source: Source) -> Result<ProviderSettings, Error> {
         let shown: String = self.name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
         let wrong = |message: String| Error { provider: shown.clone(), message };
-        if !valid_name(&self.name) {
+        if !is_provider_name(&self.name) {
             let message = "its name must have 1 to 32 lower-case letters, digits, '-' or '_', and not be 'auto' or 'device'";
             return Err(wrong(message.into()));
         }
@@ -264,7 +264,8 @@ pub fn trimmed(text: &str, place: &str) -> Result<SecretString, String> {
     Ok(SecretString::from(key.to_owned()))
 }
 
-fn valid_name(name: &str) -> bool {
+/// True when a provider may be called so: 1 to 32 lower-case letters, digits, '-' or '_'.
+pub(crate) fn is_provider_name(name: &str) -> bool {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
     (1..=MAX_NAME).contains(&name.len())
         && name.bytes().all(fits)

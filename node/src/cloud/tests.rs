@@ -8,7 +8,7 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use reqwest::Url;
 use shoal_routing::{DataClass, MicroUsd, Price};
 use tower::ServiceExt;
@@ -286,6 +286,70 @@ async fn providers_come_and_go_and_a_key_stays_with_its_server() {
     scene.clouds.remove("own").unwrap();
     assert!(scene.clouds.offers().borrow().is_empty());
     assert!(matches!(scene.clouds.remove("own"), Err(Error::Unknown(_))));
+}
+
+#[tokio::test]
+async fn who_goes_away_before_an_answer_pays_for_what_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let price = Price { input_per_million: MicroUsd(1_000_000), output_per_million: MicroUsd(2_000_000) };
+    // The whole answer at its bound; of a stream the prompt; nothing of what did not leave.
+    for (account, sent, stream, expected) in
+        [("whole", true, false, 100..=1_000), ("stream", true, true, 1..=99), ("unsent", false, false, 0..=0)]
+    {
+        let purse = Purse::new(Owner::Key(account.into()), "1usd/day".parse().unwrap(), store.clone());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let silent = tower::service_fn(move |request: UpstreamRequest| {
+            if sent {
+                request.egress.handed_to(&"own".into());
+            }
+            count.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<Result<UpstreamResponse, UpstreamError>>()
+        });
+        let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":100}"#;
+        let request = UpstreamRequest { payer: Some(purse.clone()), body: body.into(), ..chat(stream) };
+        let mut answer = Metered::forwarded(silent, price).oneshot(request);
+        while asked.load(Ordering::SeqCst) == 0 {
+            assert!((&mut answer).now_or_never().is_none(), "nobody answers");
+            tokio::task::yield_now().await;
+        }
+        let reserved = purse.balance().unwrap().spent.0;
+        assert!(reserved > 200, "{account}");
+        drop(answer);
+        let spent = || purse.balance().unwrap().spent.0;
+        if account == "whole" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(spent(), reserved);
+        }
+        let settled = async {
+            while !expected.contains(&spent()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(testing::PATIENCE, settled).await.expect(account);
+    }
+}
+
+#[tokio::test]
+async fn a_key_pays_no_more_than_was_set_aside_whatever_another_node_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let purse = Purse::new(Owner::Key("k".into()), "1usd/day".parse().unwrap(), store);
+    let price = Price { input_per_million: MicroUsd(1_000_000), output_per_million: MicroUsd(2_000_000) };
+    let way = tower::service_fn(move |_: UpstreamRequest| {
+        let answer = ANSWER.replace("\"completion_tokens\":20", "\"completion_tokens\":400000");
+        let events = [Ok(Event::Chunk(answer.into())), Ok(Event::End { complete: true })];
+        let by = ServedBy { upstream: "own".into(), upstream_id: "own".into(), model: "own/m".into() };
+        let answer = UpstreamResponse { served_by: by, events: stream::iter(events).boxed() };
+        std::future::ready(Ok::<_, UpstreamError>(answer))
+    });
+    let body = r#"{"model":"m","messages":[],"max_tokens":100}"#;
+    let request = UpstreamRequest { payer: Some(purse.clone()), body: body.into(), ..chat(false) };
+    let most = body.len() as u64 + 200;
+    collect(Metered::forwarded(way, price).oneshot(request).await.unwrap()).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(purse.balance().unwrap().spent, MicroUsd(most));
 }
 
 #[tokio::test]

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::replication::clean;
+use crate::cloud::is_provider_name;
 
 /// Most names that another router is believed; a request has three attempts.
 const MAX_TOLD: usize = 8;
-/// Longest name that is believed, in characters.
-const MAX_NAME: usize = 64;
+/// What stands for a name that is none.
+const UNKNOWN: &str = "unknown";
 
 /// Providers that one client's request was sent to, over all its attempts; shared by its clones.
 ///
@@ -28,16 +28,26 @@ impl EgressMark {
         sent.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(",")
     }
 
+    /// True while the request was sent nowhere.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Notes that the request goes to a device whose engine sends it out of the mesh.
     pub(crate) fn handed_to(&self, device: &Arc<str>) {
         self.sent_to(device);
     }
 
-    /// Takes over what another router says: names separated by commas, `none` or nothing. What it may say is bounded.
+    /// Takes over what another router says: names separated by commas, `none` or nothing. What it may say is bounded; that
+    /// the request left stands also where the name cannot be one.
     pub(crate) fn told_by_peer(&self, names: &str) {
         let names = names.split(',').filter(|name| !matches!(*name, "" | "none")).take(MAX_TOLD);
         for name in names {
-            self.sent_to(&clean(name, MAX_NAME).into());
+            if is_provider_name(name) {
+                self.sent_to(&name.into());
+            } else if self.is_blank() {
+                self.sent_to(&UNKNOWN.into());
+            }
         }
     }
 
@@ -57,9 +67,12 @@ mod tests {
         mark.told_by_peer("none");
         mark.told_by_peer("");
         assert_eq!(mark.text(), "none");
-        mark.told_by_peer("openai,my\r\nllm");
-        assert_eq!(mark.text(), "myllm,openai");
+        mark.told_by_peer("my\r\nllm");
+        assert_eq!(mark.text(), "unknown", "it left, wherever to");
+        mark.told_by_peer("openai,Big Box,");
+        assert_eq!(mark.text(), "openai,unknown");
         mark.told_by_peer(&"x".repeat(10_000));
+        mark.told_by_peer("my-llm");
         mark.told_by_peer(&(0..100).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
         assert_eq!(mark.text().split(',').count(), 3 + MAX_TOLD);
         assert!(mark.text().len() < 200);

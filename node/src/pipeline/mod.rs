@@ -34,8 +34,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind, RetryPermit, Route,
-    Router, Snapshot as RouterSnapshot,
+    DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind,
+    RetryPermit, Route, Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
@@ -95,6 +95,13 @@ pub struct Job {
     decision: Decision,
     origin: Origin,
     ticket: Ticket,
+}
+
+impl Job {
+    /// Returns the class under which the request is handed on, after what the rules said.
+    pub fn travels_as(&self) -> DataClass {
+        self.parsed.shape.travels_as()
+    }
 }
 
 /// A request that no upstream answered.

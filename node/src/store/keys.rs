@@ -35,6 +35,25 @@ pub struct KeyRecord {
     pub budget: Option<Budget>,
 }
 
+impl KeyRecord {
+    /// Returns what is left of this record once another one of its id came; `None` if that says nothing new.
+    ///
+    /// A record with a budget gives its budget and nothing else: secret, name and bounds of a known key stay as they
+    /// are, whoever says otherwise.
+    fn changed_by(&self, other: &Self) -> Option<Self> {
+        if self.revoked_ms != 0 {
+            return None;
+        }
+        if other.revoked_ms != 0 {
+            return Some(other.clone());
+        }
+        // A router of an earlier version hands a record on without its budget.
+        let is_same = self.sha256 == other.sha256 && self.created_ms == other.created_ms;
+        let bounds = self.budget.is_none() && other.budget.is_some() && is_same;
+        bounds.then(|| Self { budget: other.budget, ..self.clone() })
+    }
+}
+
 /// A key just made: the only moment at which its text exists.
 pub struct NewKey {
     /// The record that is kept.
@@ -130,15 +149,15 @@ impl KeyRing {
         let mut keys = BTreeMap::clone(&self.keys.load());
         let mut changed = Vec::new();
         for record in records {
-            let newer = keys.get(&record.id).is_none_or(|old| {
-                // A router of an earlier version hands a record on without its budget.
-                let bounds = old.budget.is_none() && record.budget.is_some();
-                old.revoked_ms == 0 && (record.revoked_ms != 0 || bounds)
-            });
-            if newer {
-                keys.insert(record.id.clone(), record.clone());
-                changed.push(record);
-            }
+            let taken = match keys.get(&record.id) {
+                None => record,
+                Some(old) => match old.changed_by(&record) {
+                    Some(changed) => changed,
+                    None => continue,
+                },
+            };
+            keys.insert(taken.id.clone(), taken.clone());
+            changed.push(taken);
         }
         self.store.write_keys(&changed)?;
         self.keys.store(Arc::new(keys));
@@ -279,6 +298,24 @@ mod tests {
         other.merge(vec![unbound]).unwrap();
         assert_eq!(other.merge(vec![key.clone()]).unwrap(), 1);
         assert_eq!(other.find(&key.id).unwrap().budget, Some(budget));
+    }
+
+    #[test]
+    fn a_record_with_a_budget_changes_nothing_else_of_a_known_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
+        let key = ring.create("laptop", true, None).unwrap();
+        let budget = Some("5usd/month".parse().unwrap());
+        let looser = KeyRecord { budget, local_only: false, name: "x".into(), ..key.record.clone() };
+        for foreign in [
+            KeyRecord { sha256: sha256("another"), ..looser.clone() },
+            KeyRecord { created_ms: 1, ..looser.clone() },
+        ] {
+            assert_eq!(ring.merge(vec![foreign]).unwrap(), 0);
+        }
+        assert_eq!(ring.merge(vec![looser]).unwrap(), 1);
+        let reloaded = KeyRing::load(Store::open(dir.path()).unwrap()).unwrap();
+        assert_eq!(reloaded.authenticate(&key.text).unwrap(), KeyRecord { budget, ..key.record });
     }
 
     #[test]

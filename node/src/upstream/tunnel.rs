@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use shoal_cluster::ids::Peer;
+use shoal_cluster::ids::{Peer, Role};
 use shoal_proto::infer_frame::Kind;
 use shoal_proto::{InferFrame, InferHead, InferRequest};
 use tokio::time::Instant;
@@ -83,10 +83,13 @@ impl<O: Opener> tower::Service<UpstreamRequest> for Tunnel<O> {
         let Self { opener, to, name, provider } = self.clone();
         Box::pin(async move {
             let deadline = request.deadline;
+            // A device knows of no provider, and what it says could only mislead.
+            let is_router = to.role == Role::Router;
             let opened = opener.open(to, to_wire(&request));
             let frames = bounded(deadline, &name, opened).await??;
             let lost = LostOnTheWay { egress: request.egress.clone(), provider };
-            Answer { frames, deadline, name, over: false }.begin(&request.egress, lost).await
+            let told = is_router.then_some(&request.egress);
+            Answer { frames, deadline, name, over: false }.begin(told, lost).await
         })
     }
 }
@@ -139,18 +142,22 @@ struct Answer<F> {
 impl<F: Frames> Answer<F> {
     async fn begin(
         mut self,
-        egress: &EgressMark,
+        egress: Option<&EgressMark>,
         lost: LostOnTheWay,
     ) -> Result<UpstreamResponse, UpstreamError> {
         let first = self.frame().await?;
         lost.found();
         let served_by = match first {
             Kind::Head(InferHead { upstream, upstream_id, model, egress: told }) => {
-                egress.told_by_peer(&told);
+                if let Some(egress) = egress {
+                    egress.told_by_peer(&told);
+                }
                 ServedBy { upstream, upstream_id, model }
             }
             Kind::Error(error) => {
-                egress.told_by_peer(&error.egress);
+                if let Some(egress) = egress {
+                    egress.told_by_peer(&error.egress);
+                }
                 return Err(error_from_wire(error));
             }
             Kind::Chunk(_) | Kind::End(_) => return Err(self.disorder()),
@@ -206,7 +213,7 @@ impl<F: Frames> Answer<F> {
 mod tests {
     use std::collections::VecDeque;
 
-    use shoal_cluster::ids::{NodeId, Role};
+    use shoal_cluster::ids::NodeId;
     use shoal_proto::InferError;
     use tower::ServiceExt;
 
@@ -239,6 +246,19 @@ mod tests {
         let mark = request.egress.clone();
         let _: Result<_, _> = Tunnel::to_provider(Script(frames), to, "openai".into()).oneshot(request).await;
         mark.text()
+    }
+
+    #[tokio::test]
+    async fn what_a_device_says_of_providers_is_passed_over() {
+        let head = InferHead { egress: "openai".into(), ..InferHead::default() };
+        let error = InferError { egress: "openai".into(), ..InferError::default() };
+        for said in [Kind::Head(head), Kind::Error(error)] {
+            let to = Peer { role: Role::Device, id: NodeId::from_spki(b"device") };
+            let request = chat(false);
+            let mark = request.egress.clone();
+            let _: Result<_, _> = Tunnel::new(Script(Some(vec![said])), to, "box").oneshot(request).await;
+            assert_eq!(mark.text(), "none");
+        }
     }
 
     #[tokio::test]

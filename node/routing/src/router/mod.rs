@@ -24,7 +24,7 @@ use crate::choice::ModelChoice;
 use crate::class::Mode;
 use crate::ids::{ArmId, UpstreamId};
 use crate::profile::RequestProfile;
-use crate::registry::{Offer, Registry};
+use crate::registry::{Offer, Registry, Route};
 use crate::request::Request;
 use crate::router::candidate::{Candidate, Scope};
 use crate::router::filter::Filter;
@@ -171,13 +171,19 @@ impl<P: Policy> Router<P> {
                     matches!(&offer.upstream, UpstreamId::Provider(id) if id == provider)
                         && is_providers_model(&offer.model.id, provider, model)
                 };
-                let name = || format!("{provider}/{model}");
-                if !registry.offers().iter().any(|offer| from_provider(&offer)) {
-                    // An engine may serve a model whose own name begins as a provider does: openai/gpt-oss-20b.
-                    return match registry.by_model(&name()) {
-                        [] => Err(NoRoute::unknown(&name(), request, registry)),
-                        _ => self.decide_named(ask, &name(), rng),
-                    };
+                let name = format!("{provider}/{model}");
+                let by_name = registry.by_model(&name);
+                let mut known = registry.offers().iter().filter(from_provider).peekable();
+                if by_name.is_empty() && known.peek().is_none() {
+                    return Err(NoRoute::unknown(&name, request, registry));
+                }
+                // An engine may serve a model whose own name begins as a provider does: openai/gpt-oss-20b. What another
+                // router calls a provider takes such a name from no device; a provider of this node's own does.
+                let is_heard_of = by_name.iter().any(|offer| !is_provider(offer))
+                    && request.effective_mode() != Mode::Cloud
+                    && !known.clone().any(|offer| offer.routes.contains(&Route::Direct));
+                if is_heard_of || known.peek().is_none() {
+                    return self.decide_named(ask, &name, rng);
                 }
                 let offers = registry.offers().iter().filter(from_provider);
                 named(offers, &mut filter, RouteReason::PinnedProvider).map_err(|no| match no {
@@ -192,7 +198,7 @@ impl<P: Policy> Router<P> {
     /// for the cloud, or when the prompt is too long for the devices and the mode leaves it to us.
     fn decide_named(&self, ask: Ask<'_>, model: &str, rng: &mut impl Rng) -> Result<Decision, NoRoute> {
         let Ask { request, profile, snapshot, .. } = ask;
-        let offers = snapshot.registry.by_model(model);
+        let offers = by_devices_first(snapshot.registry.by_model(model));
         let may_replace = request.hop == 0
             && !request.needs.embeddings
             && !offers.is_empty()
@@ -213,7 +219,7 @@ impl<P: Policy> Router<P> {
         if let Some(decision) = instead {
             return Ok(decision);
         }
-        match named(offers, &mut filter, RouteReason::Named) {
+        match named(offers.iter().copied(), &mut filter, RouteReason::Named) {
             Ok(mut decision) => {
                 if may_escalate(request) {
                     let mut others = Filter::new(request, profile);
@@ -373,6 +379,18 @@ fn named<'a>(
         strange: false,
         permitted: Vec::new(),
     })
+}
+
+fn is_provider(offer: &Offer) -> bool {
+    matches!(offer.upstream, UpstreamId::Provider(_))
+}
+
+/// Leaves out the providers that only other routers have, where a device serves the same name.
+fn by_devices_first(offers: &[Arc<Offer>]) -> Vec<&Arc<Offer>> {
+    let on_devices = offers.iter().any(|offer| !is_provider(offer));
+    let stays =
+        |offer: &&Arc<Offer>| !on_devices || !is_provider(offer) || offer.routes.contains(&Route::Direct);
+    offers.iter().filter(stays).collect()
 }
 
 /// True when a served name is a provider's model, with or without the provider in front.

@@ -517,6 +517,23 @@ fn a_devices_model_may_be_named_like_a_providers() {
 }
 
 #[test]
+fn a_provider_heard_of_takes_no_model_from_a_device() {
+    let name = "openai/gpt-oss-20b";
+    let mut heard_of = at_provider("openai", name);
+    heard_of.routes = vec![Route::Via("n2".into())];
+    let device = on_device("gpu", spec(name));
+    let decision = decide(vec![device.clone(), heard_of.clone()], &request(name)).unwrap();
+    assert_eq!((decision.offers.len(), decision.reason), (1, RouteReason::Named));
+    assert_eq!(decision.offers[0].upstream, device.upstream);
+    let cloud = Request { mode: Mode::Cloud, ..request(name) };
+    let decision = decide(vec![device.clone(), heard_of], &cloud).unwrap();
+    assert_eq!(decision.reason, RouteReason::PinnedProvider, "the caller asked for the cloud");
+    let own = at_provider("openai", name);
+    let decision = decide(vec![device, own], &request(name)).unwrap();
+    assert_eq!(decision.reason, RouteReason::PinnedProvider, "the operator of this node named it so");
+}
+
+#[test]
 fn a_schema_is_no_reason_to_leave_the_devices_and_sound_needs_ears() {
     let schema = Request { needs: Needs { schema: true, ..Needs::default() }, ..request("auto") };
     let mut cloud = at_provider("openai", "openai/gpt-4o");

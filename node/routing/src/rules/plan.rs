@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt};
 
 use super::draw::{self, Sticky};
-use super::when::{Subject, last_user_text};
+use super::when::{Reach, Subject, last_user_text};
 use super::{Route, Rules, Target};
 use crate::choice::ModelChoice;
 use crate::class::{DataClass, Mode, Preference};
@@ -35,7 +35,7 @@ impl Rules {
     pub fn plan(&self, subject: &Subject<'_>, rng: &mut impl Rng) -> Option<Plan> {
         let request = subject.request;
         let alias = self.aliases.get(subject.asked);
-        let holds = |route: &Route| may_follow(route, request) && route.when.holds(subject);
+        let holds = |route: &Route| may_follow(route, request) && route.when.holds(subject, route.reach());
         let route = self.routes.iter().find(|(route, _)| holds(route));
         let none: &[Vec<Target>] = &[];
         let (rule, from, chain, more) = match (route, alias) {
@@ -82,6 +82,12 @@ impl Plan {
 }
 
 impl Route {
+    /// Returns where the keywords are looked for: everywhere, if the route makes a request stricter.
+    fn reach(&self) -> Reach {
+        let keeps = self.mode == Some(Mode::Local) || self.data_class.is_some();
+        if keeps { Reach::Everything } else { Reach::LastOfUser }
+    }
+
     /// Returns mode, preference and data class of a request under this rule: never less strict than before.
     fn applied_to(&self, request: &Request<'_>) -> (Mode, Option<Preference>, DataClass) {
         let mode = match (request.mode, self.mode) {

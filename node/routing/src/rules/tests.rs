@@ -78,7 +78,7 @@ fn the_first_route_that_holds_speaks_and_an_alias_only_where_none_does() {
 }
 
 #[test]
-fn only_the_last_message_of_the_user_is_searched_for_words() {
+fn only_the_last_message_of_the_user_is_searched_for_words_that_steer() {
     let rules = Rules::new(vec![route("law", keywords(&["contract"]), &[("big", 1.0)])], vec![]).unwrap();
     let message = |role, text: &'static str| Message { role, text: text.into() };
     let mut request = Request::of_text("hello");
@@ -90,6 +90,22 @@ fn only_the_last_message_of_the_user_is_searched_for_words() {
     assert_eq!(plan_for(&rules, "auto", &request, 1), None);
     request.messages.push(message(MessageRole::User, "the contract"));
     assert!(plan_for(&rules, "auto", &request, 1).is_some());
+}
+
+#[test]
+fn a_word_that_keeps_a_request_here_counts_in_every_message() {
+    let law = |mode, data_class| Route { mode, data_class, ..route("law", keywords(&["contract"]), &[]) };
+    let keeping = [(Some(Mode::Local), None), (None, Some(DataClass::Restricted))];
+    for role in [MessageRole::System, MessageRole::User, MessageRole::Assistant, MessageRole::Tool] {
+        let mut request = Request::of_text("and now the weather");
+        request.messages.insert(0, Message { role, text: "a contract".into() });
+        for (mode, class) in keeping {
+            let rules = Rules::new(vec![law(mode, class)], vec![]).unwrap();
+            assert!(plan_for(&rules, "auto", &request, 1).is_some(), "{role:?} {mode:?} {class:?}");
+        }
+        let steering = Rules::new(vec![law(Some(Mode::Cloud), None)], vec![]).unwrap();
+        assert_eq!(plan_for(&steering, "auto", &request, 1), None, "what only steers keeps to the last one");
+    }
 }
 
 #[test]

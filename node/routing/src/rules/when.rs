@@ -31,7 +31,7 @@ pub struct Subject<'a> {
 pub struct When {
     /// Names asked for; `*` stands for any characters.
     pub models: Vec<Arc<str>>,
-    /// Whole words in the last message of the user.
+    /// Whole words; where, [`Reach`] says.
     pub keywords: Vec<Keyword>,
     /// Shortest prompt.
     pub min_prompt: Option<Tokens>,
@@ -57,9 +57,18 @@ pub struct When {
     pub embeddings: bool,
 }
 
+/// Where keywords are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// In the last message of the user: what is asked now says who should answer.
+    LastOfUser,
+    /// In every message: each of them leaves with the request, so a word that keeps it here counts wherever it stands.
+    Everything,
+}
+
 impl When {
     /// Tells whether all conditions hold. The text is read last, and only if all others do.
-    pub fn holds(&self, subject: &Subject<'_>) -> bool {
+    pub fn holds(&self, subject: &Subject<'_>, reach: Reach) -> bool {
         let Subject { asked, request, profile, key_id, key_name, .. } = subject;
         let needs = &request.needs;
         let is_key = |key: &Arc<str>| **key == **key_id || **key == **key_name;
@@ -75,7 +84,16 @@ impl When {
             && any(&self.keys, is_key)
             && self.tools.is_none_or(|tools| tools == needs.tools)
             && self.images.is_none_or(|images| images == needs.vision)
-            && (self.keywords.is_empty() || words::contains_any(last_user_text(request), &self.keywords))
+            && (self.keywords.is_empty() || self.has_keyword(request, reach))
+    }
+
+    fn has_keyword(&self, request: &Request<'_>, reach: Reach) -> bool {
+        match reach {
+            Reach::LastOfUser => words::contains_any(last_user_text(request), &self.keywords),
+            Reach::Everything => {
+                request.messages.iter().any(|message| words::contains_any(&message.text, &self.keywords))
+            }
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use http::{HeaderMap, HeaderName};
 use serde_json::json;
-use shoal_routing::ModelChoice;
+use shoal_routing::{DataClass, ModelChoice};
 
 use self::request::Names;
 use self::room::Contexts;
@@ -91,6 +91,7 @@ fn speak(front: &Front, headers: &HeaderMap, body: BodyBytes) -> Result<Spoken, 
         path: ApiPath::ChatCompletions,
         body: chat.body,
         voice: Box::new(Messages::new(chat.model, chat.stops)),
+        past: DataClass::Public,
         warnings: chat.warnings,
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use shoal_routing::Tokens;
+use shoal_routing::{DataClass, Tokens};
 
 use super::super::error::ApiError;
 use super::super::voice::Voice;
@@ -34,7 +34,7 @@ fn split(voice: &mut Messages) -> (Asked<'_>, &mut Telling) {
 }
 
 impl Voice for Messages {
-    fn accepted(&mut self, request_id: &str, prompt_tokens: Tokens) {
+    fn accepted(&mut self, request_id: &str, prompt_tokens: Tokens, _: DataClass) {
         // Whoever has the message has the request: `shoal explain req_…` with the same rest.
         self.id = format!("msg_{}", request_id.trim_start_matches("req_"));
         self.prompt_tokens = prompt_tokens.0;

@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
+use shoal_routing::DataClass;
 
 use self::names::served_name;
 use self::request::{Translated, Wanted};
@@ -152,7 +153,7 @@ fn received(headers: &HeaderMap, body: BodyBytes) -> Result<Bytes, ApiError> {
 }
 
 fn spoken(path: ApiPath, request: Translated, voice: Box<dyn Voice>) -> Spoken {
-    Spoken { path, body: request.body, voice, warnings: request.warnings }
+    Spoken { path, body: request.body, voice, past: DataClass::Public, warnings: request.warnings }
 }
 
 fn served(front: &Front, asked: &str) -> String {

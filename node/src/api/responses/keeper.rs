@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use shoal_routing::DataClass;
 
 use super::object::{INPUT, place_of};
 use super::request::{Draft, Past};
@@ -49,9 +50,16 @@ pub(super) struct Kept {
     pub(super) input: Vec<Box<RawValue>>,
     /// The response.
     pub(super) response: Box<RawValue>,
+    /// The class under which the request travelled.
+    data_class: Option<String>,
 }
 
 impl Kept {
+    /// Returns the class of the conversation. What does not say it, or not in a word known here, is restricted.
+    fn data_class(&self) -> DataClass {
+        self.data_class.as_deref().and_then(|word| word.parse().ok()).unwrap_or(DataClass::Restricted)
+    }
+
     fn output(&self) -> Vec<Box<RawValue>> {
         #[derive(Deserialize)]
         struct Output {
@@ -91,12 +99,12 @@ impl Keeper {
     ) -> Keep {
         let (shelf, seal, owner) =
             (self.shelf.clone(), self.seal(caller, headers), caller.key_id.to_string());
-        Box::new(move |response| {
+        Box::new(move |response, data_class| {
             if input.get().len() + response.get().len() > MAX_RESPONSE_BYTES {
                 return false;
             }
             let mut kept = Object::default();
-            kept.put("input", &input).put("response", response);
+            kept.put("input", &input).put("response", response).put("data_class", data_class.as_str());
             let Some(sealed) = seal.close(&id, kept.finish().to_vec()) else { return false };
             shelf.put(KeptResponse { id, owner, sealed })
         })
@@ -125,6 +133,7 @@ impl Keeper {
                 ..error
             })?;
             let output = kept.output();
+            past.data_class = past.data_class.raised_to(kept.data_class());
             past.items = kept.input;
             past.items.extend(output);
         }
@@ -141,6 +150,7 @@ impl Keeper {
             for (reference, place) in references {
                 let items = if reference.starts_with(INPUT) { &kept.input } else { &output };
                 if let Some(item) = items.get(place) {
+                    past.data_class = past.data_class.raised_to(kept.data_class());
                     past.referred.insert(reference.clone(), item.clone());
                 }
             }
@@ -223,6 +233,20 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_say_its_class_is_restricted() {
+        for (class, expected) in [
+            ("", DataClass::Restricted),
+            (r#","data_class":"secret""#, DataClass::Restricted),
+            (r#","data_class":"public""#, DataClass::Public),
+            (r#","data_class":"internal""#, DataClass::Internal),
+        ] {
+            let json = format!(r#"{{"input":[],"response":{{}}{class}}}"#);
+            let kept: Kept = serde_json::from_str(&json).unwrap();
+            assert_eq!(kept.data_class(), expected, "{class}");
+        }
+    }
 
     #[test]
     fn only_an_id_of_ours_has_a_home() {

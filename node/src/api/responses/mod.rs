@@ -84,6 +84,7 @@ async fn speak(
         path: ApiPath::ChatCompletions,
         body: translated.body,
         voice: Box::new(Responses::new(birth, translated.telling, keep)),
+        past: past.data_class,
         warnings: translated.warnings,
     })
 }

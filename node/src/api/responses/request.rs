@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
+use shoal_routing::DataClass;
 
 use super::items::Conversation;
 use super::object::Echo;
@@ -85,13 +86,21 @@ enum Own<'a> {
     Reference(String),
 }
 
-/// What earlier responses give.
-#[derive(Debug, Default)]
+/// What earlier responses give; by default nothing, and nothing is secret.
+#[derive(Debug)]
 pub(super) struct Past {
     /// Items that come before the request's own.
     pub(super) items: Vec<Box<RawValue>>,
     /// Items that it refers to, by their ids.
     pub(super) referred: BTreeMap<String, Box<RawValue>>,
+    /// Highest class of the responses that all this comes from.
+    pub(super) data_class: DataClass,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self { items: Vec::new(), referred: BTreeMap::new(), data_class: DataClass::Public }
+    }
 }
 
 /// A chat completion, and what is needed to tell its answer.

@@ -67,6 +67,7 @@ fn the_past_comes_first_and_is_kept_with_the_rest() {
             raw(json!({"role": "assistant", "content": "1"})),
         ],
         referred: BTreeMap::from([("msg_x".into(), raw(json!({"role": "user", "content": "Two"})))]),
+        ..Past::default()
     };
     let request = json!({
         "model": "m", "previous_response_id": "resp_1", "instructions": "Count.",

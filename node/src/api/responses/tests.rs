@@ -1,5 +1,6 @@
 //! What a client of the Responses API sees, through the routes, over scripted upstreams.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -8,6 +9,7 @@ use axum::middleware;
 use axum::response::Response;
 use http::{Method, Request};
 use serde_json::{Value, json};
+use shoal_routing::{ModelSpec, Offer, UpstreamId};
 use tower::ServiceExt;
 
 use super::routes;
@@ -197,6 +199,32 @@ async fn the_disk_holds_nothing_that_was_said() {
         for said in [secret, "an-answer-for-your-eyes", key.as_str()] {
             assert!(!bytes.windows(said.len()).any(|part| part == said.as_bytes()), "{said}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_stay_here_goes_nowhere_else_one_turn_later() {
+    let marks =
+        [json!({"data_class": "restricted"}), json!({"mode": "local"}), json!({"data_class": "internal"})];
+    for (place, mark) in marks.into_iter().enumerate() {
+        let spec = ModelSpec::new("openai/gpt-4o", "openai");
+        let cloud = Offer::new(UpstreamId::Provider("openai".into()), Arc::new(spec));
+        let scene = Scene::new(vec![offer("a", "m", &[]), cloud]);
+        scene.script("a/m", [whole_answer()]);
+        let turn = json!({"model": "m", "input": "the salaries", "metadata": mark});
+        let (_, first) = json_of(create(&scene, turn).await).await;
+        assert_eq!(first["store"], true);
+        let reference = json!([{"type": "item_reference", "id": first["output"][0]["id"]}, {"role": "user", "content": "go on"}]);
+        for more in [
+            json!({"model": "openai/gpt-4o", "input": "go on", "previous_response_id": first["id"]}),
+            json!({"model": "openai/gpt-4o", "input": reference}),
+        ] {
+            scene.script("openai/openai/gpt-4o", [whole_answer()]);
+            let (status, answer) = json_of(create(&scene, more).await).await;
+            let expected = if place == 2 { 200 } else { 403 };
+            assert_eq!(status, expected, "{place} {answer}");
+        }
+        assert_eq!(scene.asked().len(), if place == 2 { 3 } else { 1 });
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
+use shoal_routing::{DataClass, Tokens};
 
 use super::object::{Birth, Standing, Status, Whole};
 use super::output::{Output, Said};
@@ -15,14 +16,16 @@ use crate::api::error::ApiError;
 use crate::api::kept::{Kept, too_large};
 use crate::api::voice::Voice;
 
-/// Keeps a finished response; false where it cannot be kept.
-pub(super) type Keep = Box<dyn FnOnce(&RawValue) -> bool + Send>;
+/// Keeps a finished response under a class; false where it cannot be kept.
+pub(super) type Keep = Box<dyn FnOnce(&RawValue, DataClass) -> bool + Send>;
 
 /// The voice of the Responses API.
 pub(super) struct Responses {
     birth: Birth,
     telling: Telling,
     keep: Option<Keep>,
+    /// Of the request, as far as is known: until it is accepted, the worst.
+    data_class: DataClass,
     /// The first events went out.
     begun: bool,
     /// The last event went out.
@@ -43,6 +46,7 @@ impl Responses {
             birth,
             telling,
             keep,
+            data_class: DataClass::Restricted,
             begun: false,
             over: false,
             output,
@@ -122,7 +126,7 @@ impl Responses {
             None => self.object(standing, false),
             Some(keep) => {
                 let object = self.object(standing, true);
-                if keep(&object) { object } else { self.object(standing, false) }
+                if keep(&object, self.data_class) { object } else { self.object(standing, false) }
             }
         };
         (standing.word(), object)
@@ -130,6 +134,10 @@ impl Responses {
 }
 
 impl Voice for Responses {
+    fn accepted(&mut self, _: &str, _: Tokens, class: DataClass) {
+        self.data_class = class;
+    }
+
     fn whole(&mut self, answer: Bytes) -> Result<Bytes, ApiError> {
         let mut unheard = VecDeque::new();
         self.hear(read_whole(&answer)?, &mut unheard)?;

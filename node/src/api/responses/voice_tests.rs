@@ -243,7 +243,7 @@ fn after_an_error_nothing_looks_like_a_good_end() {
     for begun in [true, false] {
         let kept = Arc::new(Mutex::new(false));
         let seen = kept.clone();
-        let keep: Keep = Box::new(move |_| std::mem::replace(&mut *seen.lock().unwrap(), true));
+        let keep: Keep = Box::new(move |_, _| std::mem::replace(&mut *seen.lock().unwrap(), true));
         let mut voice = voice_of(Telling::default(), Some(keep));
         let mut all = if begun { told(&mut voice, &[delta(json!({"content": "He"}))]) } else { Vec::new() };
         let mut out = VecDeque::new();
@@ -265,7 +265,7 @@ fn what_is_kept_is_what_was_told_and_what_could_not_be_kept_says_so() {
     for room in [true, false] {
         let kept = Arc::new(Mutex::new(String::new()));
         let seen = kept.clone();
-        let keep: Keep = Box::new(move |response| {
+        let keep: Keep = Box::new(move |response, _| {
             *seen.lock().unwrap() = response.get().to_owned();
             room
         });

@@ -67,8 +67,6 @@ impl Dialect for OpenAi {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
         let mut out = post(join(&settings.base, request.path.as_str()), request, request.body.clone());
         bearer(&mut out, settings)?;
-        // The server may be a router itself, of this mesh even.
-        out.headers_mut().insert(HOPS, HeaderValue::from(request.meshes.saturating_add(1)));
         Ok(out)
     }
 
@@ -85,6 +83,17 @@ impl Dialect for OpenAi {
 /// Says to another router how many meshes a request came through, so that it goes round in no circle.
 pub(crate) const HOPS: &str = "x-shoal-hops";
 
+/// Hosts of vendors, which are no routers that could go round in a circle, and need not know of any.
+const VENDORS: [&str; 4] =
+    ["api.openai.com", "openrouter.ai", "api.anthropic.com", "generativelanguage.googleapis.com"];
+
+/// End of the hosts under which Azure serves models.
+const AZURE: &str = ".azure.com";
+
+fn is_vendor(url: &reqwest::Url) -> bool {
+    url.host_str().is_some_and(|host| VENDORS.contains(&host) || host.ends_with(AZURE))
+}
+
 /// Puts the key where OpenAI looks for it.
 ///
 /// # Errors
@@ -96,8 +105,10 @@ pub(crate) fn bearer(out: &mut Request, settings: &Settings) -> Result<(), Upstr
     Ok(())
 }
 
-/// Builds a POST of JSON without a key. No header of a client is copied.
+/// Builds a POST of JSON without a key, which says how many meshes the request came through: whatever API it speaks, the
+/// server may be a router itself, of this mesh even. No header of a client is copied.
 pub(crate) fn post(url: reqwest::Url, request: &UpstreamRequest, body: Bytes) -> Request {
+    let is_vendor = is_vendor(&url);
     let mut out = Request::new(Method::POST, url);
     let accept = if request.stream { "text/event-stream" } else { "application/json" };
     let headers = out.headers_mut();
@@ -105,6 +116,9 @@ pub(crate) fn post(url: reqwest::Url, request: &UpstreamRequest, body: Bytes) ->
     headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
     if let Ok(id) = HeaderValue::from_str(&request.id) {
         headers.insert("x-request-id", id);
+    }
+    if !is_vendor {
+        headers.insert(HOPS, HeaderValue::from(request.meshes.saturating_add(1)));
     }
     *out.body_mut() = Some(body.into());
     out
@@ -132,5 +146,32 @@ pub(crate) fn testing_settings(base: &str) -> Settings {
         name: "box".into(),
         id: "box".into(),
         timeouts: Default::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::testing::chat;
+
+    #[test]
+    fn every_server_but_a_vendors_learns_how_many_meshes_there_were() {
+        let request = UpstreamRequest { meshes: 2, ..chat(false) };
+        let hops = |url: &str| {
+            let out = post(url.parse().unwrap(), &request, Bytes::new());
+            out.headers().get(HOPS).map(|value| value.to_str().unwrap().to_owned())
+        };
+        for router in ["http://10.0.0.2:8080/v1/messages", "https://notazure.com/v1/responses"] {
+            assert_eq!(hops(router).as_deref(), Some("3"), "{router}");
+        }
+        for vendor in [
+            "https://api.openai.com/v1/responses",
+            "https://openrouter.ai/api/v1/chat/completions",
+            "https://api.anthropic.com/v1/messages",
+            "https://generativelanguage.googleapis.com/v1beta/models/m:generateContent",
+            "https://my.openai.azure.com/openai/v1/responses",
+        ] {
+            assert_eq!(hops(vendor), None, "{vendor}");
+        }
     }
 }

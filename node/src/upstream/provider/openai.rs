@@ -9,7 +9,7 @@ use reqwest::{Request, Url};
 use super::Model;
 use super::thoughts::{Takes, without_thoughts};
 use crate::api::body::{Body, Edit};
-use crate::upstream::openai_http::{self, HOPS, Malformed, OpenAi, Settings};
+use crate::upstream::openai_http::{self, Malformed, OpenAi, Settings};
 use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
 
 /// The one server that refuses `max_tokens` for its newer models; compatibles know little else.
@@ -38,9 +38,6 @@ impl openai_http::Dialect for Dialect {
         if host == Some(OPENROUTER_HOST) {
             let application = APPLICATION.map(|(name, value)| (HeaderName::from_static(name), value));
             out.headers_mut().extend(application);
-        }
-        if matches!(host, Some(OPENAI_HOST | OPENROUTER_HOST)) {
-            out.headers_mut().remove(HOPS);
         }
         Ok(out)
     }

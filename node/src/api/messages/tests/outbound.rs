@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use shoal_routing::Tokens;
+use shoal_routing::{DataClass, Tokens};
 
 use super::super::voice::Messages;
 use crate::api::error::ApiError;
@@ -12,7 +12,7 @@ use crate::api::voice::Voice;
 
 pub(super) fn voice() -> Messages {
     let mut voice = Messages::new("asked".into(), vec!["END".into()]);
-    voice.accepted("req_1", Tokens(11));
+    voice.accepted("req_1", Tokens(11), DataClass::Internal);
     voice
 }
 
