@@ -10,7 +10,7 @@
 //! * **Arms share what they have in common.** Hard prompts are hard for all. An arm's slopes are drawn towards slopes
 //!   fitted to all arms together, the less the more its own judgements contradict those (empirical Bayes; Morris 1983):
 //!   an arm with few judgements differs from its neighbours in level only, and a new one is a discriminant at once.
-//!   The common slopes themselves are drawn to zero as much as the judgements ask for ([`shrinkage`]).
+//!   The common slopes themselves are drawn to zero as much as the judgements ask for (`shrinkage`).
 //!   A pack of outcomes from elsewhere ([`ClassPriors`]) takes part in the common slopes as a few more arms do.
 //! * **Strangers are ordinary.** A request unlike all that was judged is moved towards the mean of what was, the
 //!   more the farther it lies: far outside, only the arms' levels speak, which is the best fixed choice.

@@ -31,7 +31,7 @@ pub struct Subject<'a> {
 pub struct When {
     /// Names asked for; `*` stands for any characters.
     pub models: Vec<Arc<str>>,
-    /// Whole words; where, [`Reach`] says.
+    /// Whole words; where, `Reach` says.
     pub keywords: Vec<Keyword>,
     /// Shortest prompt.
     pub min_prompt: Option<Tokens>,

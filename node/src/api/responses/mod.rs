@@ -1,7 +1,7 @@
 //! OpenAI's Responses API: a request becomes a chat completion, its answer a response that can be gone on from.
 //!
-//! [`request`] and [`items`] translate in, [`voice`] out; what is kept between requests is sealed for its caller
-//! ([`seal`]) and found on any node ([`keeper`]).
+//! `request` and `items` translate in, `voice` out; what is kept between requests is sealed for its caller
+//! (`seal`) and found on any node (`keeper`).
 
 mod items;
 mod keeper;

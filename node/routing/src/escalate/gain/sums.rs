@@ -1,6 +1,6 @@
 //! Judged answers of an arm by what was seen of them, as sums: what a node stores, and what it tells the others.
 //!
-//! They stand beside the arm's [`QualitySums`](crate::QualitySums), are taken in together with those and fade as they do;
+//! They stand beside the arm's [`QualitySums`], are taken in together with those and fade as they do;
 //! together they are the moments of features and signals. The rest is *late* evidence, which forgets within a thousand
 //! answers: how far the parts of an expectation came true, and what they missed, by features and by domain. All of it
 //! adds up over origins, in any order. 132 numbers.
