@@ -43,6 +43,8 @@ pub struct Script {
     pub split: Option<usize>,
     /// Answers by a call of the first tool, if the request has tools (`tool=1`).
     pub tool: bool,
+    /// Thinks this many words before the answer to a chat (`think`), where the engine tells thoughts. Default 0.
+    pub think: usize,
     /// Answers with this text (`say`, `_` for a space), in pieces of a word.
     pub say: Option<String>,
     /// Shows the text of the last user message in the log (`show=1`).
@@ -79,6 +81,7 @@ impl Default for Script {
             noise: false,
             split: None,
             tool: false,
+            think: 0,
             say: None,
             show: false,
             no_logprobs: false,
@@ -152,6 +155,7 @@ impl Script {
             "split" => self.split = Some(count(value).filter(|bytes| *bytes > 0)?),
             "tool" => self.tool = flag(value)?,
             "say" => self.say = Some(value.replace('_', " ")),
+            "think" => self.think = count(value)?,
             "show" => self.show = flag(value)?,
             "no_logprobs" => self.no_logprobs = flag(value)?,
             "logprob" => self.logprob = value.parse().ok().filter(|lp: &f64| lp.is_finite() && *lp <= 0.0)?,

@@ -190,7 +190,7 @@ impl tower::Service<UpstreamRequest> for Actor {
                 }
             });
             let served_by = ServedBy { upstream: way.clone(), upstream_id: way, model };
-            Ok(UpstreamResponse { served_by, events: events.boxed() })
+            Ok(UpstreamResponse { served_by, media: None, events: events.boxed() })
         })
     }
 }

@@ -255,6 +255,7 @@ pub(super) async fn serve_infer(
                 retryable: true,
                 retry_after_ms: RETRY_AFTER_MS,
                 egress: String::new(),
+                unanswered: false,
             };
             responder.send(InferFrame { kind: Some(Kind::Error(error)) }).await?;
             responder.finish().await

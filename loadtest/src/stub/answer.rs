@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::request::{Request, Tool};
+use super::request::{Path, Request, Tool};
 use crate::{script::Script, words::Words};
 
 /// Characters of a tool call's arguments in one piece of a stream.
@@ -13,6 +13,8 @@ const ARGUMENT_PIECE: usize = 8;
 pub(super) struct Choice {
     /// Tokens, in order; their concatenation is the text, or the arguments of the tool call.
     pub(super) pieces: Vec<String>,
+    /// Words of the thought before it, in order.
+    pub(super) thought: Vec<String>,
     /// Name of the tool called, if the answer is a call.
     pub(super) tool: Option<String>,
     /// `stop`, `length` or `tool_calls`.
@@ -27,11 +29,15 @@ impl Choice {
 
 /// The choices for `request` under `script`; `seq` makes the nonces of attempts differ.
 pub(super) fn plan(request: &Request, script: &Script, nonce: u16) -> Vec<Choice> {
+    let thinks = matches!(request.path, Path::Chat | Path::Ollama) && !request.no_thoughts;
+    let thought: Vec<String> =
+        (0..if thinks { script.think } else { 0 }).map(|i| format!("hm{i} ")).collect();
     (0..request.n)
         .map(|index| match called_tool(request, script) {
             Some(tool) => call(tool),
             None => text(request, script, nonce.wrapping_add(index as u16)),
         })
+        .map(|choice| Choice { thought: thought.clone(), ..choice })
         .collect()
 }
 
@@ -64,7 +70,7 @@ fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
         None if allowed < wanted => "length",
         None => "stop",
     };
-    Choice { pieces, tool: None, finish }
+    Choice { pieces, thought: Vec::new(), tool: None, finish }
 }
 
 /// Keeps the first `at` bytes; the text is ASCII, so any cut is a character's edge.
@@ -82,6 +88,7 @@ fn call(tool: &Tool) -> Choice {
     let characters: Vec<char> = arguments.chars().collect();
     Choice {
         pieces: characters.chunks(ARGUMENT_PIECE).map(|piece| piece.iter().collect()).collect(),
+        thought: Vec::new(),
         tool: Some(tool.name.clone()),
         finish: "tool_calls",
     }
@@ -108,7 +115,6 @@ fn sample(schema: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stub::request::Path;
 
     fn request(more: Value) -> Request {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});

@@ -170,6 +170,7 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Request, String> {
         logprobs: None,
         tools: tools(&body["tools"])?,
         must_call,
+        no_thoughts: false,
         fields,
     })
 }

@@ -195,6 +195,7 @@ fn parse(model: &str, stream: bool, body: &[u8]) -> Result<Request, String> {
         logprobs: None,
         tools: tools(&body["tools"]),
         must_call: (calling["mode"] == "ANY").then_some(named),
+        no_thoughts: false,
         fields,
     })
 }

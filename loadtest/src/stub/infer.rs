@@ -180,13 +180,24 @@ pub(super) fn nonce(shared: &Shared, seq: u64) -> u16 {
 
 pub(super) fn entry(path: Path, request: Option<&Request>, tag: Option<String>) -> Entry {
     Entry {
-        seq: 0,
-        path: path.as_str(),
         model: request.map(|request| request.model.clone()).unwrap_or_default(),
         stream: request.is_some_and(|request| request.stream),
         tag,
-        prompt: None,
         fields: request.map(|request| request.fields.clone()).unwrap_or_default(),
+        ..blank(path.as_str())
+    }
+}
+
+/// The entry of a request that just came.
+pub(super) fn blank(path: &'static str) -> Entry {
+    Entry {
+        seq: 0,
+        path,
+        model: String::new(),
+        stream: false,
+        tag: None,
+        prompt: None,
+        fields: Vec::new(),
         phase: Phase::Queued,
         end: End::Open,
         tokens_sent: 0,

@@ -5,9 +5,11 @@
 
 mod answer;
 mod anthropic;
+mod audio;
 mod azure;
 mod body;
 mod conn;
+mod embeddings;
 mod gemini;
 mod infer;
 mod inventory;
@@ -56,6 +58,8 @@ pub enum Kind {
     LlamaCpp,
     /// vLLM.
     Vllm,
+    /// SGLang.
+    Sglang,
     /// LM Studio.
     Lmstudio,
     /// OpenAI's API as Azure hosts it, a provider.
@@ -210,6 +214,8 @@ fn router(shared: Arc<Shared>) -> Router {
             .route("/v1/chat/completions", post(infer::chat))
             .route("/v1/completions", post(infer::completion))
             .route("/v1/responses", post(responses::create))
+            .route("/v1/embeddings", post(embeddings::make))
+            .merge(audio::router())
             .merge(inventory::router(kind)),
     };
     api.layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))

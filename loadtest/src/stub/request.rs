@@ -52,6 +52,8 @@ pub(super) struct Request {
     pub(super) tools: Vec<Tool>,
     /// `tool_choice` demands a call; of this tool, if it names one.
     pub(super) must_call: Option<Option<String>>,
+    /// The client wants no thoughts.
+    pub(super) no_thoughts: bool,
     pub(super) fields: Vec<String>,
 }
 
@@ -87,6 +89,7 @@ impl Request {
             logprobs: logprobs(path, &body)?,
             tools: tools(&body["tools"])?,
             must_call: must_call(&body["tool_choice"]),
+            no_thoughts: body["reasoning_effort"] == "none" || body["think"] == false,
             fields,
         })
     }

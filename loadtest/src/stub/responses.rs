@@ -134,6 +134,7 @@ fn parse(body: &[u8]) -> Result<Request, String> {
         logprobs: None,
         tools: tools.filter_map(tool).collect(),
         must_call,
+        no_thoughts: false,
         fields,
     })
 }

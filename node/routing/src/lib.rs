@@ -68,7 +68,7 @@ pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
 pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
-pub use registry::{ModelSpec, Offer, Power, Registry, Route, Zone, edit_distance};
+pub use registry::{Craft, ModelSpec, Offer, Power, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{
     Considered, Decision, Fallback, NoRoute, Permitted, Planned, Removal, Removed, RouteReason, Router,
@@ -76,4 +76,4 @@ pub use router::{
 };
 pub use rules::{Alias, Keyword, Plan, Rules, Sticky, Subject, Target, Targets, When};
 pub use tokens::count_tokens;
-pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};
+pub use units::{MicroUsd, OutOfRange, Price, Score, SoundPrice, SoundWork, Tokens};

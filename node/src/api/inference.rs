@@ -165,13 +165,18 @@ pub(super) async fn serve(
         Ok(accepted) => accepted.answer(front).await,
         Err(error) => refused(error.into_response(), "none"),
     };
+    sign(&mut response, headers, &id, started);
+    response
+}
+
+/// Says which request an answer is to, and how long its headers took.
+pub(super) fn sign(response: &mut Response, headers: &HeaderMap, id: &str, started: Instant) {
     let out = response.headers_mut();
-    put(out, "x-request-id", &id);
+    put(out, "x-request-id", id);
     put(out, "openai-processing-ms", &started.elapsed().as_millis().to_string());
     if let Some(theirs) = headers.get("x-request-id").filter(|v| v.len() <= 128) {
         out.insert(HeaderName::from_static("x-client-request-id"), theirs.clone());
     }
-    response
 }
 
 /// A request with its ticket, and how its answer is to look.
@@ -209,7 +214,7 @@ fn accept(
 }
 
 /// A request of a client, just come.
-fn origin(caller: &Caller, id: Arc<str>) -> Origin {
+pub(super) fn origin(caller: &Caller, id: Arc<str>) -> Origin {
     Origin {
         id,
         hop: 0,
@@ -231,7 +236,7 @@ impl Accepted {
             run.await.map(|running| match running {
                 Running::Whole(answer) => whole(answer, voice.as_mut()),
                 // `run` gives a stream only to those who asked for one.
-                Running::Stream(_) => {
+                Running::Stream(_) | Running::Sound(_) => {
                     ApiError::new(500, "internal_error", "a stream came unasked").into_response()
                 }
             })
@@ -248,7 +253,7 @@ impl Accepted {
 /// Refuses a compressed body, which would only look like broken JSON.
 pub(super) fn refuse_compressed(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.contains_key(header::CONTENT_ENCODING) {
-        let message = "compressed request bodies are not accepted; send plain JSON";
+        let message = "compressed request bodies are not accepted; send them plain";
         return Err(ApiError::new(415, "unsupported_encoding", message));
     }
     Ok(())
@@ -306,7 +311,7 @@ fn relayed(running: Running, asked: Asked, mut voice: Box<dyn Voice>) -> Frames 
     match running {
         Running::Stream(stream) => Box::pin(relay::frames(stream, asked, voice)),
         // `run` gives a whole body only to those who asked for one.
-        Running::Whole(_) => {
+        Running::Whole(_) | Running::Sound(_) => {
             let error = ApiError::new(500, "internal_error", "a whole answer came unasked");
             Box::pin(stream::iter(last_words(voice.as_mut(), &error)))
         }
@@ -364,7 +369,7 @@ fn event_stream(stream_type: HeaderValue, frames: Frames) -> Response {
     response
 }
 
-fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
+pub(super) fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
     let headers = response.headers_mut();
     put(headers, "x-shoal-model", &record.model);
     put(headers, "x-shoal-upstream", &record.upstream);
@@ -372,12 +377,12 @@ fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
     put(headers, "x-shoal-egress", &record.egress);
 }
 
-fn refused(mut response: Response, egress: &str) -> Response {
+pub(super) fn refused(mut response: Response, egress: &str) -> Response {
     put(response.headers_mut(), "x-shoal-egress", egress);
     response
 }
 
-fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+pub(super) fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
     // A model's name may hold characters that no header can carry; the body has it anyway.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);

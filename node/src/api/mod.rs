@@ -3,6 +3,7 @@
 //! JSON is parsed here and nowhere behind it; errors become OpenAI-shaped bodies here and nowhere else.
 
 pub mod admin;
+mod audio;
 pub mod auth;
 pub mod body;
 pub mod chat_body;
@@ -10,6 +11,7 @@ pub mod chat_chunk;
 pub(crate) mod clouds;
 pub mod error;
 mod feedback;
+pub mod form;
 pub mod front;
 pub mod inference;
 mod kept;
@@ -78,8 +80,11 @@ pub fn admin(node: Arc<Node>) -> Router {
 
 fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
     // The base URL works with and without `/v1`, since clients differ in what they append.
-    let mut router =
-        inference::routes().merge(messages::routes()).merge(responses::routes()).merge(ollama::routes());
+    let mut router = inference::routes()
+        .merge(audio::routes())
+        .merge(messages::routes())
+        .merge(responses::routes())
+        .merge(ollama::routes());
     for prefix in ["/v1", ""] {
         router = router
             .route(&format!("{prefix}/feedback"), post(feedback::give))

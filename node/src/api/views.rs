@@ -415,7 +415,8 @@ fn device_view(node: &Node, id: &str, d: &DeviceInfo, nodes: Vec<String>, direct
             json!({
                 "id": m.id, "engine": m.engine, "context_length": m.context_length, "quantization": m.quantization,
                 "digest": m.digest, "size_bytes": m.size_bytes, "tools": m.tools, "vision": m.vision,
-                "logprobs": m.logprobs, "embeddings": m.embeddings, "remote": m.remote, "resident": m.resident,
+                "logprobs": m.logprobs, "embeddings": m.embeddings, "schema": m.schema, "audio": m.audio,
+                "transcription": m.transcription, "speech": m.speech, "remote": m.remote, "resident": m.resident,
                 "ttft_ms": load.ttft_ms, "ms_per_token": load.ms_per_token, "breaker": load.breaker,
             })
         })

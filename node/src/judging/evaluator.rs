@@ -372,7 +372,7 @@ impl Asker {
         let graded = match result {
             Ok(Ok(Running::Whole(whole))) => read(whole),
             // `run` gives a stream only to those who asked for one.
-            Ok(Ok(Running::Stream(_))) => Err(Skipped::Failed.into()),
+            Ok(Ok(Running::Stream(_) | Running::Sound(_))) => Err(Skipped::Failed.into()),
             Ok(Err(failed)) if failed.error.status == 400 => Err(Asked::Refused),
             Ok(Err(_)) => Err(Skipped::Failed.into()),
             Err(Aside::Crowded) => Err(Skipped::Busy.into()),

@@ -1,6 +1,7 @@
 //! One attempt at one upstream, up to its commit point.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -9,10 +10,11 @@ use shoal_routing::{Hold, InFlight, Signals, Tokens};
 use tower::ServiceExt;
 
 use super::delivery::{Committed, Events, Running, Whole};
+use super::flow::Flow;
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
 use super::watch::{self, Watch};
-use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest};
+use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// Largest answer that is not streamed.
 const MAX_WHOLE: usize = 64 << 20;
@@ -107,6 +109,8 @@ enum Answer {
     Whole(Bytes, Tap),
     /// Payloads up to the first with content, then the rest.
     Stream(VecDeque<Bytes>, Events),
+    /// The first bytes of an answer to a request about sound, its media type, and the rest.
+    Sound(Bytes, Arc<str>, Events),
 }
 
 impl Begun {
@@ -120,6 +124,9 @@ impl Begun {
             Answer::Stream(held, events) => {
                 let (patience, guard) = (self.patience, self.guard);
                 Running::Stream(Committed::new(held, events, patience, guard, ticket, unasked, answers))
+            }
+            Answer::Sound(first, media, events) => {
+                Running::Sound(Flow::new(first, media, events, self.patience, self.guard, ticket))
             }
         }
     }
@@ -135,6 +142,7 @@ impl Begun {
         match self.answer {
             Answer::Whole(_, tap) => tap.completion_tokens(),
             Answer::Stream(held, _) => held.len() as u64,
+            Answer::Sound(..) => 0,
         }
     }
 }
@@ -147,10 +155,12 @@ pub(super) async fn run(
     patience: Patience,
     mut watch: Watch,
 ) -> Result<Begun, Failure> {
-    let stream = request.stream;
+    let (stream, is_sound) = (request.stream, request.path.is_sound());
     let result = async {
         let response = patience.before_content(upstream.oneshot(request)).await??;
-        if stream {
+        if is_sound {
+            until_heard(response, &patience, &mut guard).await
+        } else if stream {
             until_commit(response.events, &patience, &mut guard, &mut watch).await
         } else {
             whole(response.events, &patience, &mut guard, &mut watch).await
@@ -222,6 +232,28 @@ async fn until_commit(
                         "the upstream streams without content",
                     ));
                 }
+            }
+            Some(Ok(Event::End { .. })) | None => return Err(ended_early()),
+            Some(Err(error)) => return Err(error),
+        }
+    }
+}
+
+/// Reads the first bytes of an answer to a request about sound.
+async fn until_heard(
+    response: UpstreamResponse,
+    patience: &Patience,
+    guard: &mut InFlight,
+) -> Result<Answer, UpstreamError> {
+    let UpstreamResponse { media, mut events, .. } = response;
+    let media = media.unwrap_or_else(|| "application/json".into());
+    loop {
+        match patience.before_content(events.next()).await? {
+            Some(Ok(Event::Chunk(bytes))) if bytes.is_empty() => {}
+            Some(Ok(Event::Chunk(first))) => {
+                // Its time is the recording's, not that of a first token, which others are measured by.
+                guard.whole_answer(Instant::now(), Tokens(1));
+                return Ok(Answer::Sound(first, media, events));
             }
             Some(Ok(Event::End { .. })) | None => return Err(ended_early()),
             Some(Err(error)) => return Err(error),

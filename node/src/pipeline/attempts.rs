@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_routing::{Asking, Balancer, MAX_ATTEMPTS, Priority, Route, UpstreamId};
+use shoal_routing::{Asking, Balancer, MAX_ATTEMPTS, Priority, Route, SoundWork, UpstreamId};
 
 use super::attempt::{self, Begun, Failure, Patience};
 use super::candidates::{Candidates, Choice};
@@ -11,6 +11,7 @@ use super::climb::Climb;
 use super::ticket::Ticket;
 use super::{GRACE, Origin, Pipeline};
 use crate::api::parse::Parsed;
+use crate::sound::Bill;
 use crate::store::AttemptRecord;
 use crate::upstream::{UpstreamError, UpstreamRequest};
 
@@ -97,7 +98,7 @@ impl<'a> Attempts<'a> {
             let left = self.allowed - self.made;
             self.made += 1;
             let Some(upstream) = pipeline.resolver.resolve(&choice.offer, &choice.route) else { continue };
-            note(ticket, &choice);
+            note(ticket, &choice, self.parsed.work);
             let watch = climb.watch(&choice, self.parsed);
             let request = UpstreamRequest {
                 id: ticket.id().clone(),
@@ -108,6 +109,7 @@ impl<'a> Attempts<'a> {
                     watch.asks_logprobs(),
                     matches!(choice.offer.upstream, UpstreamId::Device(_)),
                 ),
+                media: self.parsed.media.clone(),
                 stream: self.parsed.shape.stream,
                 deadline: self.origin.deadline,
                 data_class: self.parsed.shape.travels_as(),
@@ -167,7 +169,7 @@ fn device(choice: &Choice) -> Option<Arc<str>> {
     }
 }
 
-fn note(ticket: &mut Ticket, choice: &Choice) {
+fn note(ticket: &mut Ticket, choice: &Choice, work: Option<SoundWork>) {
     let r = &mut ticket.record;
     r.model = choice.offer.model.id.to_string();
     r.upstream = choice.offer.name.to_string();
@@ -184,6 +186,11 @@ fn note(ticket: &mut Ticket, choice: &Choice) {
     }
     ticket.attempt(&choice.offer.upstream, choice.arm.clone(), choice.reason);
     ticket.priced(choice.offer.price);
+    ticket.billed(choice.offer.price.zip(work).map(|(tokens, work)| Bill {
+        tokens,
+        sound: choice.offer.sound_price,
+        work,
+    }));
 }
 
 fn log_attempt(ticket: &mut Ticket, choice: &Choice, ended: &str) {

@@ -12,6 +12,7 @@ use futures_util::stream::BoxStream;
 use shoal_routing::InFlight;
 
 use super::attempt::{Patience, broken, in_band};
+use super::flow::Flow;
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
 use super::watch::Unasked;
@@ -26,6 +27,8 @@ pub enum Running {
     Whole(Whole),
     /// The first content is here.
     Stream(Committed),
+    /// The first bytes are here, of a request about sound.
+    Sound(Flow),
 }
 
 impl Running {
@@ -34,6 +37,7 @@ impl Running {
         match self {
             Self::Whole(whole) => &whole.ticket,
             Self::Stream(stream) => &stream.ticket,
+            Self::Sound(flow) => flow.ticket(),
         }
     }
 }

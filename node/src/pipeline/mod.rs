@@ -14,6 +14,7 @@ mod climb;
 mod climb_tests;
 mod delivery;
 pub(crate) mod exhibit;
+mod flow;
 #[cfg(test)]
 mod gain_tests;
 mod gate;
@@ -45,6 +46,7 @@ use self::candidates::Candidates;
 use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
+pub use self::flow::Flow;
 use self::gate::Gate;
 pub use self::purpose::Purpose;
 pub use self::ruled::RuleBook;

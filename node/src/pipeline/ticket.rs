@@ -21,6 +21,7 @@ use super::{Origin, Purpose};
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
 use crate::judging::witness::{Answered, WitnessHandle};
+use crate::sound::{Bill, SoundUsage};
 use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
 
 /// Requests in progress, for `shoal ps`.
@@ -149,6 +150,8 @@ pub struct Ticket {
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
     price: Option<Price>,
+    /// What the present attempt costs, of a request about sound.
+    bill: Option<Bill>,
     /// Cost of the answers that were rejected.
     rejected_usd: f64,
     egress: EgressMark,
@@ -196,6 +199,7 @@ impl Ticket {
             arm: None,
             upstream: None,
             price: None,
+            bill: None,
             rejected_usd: 0.0,
             egress: EgressMark::default(),
             sinks,
@@ -273,6 +277,23 @@ impl Ticket {
         self.record.cost_usd = price.is_none().then_some(self.rejected_usd);
     }
 
+    /// Notes the same of a request about sound.
+    pub(super) fn billed(&mut self, bill: Option<Bill>) {
+        self.bill = bill;
+    }
+
+    /// Takes over what an answer to a request about sound says so far of its own cost.
+    pub(super) fn heard(&mut self, usage: &SoundUsage) {
+        self.record.egress = self.egress.text();
+        if let Some((input, output)) = usage.tokens {
+            self.record.prompt_tokens = input.0.into();
+            self.record.completion_tokens = output.0.into();
+        }
+        if let Some(bill) = &self.bill {
+            self.record.cost_usd = Some(bill.settled(usage).as_usd());
+        }
+    }
+
     /// Remembers who answers now, in case somebody stronger is asked in vain.
     pub(super) fn mark(&self) -> Mark {
         let r = &self.record;
@@ -341,7 +362,9 @@ impl Ticket {
         self.record.egress = self.egress.text();
         if let Some(usage) = tap.usage {
             if let Some(price) = self.price {
-                let cost = price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens));
+                let listed =
+                    || price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens));
+                let cost = usage.billed.unwrap_or_else(listed);
                 self.record.cost_usd = Some(self.rejected_usd + cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;

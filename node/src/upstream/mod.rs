@@ -38,6 +38,12 @@ pub enum ApiPath {
     Completions,
     /// `/v1/embeddings`
     Embeddings,
+    /// `/v1/audio/transcriptions`
+    Transcriptions,
+    /// `/v1/audio/translations`
+    Translations,
+    /// `/v1/audio/speech`
+    Speech,
 }
 
 impl ApiPath {
@@ -47,6 +53,17 @@ impl ApiPath {
             ApiPath::ChatCompletions => "/v1/chat/completions",
             ApiPath::Completions => "/v1/completions",
             ApiPath::Embeddings => "/v1/embeddings",
+            ApiPath::Transcriptions => "/v1/audio/transcriptions",
+            ApiPath::Translations => "/v1/audio/translations",
+            ApiPath::Speech => "/v1/audio/speech",
+        }
+    }
+
+    /// True for what takes or makes recordings: such an answer may be of any media type.
+    pub fn is_sound(self) -> bool {
+        match self {
+            ApiPath::Transcriptions | ApiPath::Translations | ApiPath::Speech => true,
+            ApiPath::ChatCompletions | ApiPath::Completions | ApiPath::Embeddings => false,
         }
     }
 }
@@ -59,6 +76,9 @@ impl FromStr for ApiPath {
             "/v1/chat/completions" => Ok(ApiPath::ChatCompletions),
             "/v1/completions" => Ok(ApiPath::Completions),
             "/v1/embeddings" => Ok(ApiPath::Embeddings),
+            "/v1/audio/transcriptions" => Ok(ApiPath::Transcriptions),
+            "/v1/audio/translations" => Ok(ApiPath::Translations),
+            "/v1/audio/speech" => Ok(ApiPath::Speech),
             _ => Err(UpstreamError::new(404, "not_found", "this API path is not served here")),
         }
     }
@@ -73,8 +93,10 @@ pub struct UpstreamRequest {
     pub path: ApiPath,
     /// Served model name; the body carries the same.
     pub model: Arc<str>,
-    /// OpenAI JSON.
+    /// OpenAI JSON, or a form where `media` says so.
     pub body: Bytes,
+    /// Media type of the body, with the boundary of a form; `None` = JSON.
+    pub media: Option<Arc<str>>,
     /// True when the answer is wanted as a stream.
     pub stream: bool,
     /// When the whole request gives up; `None` = no total cap.
@@ -124,6 +146,8 @@ pub struct ServedBy {
 pub struct UpstreamResponse {
     /// Who answers.
     pub served_by: ServedBy,
+    /// Media type of an answer to a request about sound; `None` = JSON, or a stream of it.
+    pub media: Option<Arc<str>>,
     /// The answer as it comes; see [`Event`]. Dropping it cancels the work.
     pub events: BoxStream<'static, Result<Event, UpstreamError>>,
 }
@@ -137,7 +161,8 @@ impl fmt::Debug for UpstreamResponse {
 /// One step of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Streamed: the bytes of one SSE `data:` payload, never `[DONE]`. Not streamed: JSON, maybe in parts.
+    /// Streamed: the bytes of one SSE `data:` payload, never `[DONE]`. Not streamed: JSON, maybe in parts. Of an answer
+    /// to a request about sound: a payload, `[DONE]` included, where its media type is that of events; else bytes.
     Chunk(Bytes),
     /// The last event of a good answer.
     End {
@@ -160,6 +185,8 @@ pub struct UpstreamError {
     pub retryable: bool,
     /// When this upstream may be asked again.
     pub retry_after: Option<Duration>,
+    /// True when the request may have arrived and nothing was said of it: whoever bills may bill it.
+    pub unanswered: bool,
 }
 
 impl UpstreamError {
@@ -171,7 +198,13 @@ impl UpstreamError {
             message: message.into(),
             retryable: false,
             retry_after: None,
+            unanswered: false,
         }
+    }
+
+    /// Says that the request may have arrived although no answer came.
+    pub fn without_answer(self) -> Self {
+        Self { unanswered: true, ..self }
     }
 
     /// Makes an error after which another upstream may be tried.

@@ -28,6 +28,7 @@ mod calls;
 mod dialect;
 mod failure;
 mod scan;
+mod sound;
 #[cfg(test)]
 mod tests;
 
@@ -169,6 +170,9 @@ impl Exchange {
         if kind.starts_with("text/html") {
             return Err(self.context().malformed("a web page: its address is probably not that of an API"));
         }
+        if self.request.path.is_sound() {
+            return self.sound(response, began).await;
+        }
         let streams = match self.dialect.framing() {
             Framing::Events => kind.starts_with("text/event-stream"),
             Framing::Lines => kind.contains("ndjson"),
@@ -230,6 +234,7 @@ impl Exchange {
     }
 
     async fn whole(mut self, response: Response, began: Instant) -> Result<UpstreamResponse, UpstreamError> {
+        let billed = billed(response.headers());
         let body = self.read_body(response, began, MAX_BODY).await?;
         let is_object = body.trim_ascii_start().first() == Some(&b'{')
             && serde_json::from_slice::<&serde_json::value::RawValue>(&body).is_ok();
@@ -244,9 +249,31 @@ impl Exchange {
         }
         let body = self.dialect.whole(body).map_err(|what| self.context().malformed(what))?;
         let body = Calls::mend_whole(body, &self.request.id);
+        let body = match billed {
+            Some(usd) => with_cost(body, usd),
+            None => body,
+        };
         let events = stream::iter([Ok(Event::Chunk(body)), Ok(Event::End { complete: true })]);
-        Ok(UpstreamResponse { served_by: self.served_by(), events: events.boxed() })
+        Ok(UpstreamResponse { served_by: self.served_by(), media: None, events: events.boxed() })
     }
+}
+
+/// Header in which LiteLLM says what an answer cost, US dollars; 0 where it does not know.
+const LITELLM_COST: &str = "x-litellm-response-cost";
+
+fn billed(headers: &http::HeaderMap) -> Option<f64> {
+    let told: f64 = headers.get(LITELLM_COST)?.to_str().ok()?.trim().parse().ok()?;
+    (told.is_finite() && told > 0.0).then_some(told)
+}
+
+/// Writes what an answer cost to where OpenRouter writes it, so that it is read in one place.
+fn with_cost(body: Bytes, usd: f64) -> Bytes {
+    let Ok(mut answer) = serde_json::from_slice::<serde_json::Value>(&body) else { return body };
+    match answer.get_mut("usage").and_then(serde_json::Value::as_object_mut) {
+        Some(usage) if !usage.contains_key("cost") => drop(usage.insert("cost".into(), usd.into())),
+        _ => return body,
+    }
+    serde_json::to_vec(&answer).map_or(body, Bytes::from)
 }
 
 /// Where a stream is.
@@ -323,7 +350,7 @@ impl Reading {
             let event = reading.step().await?;
             Some((event, reading))
         });
-        Ok(UpstreamResponse { served_by, events: stream::iter([Ok(first)]).chain(rest).boxed() })
+        Ok(UpstreamResponse { served_by, media: None, events: stream::iter([Ok(first)]).chain(rest).boxed() })
     }
 
     /// Next event, or `None` once the last was delivered.

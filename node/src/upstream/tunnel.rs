@@ -15,7 +15,7 @@ use shoal_proto::infer_frame::Kind;
 use shoal_proto::{InferFrame, InferHead, InferRequest};
 use tokio::time::Instant;
 
-use super::wire::{error_from_wire, to_wire};
+use super::wire::{error_from_wire, media_from_wire, to_wire};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 use crate::egress::EgressMark;
 
@@ -147,12 +147,12 @@ impl<F: Frames> Answer<F> {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let first = self.frame().await?;
         lost.found();
-        let served_by = match first {
-            Kind::Head(InferHead { upstream, upstream_id, model, egress: told }) => {
+        let (served_by, media) = match first {
+            Kind::Head(InferHead { upstream, upstream_id, model, egress: told, content_type }) => {
                 if let Some(egress) = egress {
                     egress.told_by_peer(&told);
                 }
-                ServedBy { upstream, upstream_id, model }
+                (ServedBy { upstream, upstream_id, model }, media_from_wire(&content_type))
             }
             Kind::Error(error) => {
                 if let Some(egress) = egress {
@@ -170,7 +170,7 @@ impl<F: Frames> Answer<F> {
             answer.over = !matches!(event, Ok(Event::Chunk(_)));
             Some((event, answer))
         });
-        Ok(UpstreamResponse { served_by, events: events.boxed() })
+        Ok(UpstreamResponse { served_by, media, events: events.boxed() })
     }
 
     async fn event(&mut self) -> Result<Event, UpstreamError> {
@@ -183,7 +183,8 @@ impl<F: Frames> Answer<F> {
     }
 
     async fn frame(&mut self) -> Result<Kind, UpstreamError> {
-        let frame = bounded(self.deadline, &self.name, self.frames.next()).await?;
+        let frame = bounded(self.deadline, &self.name, self.frames.next()).await;
+        let frame = frame.map_err(UpstreamError::without_answer)?;
         match frame {
             Ok(Some(InferFrame { kind: Some(kind) })) => Ok(kind),
             Ok(Some(InferFrame { kind: None })) => Err(self.disorder()),
@@ -197,7 +198,7 @@ impl<F: Frames> Answer<F> {
 
     fn interrupted(&self, what: &str) -> UpstreamError {
         let message = format!("{} {what} before the answer was complete", self.name);
-        UpstreamError::retryable(502, "upstream_interrupted", message)
+        UpstreamError::retryable(502, "upstream_interrupted", message).without_answer()
     }
 
     fn disorder(&self) -> UpstreamError {

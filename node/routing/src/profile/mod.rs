@@ -19,6 +19,7 @@ use crate::balance::Work;
 use crate::domain::Domain;
 use crate::embed::Embedding;
 use crate::features::Features;
+use crate::registry::Craft;
 use crate::request::{MessageRole, Needs, Request};
 use crate::tokens;
 use crate::units::Tokens;
@@ -72,7 +73,7 @@ impl RequestProfile {
             .iter()
             .filter(|message| matches!(message.role, MessageRole::User | MessageRole::Assistant))
             .count();
-        let expected_output = if request.needs.embeddings {
+        let expected_output = if request.needs.craft() != Craft::Text {
             Tokens(0)
         } else {
             request.max_output.map_or(TYPICAL_OUTPUT, |limit| limit.min(TYPICAL_OUTPUT))

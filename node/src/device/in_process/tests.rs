@@ -36,7 +36,12 @@ struct Script {
 impl Generator for Arc<Script> {
     fn describe(&self) -> ModelInfo {
         let embeddings = self.width.is_some();
-        ModelInfo { id: "m".to_owned(), context_length: 512, embeddings, ..ModelInfo::default() }
+        ModelInfo {
+            id: "m".to_owned(),
+            context_length: 512,
+            embeddings: Some(embeddings),
+            ..ModelInfo::default()
+        }
     }
 
     fn embed(
