@@ -30,6 +30,8 @@ mod failure;
 mod scan;
 mod sound;
 #[cfg(test)]
+mod sound_tests;
+#[cfg(test)]
 mod tests;
 
 #[cfg(test)]

@@ -192,6 +192,24 @@ async fn servers_with_little_to_say_are_told_apart() {
 }
 
 #[tokio::test]
+async fn servers_that_say_what_a_model_is_for_are_believed() {
+    let sglang = async |info: Value| {
+        let listed = list(json!([{ "id": "m", "owned_by": "sglang" }]));
+        probe_fake(&[("/v1/models", listed), ("/get_model_info", info)]).await.unwrap().models.remove(0)
+    };
+    let text = sglang(json!({ "is_generation": true, "has_image_understanding": false })).await;
+    assert_eq!((text.embeddings, text.vision, text.audio, text.tools), (Some(false), Some(false), None, Some(true)));
+    let vectors = sglang(json!({ "is_generation": false })).await;
+    assert_eq!((vectors.embeddings, vectors.tools, vectors.schema), (Some(true), None, None));
+    let listed = list(json!([
+        { "id": "ears", "task": "automatic-speech-recognition" }, { "id": "mouth", "task": "text-to-speech" },
+    ]));
+    let models = probe_fake(&[("/v1/models", listed)]).await.unwrap().models;
+    assert_eq!([models[0].transcription, models[0].speech], [Some(true), Some(false)]);
+    assert_eq!([models[1].transcription, models[1].speech], [Some(false), Some(true)]);
+}
+
+#[tokio::test]
 async fn an_engine_tells_what_it_runs_and_what_waits() {
     let owned = |owner: &str| list(json!([{ "id": "m", "owned_by": owner }]));
     let page = "vllm:num_requests_running{engine=\"0\"} 3\nvllm:num_requests_waiting 2\nvllm:kv_cache_usage_perc 0.5\n";
