@@ -192,7 +192,7 @@ def test_a_text_is_read_aloud(client, node, model, egress):
 def test_a_recording_is_passed_on_while_it_is_made(client):
     with client.audio.speech.with_streaming_response.create(
             model="kokoro-82m", voice="alloy", input="slowly [[stub itl=30]] now") as answer:
-        assert len(list(answer.iter_raw())) > 5
+        assert len(list(answer.iter_bytes())) > 5
 
 
 @pytest.mark.parametrize("model", ["kokoro-82m", "own/tts-1"])
@@ -273,7 +273,8 @@ def test_a_fault_before_the_first_byte_is_a_clear_error(node, fault, status):
 
 
 def test_what_breaks_off_never_looks_whole(client, node):
-    with pytest.raises(httpx.HTTPError):
+    # The package brings its own HTTP client, whose errors have no name here.
+    with pytest.raises(Exception, match="incomplete chunked read"):
         with client.audio.speech.with_streaming_response.create(
                 model="kokoro-82m", voice="alloy", input="[[stub cut=9 itl=2]]") as answer:
             list(answer.iter_bytes())

@@ -22,9 +22,11 @@ use tokio::time::Instant;
 use super::sse::{self, Decoder, Framing, Item};
 use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 use calls::Calls;
+use cost::{billed, with_cost};
 use failure::Context;
 
 mod calls;
+mod cost;
 mod dialect;
 mod failure;
 mod scan;
@@ -258,24 +260,6 @@ impl Exchange {
         let events = stream::iter([Ok(Event::Chunk(body)), Ok(Event::End { complete: true })]);
         Ok(UpstreamResponse { served_by: self.served_by(), media: None, events: events.boxed() })
     }
-}
-
-/// Header in which LiteLLM says what an answer cost, US dollars; 0 where it does not know.
-const LITELLM_COST: &str = "x-litellm-response-cost";
-
-fn billed(headers: &http::HeaderMap) -> Option<f64> {
-    let told: f64 = headers.get(LITELLM_COST)?.to_str().ok()?.trim().parse().ok()?;
-    (told.is_finite() && told > 0.0).then_some(told)
-}
-
-/// Writes what an answer cost to where OpenRouter writes it, so that it is read in one place.
-fn with_cost(body: Bytes, usd: f64) -> Bytes {
-    let Ok(mut answer) = serde_json::from_slice::<serde_json::Value>(&body) else { return body };
-    match answer.get_mut("usage").and_then(serde_json::Value::as_object_mut) {
-        Some(usage) if !usage.contains_key("cost") => drop(usage.insert("cost".into(), usd.into())),
-        _ => return body,
-    }
-    serde_json::to_vec(&answer).map_or(body, Bytes::from)
 }
 
 /// Where a stream is.
