@@ -99,6 +99,7 @@ async fn row(mode: &str, confidence: &str, stream: bool, state: &str) -> String 
             committed.complete();
             (all, says)
         }
+        Ok(Running::Sound(_)) => panic!("sound came unasked"),
         Err(failed) => return format!("error {}", failed.error.status),
     };
     let asked = scene.asked().iter().any(|r| r.body.windows(12).any(|w| w == b"top_logprobs"));
@@ -189,6 +190,7 @@ async fn the_rejected_answers_own_confidence_model_and_tokens_are_kept() {
             let record = match running {
                 Running::Whole(whole) => whole.ticket.record.clone(),
                 Running::Stream(committed) => committed.ticket().record.clone(),
+                Running::Sound(_) => panic!("sound came unasked"),
             };
             let [weak, other] = &record.attempt_log[..] else { panic!("{:?}", record.attempt_log) };
             assert_eq!([weak.ended.as_str(), other.ended.as_str()], ended, "{state}");

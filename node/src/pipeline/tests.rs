@@ -21,6 +21,7 @@ async fn play(scene: &Scene, json: &str) -> Result<(), String> {
             answer.complete();
             Ok(())
         }
+        Running::Sound(_) => panic!("sound came unasked"),
         Running::Stream(mut stream) => loop {
             match stream.next().await {
                 Step::Payload(..) => {}

@@ -198,7 +198,10 @@ async fn servers_that_say_what_a_model_is_for_are_believed() {
         probe_fake(&[("/v1/models", listed), ("/get_model_info", info)]).await.unwrap().models.remove(0)
     };
     let text = sglang(json!({ "is_generation": true, "has_image_understanding": false })).await;
-    assert_eq!((text.embeddings, text.vision, text.audio, text.tools), (Some(false), Some(false), None, Some(true)));
+    assert_eq!(
+        (text.embeddings, text.vision, text.audio, text.tools),
+        (Some(false), Some(false), None, Some(true))
+    );
     let vectors = sglang(json!({ "is_generation": false })).await;
     assert_eq!((vectors.embeddings, vectors.tools, vectors.schema), (Some(true), None, None));
     let listed = list(json!([

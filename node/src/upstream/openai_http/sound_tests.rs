@@ -71,7 +71,8 @@ async fn a_form_arrives_as_it_was_with_its_media_type() {
         let body = String::from_utf8(body.to_vec()).unwrap();
         ([("content-type", "text/plain")], format!("{media}\n{body}")).into_response()
     };
-    let base = testing::serve(Router::new().route("/v1/audio/transcriptions", axum::routing::post(echo))).await;
+    let base =
+        testing::serve(Router::new().route("/v1/audio/transcriptions", axum::routing::post(echo))).await;
     let upstream = OpenAiHttp::new(http_client::build(Reach::Lan).unwrap(), testing_settings(base.as_str()));
     let path = ApiPath::Transcriptions;
     let request = UpstreamRequest { path, media: Some(MEDIA.into()), body: FORM.into(), ..chat(false) };
@@ -108,7 +109,8 @@ async fn events_are_whole_when_the_last_of_them_came() {
     const DELTA: &str = "data: {\"type\":\"transcript.text.delta\",\"delta\":\"hi\"}\n\n";
     const LAST: &str = "event: x\ndata: {\"type\":\"transcript.text.done\",\"text\":\"hi\"}\n\n";
     let heard = |parts_of: &'static [&'static str]| async move {
-        let answer = asked(ApiPath::Transcriptions, move || parts("text/event-stream", parts_of, false)).await;
+        let answer =
+            asked(ApiPath::Transcriptions, move || parts("text/event-stream", parts_of, false)).await;
         collect(answer.unwrap()).await
     };
     let (events, _) = heard(&[": hello\n\n", DELTA, LAST]).await;
@@ -131,7 +133,8 @@ async fn what_is_no_answer_is_an_error_before_anything_is_told() {
     assert_eq!(refused(ApiPath::Speech, || parts("audio/mpeg", &[], false)).await, 502);
     assert_eq!(refused(ApiPath::Speech, || parts("text/html", &["<html>"], false)).await, 502);
     assert_eq!(refused(ApiPath::Speech, || StatusCode::NOT_FOUND.into_response()).await, 404);
-    let answer = asked(ApiPath::Speech, move || json("{\"error\":{\"message\":\"full\",\"code\":429}}")).await;
+    let answer =
+        asked(ApiPath::Speech, move || json("{\"error\":{\"message\":\"full\",\"code\":429}}")).await;
     assert_eq!(answer.unwrap_err().status, 429);
     let answer = asked(ApiPath::Speech, move || json("{\"text\":\"hello\"}")).await;
     assert_eq!(answer.unwrap_err().status, 502, "a text is no recording");

@@ -355,7 +355,8 @@ async fn a_cost_that_a_router_tells_in_a_header_is_written_beside_the_usage() {
     const ANSWER: &str = r#"{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":3}}"#;
     for (cost, told) in [("0.00042", true), ("0", false), ("-1", false), ("much", false)] {
         let answer = asked(false, move || {
-            ([("content-type", "application/json"), ("x-litellm-response-cost", cost)], ANSWER).into_response()
+            ([("content-type", "application/json"), ("x-litellm-response-cost", cost)], ANSWER)
+                .into_response()
         });
         let (events, _) = collect(answer.await.unwrap()).await;
         let Event::Chunk(body) = &events[0] else { panic!("a body") };
