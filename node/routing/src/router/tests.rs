@@ -2,6 +2,8 @@
 
 mod planned;
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::bandit::{ArmStats, Observations};
 use crate::class::{DataClass, Mode, Preference};
@@ -564,7 +566,7 @@ fn recordings_go_to_models_that_are_made_for_them_and_chats_to_none_of_those() {
     assert_eq!(models(&heard), set(&["ears-1", "whisper-large-v3"]));
     assert_eq!(models(&spoken), set(&["kokoro-82m"]));
     assert_eq!(models(&request("auto")), set(&["m"]));
-    let named = Request { choice: choice("m"), ..heard };
+    let named = Request { choice: request("m").choice, ..heard };
     let error = decide(offers(), &named).unwrap_err();
     assert_eq!(error.to_string(), "No model that may serve this request supports transcription.");
 }
