@@ -1,3 +1,5 @@
+//! Forms as clients write them, and as nobody should.
+
 use super::*;
 
 const MEDIA: &str = "multipart/form-data; boundary=XyZ";

@@ -1,3 +1,5 @@
+//! Requests about sound, read and refused.
+
 use shoal_routing::DataClass;
 
 use super::*;
