@@ -49,9 +49,9 @@ pub use admission::{Asking, Entered, Line, MAX_WAIT, Priority, Shed};
 pub use balance::{Balancer, ConcurrencyLimit, Forecast, InFlight, Load, LoadBook, PeakEwma, Straight, Work};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
-    Form, Grading, Judged, LengthBias, Level, Observations, Pack, Placed, Policy, Posterior, Proportion,
+    Form, Grading, Judged, LengthBias, Level, Observations, Pack, PairKey, PairSalt, PairSearch, PairSum, PairSums, Placed, Policy, Posterior, Proportion,
     Quality, QualitySums, Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, SizeClass,
-    Suspicion, Testimony, Thompson,
+    Suspicion, Telling, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, DomainReliability, Reliability};
@@ -67,7 +67,7 @@ pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
-pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
+pub use profile::{Language, RequestProfile, Surface, Task, Tolerance, Words};
 pub use registry::{ModelSpec, Offer, Power, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{

@@ -7,6 +7,7 @@ mod sample;
 mod surface;
 mod task;
 mod tolerance;
+mod words;
 
 pub use language::Language;
 pub(crate) use reading::Reading;
@@ -14,8 +15,10 @@ pub(crate) use sample::Sample;
 pub use surface::Surface;
 pub use task::Task;
 pub use tolerance::Tolerance;
+pub use words::{MAX_WORDS, Words};
 
 use crate::balance::Work;
+use crate::class::DataClass;
 use crate::domain::Domain;
 use crate::embed::Embedding;
 use crate::features::Features;
@@ -57,6 +60,8 @@ pub struct RequestProfile {
     pub tolerance: Tolerance,
     /// What the bandit learns from.
     pub features: Features,
+    /// The words that it is about; none of a restricted request.
+    pub words: Words,
     /// Somebody watches the answer appear, so the time to its first token matters.
     pub interactive: bool,
 }
@@ -92,6 +97,10 @@ impl RequestProfile {
             embedding,
             features: Features::of(&embedding, &surface),
             surface,
+            words: match request.data_class {
+                DataClass::Restricted => Words::default(),
+                DataClass::Public | DataClass::Internal => reading.about,
+            },
             domain,
             language: Language::of(&reading),
             task: Task::of(&reading, domain, &request.needs),

@@ -144,7 +144,7 @@ impl<P: Policy> Router<P> {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
-        let placed = snapshot.posterior.qualities().place(&profile.features);
+        let placed = snapshot.posterior.place(&profile.features, &profile.words);
         let weights = Weights::of(request.effective_preference());
         let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, previous, now };
         let registry = snapshot.registry;

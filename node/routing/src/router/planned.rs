@@ -112,7 +112,7 @@ fn considered(
     if ways.iter().any(|(_, decision)| !decision.considered.is_empty()) {
         return Vec::new();
     }
-    let placed = snapshot.posterior.qualities().place(&profile.features);
+    let placed = snapshot.posterior.place(&profile.features, &profile.words);
     let weights = Weights::of(request.effective_preference());
     let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, previous: None, now };
     let mut seen: Vec<Considered> = Vec::with_capacity(ways.len());

@@ -1,0 +1,167 @@
+//! Where pairs are looked for: a table of candidates for each arm, on the node that judged, and nowhere else.
+
+use std::collections::BTreeMap;
+
+use super::sums::{MAX_PAIRS, PairSum, PairSums};
+use super::{PairKey, PairSalt};
+use crate::ids::ArmId;
+use crate::profile::Words;
+use crate::units::Score;
+
+/// Candidates of one arm: 128 KiB.
+const CANDIDATES: usize = 8_192;
+
+/// Places where a candidate can be.
+const WAYS: usize = 4;
+
+/// Arms that are searched: as many as a testimony holds.
+const MAX_ARMS: usize = crate::bandit::evidence::MAX_ARMS;
+
+/// What is left of the lightest candidate of a full bucket when a new one asks for its place: what does not come again
+/// soon makes room.
+const AGEING: f32 = 0.9;
+
+/// Weight below which a candidate gives its place up.
+const LIGHT: f32 = 1.5;
+
+/// Answers of a pair before it is told to others: what few prompts have in common is theirs alone.
+pub const TOLD_FROM: f64 = 5.0;
+
+/// Evidence of a pair before it is told to others: one in seventy by chance.
+const TOLD_EVIDENCE: f64 = 6.0;
+
+/// The search of one node, over all arms.
+#[derive(Debug, Clone, Default)]
+pub struct PairSearch {
+    salt: PairSalt,
+    arms: BTreeMap<ArmId, Table>,
+}
+
+impl PairSearch {
+    /// Makes a search that tells pairs apart under this key.
+    pub fn new(salt: PairSalt) -> Self {
+        Self { salt, arms: BTreeMap::new() }
+    }
+
+    /// Takes in a judged answer of an arm to a prompt with these words.
+    ///
+    /// `expected` is what the arm's linear form said. Where a pair had spoken (`spoken`) the answer is explained by
+    /// it and teaches no other; else it speaks for or against every pair of the prompt.
+    pub fn record(
+        &mut self,
+        arm: &ArmId,
+        told: &mut PairSums,
+        words: &Words,
+        score: Score,
+        expected: f64,
+        spoken: Option<PairKey>,
+    ) {
+        if !self.arms.contains_key(arm) && self.arms.len() >= MAX_ARMS {
+            return;
+        }
+        let table = self.arms.entry(arm.clone()).or_default();
+        let about = words.pairs(self.salt).filter(|key| spoken.is_none_or(|spoken| spoken == *key));
+        for key in about {
+            if let Some(sum) = told.get_mut(key) {
+                sum.record(score, expected);
+                continue;
+            }
+            let Some(slot) = table.record(key, score, expected) else { continue };
+            let sum = slot.sum();
+            if sum.count < TOLD_FROM || (sum.evidence() < TOLD_EVIDENCE && spoken.is_none()) {
+                continue;
+            }
+            let weakest = told.weakest().filter(|_| told.len() >= MAX_PAIRS);
+            if weakest.is_some_and(|(_, evidence)| evidence >= sum.evidence()) {
+                continue;
+            }
+            slot.key = NO_KEY;
+            if let Some((weakest, _)) = weakest
+                && let Some(sum) = told.remove(weakest)
+            {
+                table.put(weakest, &sum);
+            }
+            told.insert(key, sum);
+        }
+    }
+}
+
+/// A key that no pair has.
+const NO_KEY: u32 = 0;
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    key: u32,
+    count: f32,
+    score: f32,
+    expected: f32,
+}
+
+impl Slot {
+    const EMPTY: Self = Self { key: NO_KEY, count: 0.0, score: 0.0, expected: 0.0 };
+
+    fn sum(&self) -> PairSum {
+        PairSum {
+            count: f64::from(self.count),
+            score: f64::from(self.score),
+            expected: f64::from(self.expected),
+        }
+    }
+
+    fn set(&mut self, sum: &PairSum) {
+        (self.count, self.score, self.expected) = (sum.count as f32, sum.score as f32, sum.expected as f32);
+    }
+}
+
+/// Candidates in buckets of four.
+#[derive(Debug, Clone)]
+struct Table {
+    slots: Box<[Slot]>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { slots: vec![Slot::EMPTY; CANDIDATES].into() }
+    }
+}
+
+impl Table {
+    /// Takes an answer in; returns the candidate unless its bucket is taken by heavier ones.
+    fn record(&mut self, key: PairKey, score: Score, expected: f64) -> Option<&mut Slot> {
+        let slot = self.slot(key)?;
+        let mut sum = slot.sum();
+        sum.record(score, expected);
+        slot.set(&sum);
+        Some(slot)
+    }
+
+    /// Puts a pair back that is no longer told of.
+    fn put(&mut self, key: PairKey, sum: &PairSum) {
+        if let Some(slot) = self.slot(key) {
+            slot.set(sum);
+        }
+    }
+
+    fn slot(&mut self, key: PairKey) -> Option<&mut Slot> {
+        let bucket = key.0 as usize % (CANDIDATES / WAYS) * WAYS;
+        let bucket = &mut self.slots[bucket..bucket + WAYS];
+        let known = bucket.iter().position(|slot| slot.key == key.0);
+        let free = || bucket.iter().position(|slot| slot.key == NO_KEY);
+        if let Some(at) = known.or_else(free) {
+            let slot = &mut bucket[at];
+            if slot.key == NO_KEY {
+                *slot = Slot { key: key.0, ..Slot::EMPTY };
+            }
+            return Some(slot);
+        }
+        let lightest = bucket.iter_mut().min_by(|a, b| a.count.total_cmp(&b.count))?;
+        if lightest.count >= LIGHT {
+            lightest.count *= AGEING;
+            lightest.score *= AGEING;
+            lightest.expected *= AGEING;
+            return None;
+        }
+        *lightest = Slot { key: key.0, ..Slot::EMPTY };
+        Some(lightest)
+    }
+}
