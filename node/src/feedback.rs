@@ -15,6 +15,7 @@ use shoal_proto::SignedBlob;
 use shoal_routing::escalate::gain::GainModel;
 use shoal_routing::{
     ArmEvidence, ArmId, Confidence, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony,
+    Words,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -65,6 +66,8 @@ pub struct Judgement {
     pub raw: Confidence,
     /// What the request looked like; `None` when its record does not say.
     pub features: Option<Features>,
+    /// The words that it was about; none where they are no longer known, or must not be.
+    pub words: Words,
     /// Its field of knowledge.
     pub domain: Domain,
     /// Who says so.

@@ -51,6 +51,7 @@ impl Judge {
                     score,
                     raw,
                     features: record.features.map(|features| *features),
+                    words: record.words.map(|words| *words).unwrap_or_default(),
                     domain,
                     by: JudgedBy::Client,
                 }))

@@ -27,7 +27,7 @@ use shoal_proto::{
     GetResponseReply, HealthReply, KeptResponseRequest, KeyRecords, PullStatisticsReply,
     PullStatisticsRequest, RemoveResponseReply, SignedBlob,
 };
-use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, Score};
+use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, Score, Words};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -299,6 +299,7 @@ fn an_evaluator_is_measured_against_what_clients_say() {
         score: Score::ONE,
         raw: Confidence::Unknown,
         features: Some(Features::default()),
+        words: Words::default(),
         domain: Domain::default(),
         by,
     };

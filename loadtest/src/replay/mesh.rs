@@ -88,9 +88,8 @@ impl Mesh {
         let sums = router.origins[node].entry(arm.clone()).or_default();
         sums.quality.record(&looks.features, score);
         let placed = router.posterior.place(&looks.features, &looks.words);
-        let expected = router.posterior.linear(arm, size, &placed).mean;
-        let spoken = router.posterior.spoken(arm, &placed);
-        router.search.record(arm, &mut sums.pairs, &looks.words, score, expected, spoken);
+        let foreseen = router.posterior.foresee(arm, size, &placed);
+        router.search.record(arm, &mut sums.pairs, &looks.words, score, &foreseen);
         router.stale = true;
     }
 

@@ -80,8 +80,9 @@ fn explain_choice(v: &Value) {
         let mut text =
             format!("{}: score {:.3}", show::text(other, "model"), number("score").unwrap_or(f64::NAN));
         if let (Some(quality), Some(deviation)) = (number("quality"), number("deviation")) {
-            text +=
-                &format!(", quality {quality:.2} ± {deviation:.2} ({} judged)", show::text(other, "judged"));
+            let pair = if other["by_pair"].as_bool().unwrap_or_default() { "; a pair of words spoke" } else { "" };
+            let judged = show::text(other, "judged");
+            text += &format!(", quality {quality:.2} ± {deviation:.2} ({judged} judged{pair})");
         }
         if let (Some(cost), Some(latency)) = (number("cost_usd"), number("latency_ms")) {
             text += &format!(", {cost:.6} usd, {:.1} s", latency / 1e3);

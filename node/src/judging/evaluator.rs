@@ -246,8 +246,9 @@ impl Service {
             metrics::counter!("shoal_judgements_total", "by" => "evaluator").increment(1);
             let Sample { id: request, arm, raw, parsed, .. } = sample;
             let (features, domain) = (Some(parsed.profile.features), parsed.profile.domain);
+            let words = parsed.profile.words;
             let by = JudgedBy::Evaluator;
-            let judgement = Judgement { request, arm, score: reading.score, raw, features, domain, by };
+            let judgement = Judgement { request, arm, score: reading.score, raw, features, words, domain, by };
             sinks.feedback.judge(judgement).await;
         }
     }

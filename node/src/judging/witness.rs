@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rand::{Rng, RngExt};
 use shoal_routing::{
     ArmId, Confidence, Domain, Features, Fingerprint, FinishReason, Flaw, Form, Proportion, RequestProfile,
-    RetryBook, Score, Sign, SignKind, SignalFold, Signals,
+    RetryBook, Score, Sign, SignKind, SignalFold, Signals, Words,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -113,12 +113,13 @@ struct Told {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     features: Features,
+    words: Words,
     domain: Domain,
 }
 
 impl Asked {
     fn of(profile: &RequestProfile) -> Self {
-        Self { features: profile.features, domain: profile.domain }
+        Self { features: profile.features, words: profile.words, domain: profile.domain }
     }
 }
 
@@ -294,6 +295,7 @@ impl Service {
                     score: sign.score,
                     raw,
                     features: Some(asked.features),
+                    words: asked.words,
                     domain: asked.domain,
                     by,
                 })

@@ -10,7 +10,7 @@ use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_cluster::identity::Identity;
 use shoal_cluster::{Handle, RouterAddr, Settings, TokenBook};
-use shoal_routing::LoadBook;
+use shoal_routing::{LoadBook, PairSalt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -97,7 +97,8 @@ impl Started {
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
         let priors = pack::at_start(&store, config.router.shipped_pack)?;
-        let feedback_service = feedback_service.with_priors(Arc::new(priors));
+        let salt = PairSalt::of_bytes(identity.mesh_id().0);
+        let feedback_service = feedback_service.with_salt(salt).with_priors(Arc::new(priors));
         let book = Arc::new(StoreBook::new(store.clone(), keys.clone()));
         // Two tokens: the API and running answers end first, then what they depend on.
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use shoal_proto::SignedBlob;
 use shoal_routing::escalate::gain::AnswerSignals;
-use shoal_routing::{ArmId, Confidence, Domain, Features, MicroUsd, Price, Score, UpstreamId};
+use shoal_routing::{ArmId, Confidence, Domain, Features, MicroUsd, Price, Score, UpstreamId, Words};
 
 use super::*;
 use crate::feedback::{JudgedBy, Judgement};
@@ -67,6 +67,7 @@ async fn judge(scene: &mut Scene) {
                 score,
                 raw,
                 features: Some(Features::default()),
+                words: Words::default(),
                 domain: Domain::General,
                 by: JudgedBy::Client,
             };

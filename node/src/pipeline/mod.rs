@@ -270,6 +270,7 @@ impl Pipeline {
             cost_usd: Some(0.0),
             key_id: origin.key_id.to_string(),
             features: Some(Box::new(parsed.profile.features)),
+            words: (!parsed.profile.words.is_empty()).then(|| Box::new(parsed.profile.words)),
             kind: origin.purpose.as_str().into(),
             about: origin.purpose.of().into(),
             ..RequestRecord::default()

@@ -1,7 +1,7 @@
 //! What is kept of one request: values, as they are stored and as people and clients see them. No text of it.
 
 use serde::{Deserialize, Serialize};
-use shoal_routing::Features;
+use shoal_routing::{Features, Words};
 
 /// What is kept of one request; the same JSON that `GET /shoal/v1/requests/{id}` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -87,6 +87,9 @@ pub struct RequestRecord {
     /// held across most awaits of a request.
     #[serde(skip)]
     pub features: Option<Box<Features>>,
+    /// The words that it was about, hashed, for the same; in memory only, and only of the newest requests.
+    #[serde(skip)]
+    pub words: Option<Box<Words>>,
     /// For whom it ran: `client`, or the node itself: `shadow`, `evaluation`.
     pub kind: String,
     /// The client's request that a shadow call or a grade is about; empty for a client's own.
@@ -172,6 +175,9 @@ pub struct Considered {
     /// What price and waiting took from its quality in the score.
     #[serde(default)]
     pub penalty: Option<f64>,
+    /// A pair of words in the prompt told more of its answer than the words by themselves.
+    #[serde(default)]
+    pub by_pair: bool,
 }
 
 impl From<&shoal_routing::Considered> for Considered {
@@ -187,6 +193,7 @@ impl From<&shoal_routing::Considered> for Considered {
             judged: weighed.judged,
             size: weighed.size.as_str().to_owned(),
             penalty: Some(weighed.penalty),
+            by_pair: weighed.by_pair,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::bandit::discriminant::{Belief, Discriminant, Level, Placed};
-use crate::bandit::pairs::{PairKey, Telling};
+use crate::bandit::pairs::{Foreseen, PairKey, Telling};
 use crate::bandit::prior::SizeClass;
 use crate::bandit::reward::Reward;
 use crate::features::Features;
@@ -253,8 +253,18 @@ impl Posterior {
         self.pairs.correct(arm, &placed.found, self.linear(arm, size, placed))
     }
 
-    /// Returns the same by the features of the request alone, whatever its words.
-    pub fn linear(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Belief {
+    /// Returns what a judgement of an arm's answer to a request is compared with.
+    pub fn foresee(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Foreseen {
+        let linear = self.linear(arm, size, placed);
+        Foreseen {
+            linear: linear.mean,
+            answer: self.pairs.correct(arm, &placed.found, linear).mean,
+            spoken: self.spoken(arm, placed),
+        }
+    }
+
+    /// Returns the same as [`answer`](Self::answer) by the features of the request alone, whatever its words.
+    fn linear(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Belief {
         let stats = self.arm(arm);
         let apart = (stats.scored as f64 - self.qualities.weight(arm)).max(0.0);
         // Forgetting makes the sums weigh less than what was counted; the difference is no evidence of its own.

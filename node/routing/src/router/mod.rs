@@ -287,7 +287,9 @@ impl<P: Policy> Router<P> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         order.sort_by(|a, b| selection.scores[*b].total_cmp(&selection.scores[*a]).then(a.cmp(b)));
         let account = |index: &usize| {
-            Considered::new(&candidates[*index].entry.model, &views[*index], selection.scores[*index])
+            let view = &views[*index];
+            let by_pair = ask.snapshot.posterior.spoken(view.arm, ask.placed).is_some();
+            Considered::new(&candidates[*index].entry.model, view, selection.scores[*index], by_pair)
         };
         let considered = order.iter().map(account).collect();
         let explored = order[0] != selection.index;

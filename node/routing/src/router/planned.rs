@@ -125,7 +125,8 @@ fn considered(
             let candidate = Candidate { entry, offers: offers.map(Arc::clone).collect() };
             let view = candidate.view(ask);
             let score = view.answer.mean - view.penalty;
-            seen.push(Considered::new(&entry.model, &view, score));
+            let by_pair = snapshot.posterior.spoken(&entry.id, &placed).is_some();
+            seen.push(Considered::new(&entry.model, &view, score, by_pair));
         }
     }
     seen.sort_by(|a, b| b.score.total_cmp(&a.score));

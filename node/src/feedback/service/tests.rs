@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use shoal_routing::{Confidence, Domain, Features, Judged, OutcomeStatus, Score};
+use shoal_routing::{Confidence, Domain, Features, Judged, OutcomeStatus, Score, Words};
 
 use super::*;
 use crate::feedback::JudgedBy;
@@ -37,6 +37,7 @@ fn judgement(n: usize, by: JudgedBy) -> Evidence {
         score: Score::clamped(0.5),
         raw: Confidence::Known(Score::clamped(0.8)),
         features: Some(Features::default()),
+        words: Words::default(),
         domain: Domain::default(),
         by,
     })

@@ -21,6 +21,17 @@ pub use telling::{BELIEVED_FROM, Found, Telling};
 
 use crate::profile::Words;
 
+/// What was expected of an arm's answer, as far as pairs learn from how it came true.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Foreseen {
+    /// Mean quality by the linear form alone.
+    pub linear: f64,
+    /// The same as decisions use it.
+    pub answer: f64,
+    /// The pair that makes the difference.
+    pub spoken: Option<PairKey>,
+}
+
 /// A pair of words, hashed under the key of a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PairKey(pub u32);
@@ -30,9 +41,10 @@ pub struct PairKey(pub u32);
 pub struct PairSalt(u64);
 
 impl PairSalt {
-    /// Takes a key.
-    pub fn new(key: u64) -> Self {
-        Self(key)
+    /// Makes the key of a mesh from the bytes by which it is known.
+    pub fn of_bytes(bytes: [u8; 16]) -> Self {
+        let [low, high] = [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte])));
+        Self(low ^ high.rotate_left(32))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::sums::{MAX_PAIRS, PairSum, PairSums};
-use super::{PairKey, PairSalt};
+use super::{Foreseen, PairKey, PairSalt};
 use crate::ids::ArmId;
 use crate::profile::Words;
 use crate::units::Score;
@@ -45,30 +45,30 @@ impl PairSearch {
 
     /// Takes in a judged answer of an arm to a prompt with these words.
     ///
-    /// `expected` is what the arm's linear form said. Where a pair had spoken (`spoken`) the answer is explained by
-    /// it and teaches no other; else it speaks for or against every pair of the prompt.
+    /// The pair that had spoken is measured against the linear form, every other one against what was expected with that
+    /// pair's help: what one pair explains is no evidence for the others.
     pub fn record(
         &mut self,
         arm: &ArmId,
         told: &mut PairSums,
         words: &Words,
         score: Score,
-        expected: f64,
-        spoken: Option<PairKey>,
+        foreseen: &Foreseen,
     ) {
         if !self.arms.contains_key(arm) && self.arms.len() >= MAX_ARMS {
             return;
         }
         let table = self.arms.entry(arm.clone()).or_default();
-        let about = words.pairs(self.salt).filter(|key| spoken.is_none_or(|spoken| spoken == *key));
-        for key in about {
+        for key in words.pairs(self.salt) {
+            let has_spoken = foreseen.spoken == Some(key);
+            let expected = if has_spoken { foreseen.linear } else { foreseen.answer };
             if let Some(sum) = told.get_mut(key) {
                 sum.record(score, expected);
                 continue;
             }
             let Some(slot) = table.record(key, score, expected) else { continue };
             let sum = slot.sum();
-            if sum.count < TOLD_FROM || (sum.evidence() < TOLD_EVIDENCE && spoken.is_none()) {
+            if sum.count < TOLD_FROM || (sum.evidence() < TOLD_EVIDENCE && !has_spoken) {
                 continue;
             }
             let weakest = told.weakest().filter(|_| told.len() >= MAX_PAIRS);

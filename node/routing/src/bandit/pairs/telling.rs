@@ -19,7 +19,7 @@ const PRIOR: f64 = 3.0;
 const MAX_BELIEVED: usize = 64;
 
 /// Most pairs of one prompt that are looked at.
-const MAX_FOUND: usize = 8;
+const MAX_FOUND: usize = 16;
 
 /// Bits of the sieve that most pairs of a prompt end in.
 const SIEVE: usize = 4_096;
