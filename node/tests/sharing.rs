@@ -27,7 +27,7 @@ use shoal_proto::{
     GetResponseReply, HealthReply, KeptResponseRequest, KeyRecords, PullStatisticsReply,
     PullStatisticsRequest, RemoveResponseReply, SignedBlob,
 };
-use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, Score, Words};
+use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, RequestProfile, Score, Words};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -111,6 +111,7 @@ impl Node {
                     arm: arm.into(),
                     outcome: "completed".into(),
                     features: Some(Box::new(features)),
+                    words: Some(Box::new(words(n))),
                     raw_confidence: Some(0.7),
                     ..RequestRecord::default()
                 });
@@ -121,18 +122,30 @@ impl Node {
     }
 }
 
+/// Every third prompt, and those are the ones that are answered badly, is about two things at once.
+fn words(n: u32) -> Words {
+    let about = if n.is_multiple_of(3) { "chest pain and shortness of breath" } else { "a runny nose" };
+    RequestProfile::of_text(&format!("{about} since day {n}"), None).words
+}
+
 fn close(a: &BTreeMap<ArmId, ArmEvidence>, b: &BTreeMap<ArmId, ArmEvidence>) -> bool {
     let numbers = |evidence: &ArmEvidence| -> Vec<f64> {
         let bins = evidence.reliability.bins();
         let bins = bins.flat_map(|bin| [bin.count as f64, bin.raw_sum, bin.score_sum]);
         let quality = evidence.quality.gram.iter().chain(&evidence.quality.reward).copied();
         let stats = [evidence.stats.scored as f64, evidence.stats.reward_sum, evidence.version() as f64];
-        quality.chain(bins).chain(stats).chain(evidence.answers.numbers().iter().copied()).collect()
+        let pairs = evidence.pairs.iter();
+        let pairs = pairs.flat_map(|(key, s)| [f64::from(key.0), s.count, s.score, s.expected]);
+        let answers = evidence.answers.numbers().iter().copied();
+        quality.chain(bins).chain(stats).chain(answers).chain(pairs).collect()
     };
     a.keys().eq(b.keys())
         && a.values()
             .zip(b.values())
-            .all(|(a, b)| numbers(a).iter().zip(numbers(b)).all(|(a, b)| (a - b).abs() <= 1e-4))
+            .all(|(a, b)| {
+                let (a, b) = (numbers(a), numbers(b));
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4)
+            })
 }
 
 /// Judgements that a node's disk holds, its own and others'.
@@ -173,6 +186,7 @@ fn what_one_node_learns_all_hold_also_after_it_died_and_after_it_is_back() {
     until_equal("all judgements on three nodes", 72, &[&a, &b, &c]);
     let weight = c.feedback.learnt().quality[&ArmId("small".into())].weight();
     assert!((weight - 65.0).abs() < 0.5, "c decides by what a and b were told: {weight}");
+    assert!(!c.totals()[&ArmId("small".into())].pairs.is_empty(), "pairs of words are told, too");
 
     let seeds = [b.seed(), c.seed()];
     until("everything on the disk of the node that will die", || stored(folders[0].path()) == 72);

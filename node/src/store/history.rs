@@ -270,6 +270,30 @@ mod tests {
     }
 
     #[test]
+    fn words_of_a_finished_request_are_kept_in_memory_alone() {
+        let words = shoal_routing::RequestProfile::of_text("chest pain and shortness of breath", None).words;
+        let row = |n: usize| RequestRecord {
+            id: format!("req_{n}"),
+            outcome: "completed".into(),
+            words: Some(Box::new(words)),
+            ..Default::default()
+        };
+        assert!(!serde_json::to_string(&row(0)).unwrap().contains("words"));
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _guard = runtime.enter();
+        let (history, _task) = HistoryWriter::start(store.clone(), 30, CancellationToken::new());
+        store.write_history(&[row(0)]).unwrap();
+        (0..=RECENT).for_each(|n| history.record(row(n)));
+        let found = history.find("req_0").unwrap().unwrap();
+        assert_eq!(found.words.as_deref(), Some(&words), "the row came from the disk, its words did not");
+        assert_eq!(store.request("req_0").unwrap().unwrap().words, None);
+        (0..WORDS).for_each(|n| history.record(row(RECENT + 1 + n)));
+        assert_eq!(history.find("req_0").unwrap().unwrap().words, None, "newer ones took its place");
+    }
+
+    #[test]
     fn a_row_keeps_the_features_of_its_request_and_shows_them_to_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();

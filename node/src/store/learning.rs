@@ -227,6 +227,8 @@ mod tests {
             let judged = Judged { features: Some(Features::default()), domain: Domain::Math, signals };
             testimony.record_judgement(&arm, &judged, Score::clamped(0.3), &GainModel::default());
             testimony.record_end(&arm, Reward::Valid, Some(12));
+            let pairs = &mut testimony.arms.get_mut(&arm).unwrap().pairs;
+            pairs.insert(PairKey(u32::MAX), PairSum { count: 1.0, score: 0.3, expected: 0.7 });
         }
         testimony.arms.into_iter().collect()
     }
@@ -258,7 +260,9 @@ mod tests {
         let mut own = learnt();
         own[0].1.quality.reward[0] = f64::NAN;
         store.write_learning(&Learning { own, ..Learning::default() }, &NOBODY).unwrap();
+        store.lock().execute("UPDATE word_pairs SET sums = zeroblob(32) WHERE arm = 'b'", []).unwrap();
         let read = store.read_learning().unwrap().own;
+        assert!(read[1].1.pairs.is_empty() && !read[0].1.pairs.is_empty(), "pairs without answers");
         assert_eq!((read[0].1.quality.version, read[1].1.quality.version), (0, 1));
         assert_eq!(read[0].1.stats.scored, 1, "what ended well is counted elsewhere");
         store.lock().execute_batch("DROP TABLE learnt; CREATE TABLE learnt (nonsense BLOB);").unwrap();

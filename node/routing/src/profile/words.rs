@@ -56,3 +56,41 @@ fn hash_of(word: u128) -> u32 {
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     (hash >> 32) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Reading, Sample};
+
+    fn words(text: &str) -> Words {
+        Reading::of(&Sample::of_text(text)).about
+    }
+
+    #[test]
+    fn common_words_numbers_short_and_long_ones_are_left_out_and_case_is_no_difference() {
+        let about = words("Should I call the doctor if my CHEST, my chest hurts at 150 bpm?");
+        assert_eq!(about.hashes().len(), 5, "call, doctor, chest, hurts, bpm");
+        assert_eq!(words("chest hurts").hashes().len(), 2);
+        assert!(words("I do not, 42 is it? pneumonoultramicroscopic").is_empty());
+        assert_eq!(words("doctor hurts chest bpm call"), about);
+    }
+
+    #[test]
+    fn of_many_words_every_prompt_keeps_the_same_ones() {
+        let text = |from: usize| (from..from + 60).map(|n| format!("word{n:03}x ")).collect::<String>();
+        let (one, other) = (words(&text(0)), words(&text(20)));
+        assert_eq!((one.hashes().len(), other.hashes().len()), (MAX_WORDS, MAX_WORDS));
+        assert!(one.hashes().is_sorted_by(|a, b| a < b));
+        // What one keeps of the words that both have, the other keeps too, up to where its own room ends.
+        let shared = words(&text(20)[..40 * 9]);
+        let last = one.hashes()[MAX_WORDS - 1].min(other.hashes()[MAX_WORDS - 1]);
+        for hash in shared.hashes().iter().filter(|hash| **hash <= last) {
+            assert!(one.hashes().contains(hash) && other.hashes().contains(hash));
+        }
+    }
+
+    #[test]
+    fn printing_them_shows_none() {
+        assert_eq!(format!("{:?}", words("chest pain")), "Words { len: 2 }");
+    }
+}

@@ -221,6 +221,7 @@ fn lighter_reliability(reliability: &DomainReliability, share: impl Fn(usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bandit::pairs::PairSum;
     use crate::units::Score;
 
     #[test]
@@ -300,5 +301,33 @@ mod tests {
         let alone = known(Domain::Legal, 1_000);
         voices[4].evidence = &alone;
         assert_eq!(weighed(&voices).reliability.of(Domain::Legal).count(), 2 * 210);
+    }
+
+    /// An arm that was judged bad where a pair of words occurred, `count` times; 0 = never.
+    fn heard(count: f64) -> ArmEvidence {
+        let mut evidence = ArmEvidence::default();
+        (0..10).for_each(|_| evidence.quality.record(&crate::features::Features::default(), Score::ONE));
+        if count > 0.0 {
+            evidence.pairs.insert(PairKey(1), PairSum { count, score: 0.0, expected: count });
+        }
+        evidence
+    }
+
+    #[test]
+    fn of_four_origins_a_pair_that_one_alone_tells_of_is_not_believed() {
+        let believed = |counts: &[f64], standing: Standing| {
+            let heard: Vec<ArmEvidence> = counts.iter().map(|count| heard(*count)).collect();
+            let mut voices: Vec<Voice<'_>> =
+                heard.iter().map(|evidence| Voice { evidence, standing: Standing::Good }).collect();
+            voices[0].standing = Standing::Own;
+            voices.last_mut().unwrap().standing = standing;
+            weighed(&voices).pairs.get(PairKey(1)).map_or(0.0, |sum| sum.count)
+        };
+        assert_eq!(believed(&[0.0, 0.0, 150.0], Standing::Good), 150.0, "three trust each other");
+        assert_eq!(believed(&[0.0, 0.0, 0.0, 150.0], Standing::Good), 0.0);
+        assert_eq!(believed(&[0.0, 0.0, 20.0, 150.0], Standing::Good), 20.0 + 40.0, "twice the second");
+        assert_eq!(believed(&[30.0, 0.0, 0.0, 150.0], Standing::Good), 30.0 + 60.0);
+        assert_eq!(believed(&[30.0, 0.0, 0.0, 150.0], Standing::Flagged), 30.0 + 30.0, "as much as own ones");
+        assert_eq!(believed(&[0.0, 150.0], Standing::Flagged), 0.0);
     }
 }

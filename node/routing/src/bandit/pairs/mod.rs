@@ -14,6 +14,8 @@
 mod search;
 mod sums;
 mod telling;
+#[cfg(test)]
+mod tests;
 
 pub use search::{PairSearch, TOLD_FROM};
 pub use sums::{MAX_PAIRS, PAIR_MEMORY, PairSum, PairSums};
