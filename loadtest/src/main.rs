@@ -108,6 +108,9 @@ struct ReplayArgs {
     /// Leading dimensions of the embedding to learn on.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(0..=16))]
     dim: u8,
+    /// Learn by features alone, not by pairs of words too.
+    #[arg(long)]
+    no_words: bool,
     /// Seed of all randomness: equal seeds and inputs give equal choices.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -276,6 +279,7 @@ fn replay_stream(args: ReplayArgs) -> Result<ExitCode> {
         policy: args.policy,
         lambda: args.lambda,
         dim: usize::from(args.dim),
+        words: !args.no_words,
         seed: args.seed,
         warm: args.warm,
         warm_full: args.warm_full,

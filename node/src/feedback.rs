@@ -14,8 +14,8 @@ use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
 use shoal_routing::escalate::gain::GainModel;
 use shoal_routing::{
-    ArmEvidence, ArmId, Confidence, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony,
-    Words,
+    ArmEvidence, ArmId, Confidence, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score,
+    Testimony, Words,
 };
 use tokio::sync::{mpsc, oneshot};
 

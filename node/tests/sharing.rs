@@ -140,12 +140,10 @@ fn close(a: &BTreeMap<ArmId, ArmEvidence>, b: &BTreeMap<ArmId, ArmEvidence>) -> 
         quality.chain(bins).chain(stats).chain(answers).chain(pairs).collect()
     };
     a.keys().eq(b.keys())
-        && a.values()
-            .zip(b.values())
-            .all(|(a, b)| {
-                let (a, b) = (numbers(a), numbers(b));
-                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4)
-            })
+        && a.values().zip(b.values()).all(|(a, b)| {
+            let (a, b) = (numbers(a), numbers(b));
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4)
+        })
 }
 
 /// Judgements that a node's disk holds, its own and others'.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use rand::{Rng, RngExt};
 use shoal_routing::{
-    ArmId, Discriminant, Pack, PairSalt, PairSearch, PairSums, Posterior, QualitySums, Score, SizeClass, Telling,
+    ArmId, Discriminant, Pack, PairSalt, PairSearch, PairSums, Posterior, QualitySums, Score, SizeClass,
+    Telling,
 };
 
 use super::lines::Looks;
@@ -77,7 +78,9 @@ impl Mesh {
                 }
             }
             let fitted = Discriminant::fit_with(&totals, &self.pack.classes);
-            router.posterior = Posterior::default().with_qualities(fitted).with_pairs(Telling::of(PairSalt::default(), &pairs));
+            router.posterior = Posterior::default()
+                .with_qualities(fitted)
+                .with_pairs(Telling::of(PairSalt::default(), &pairs));
             router.stale = false;
         }
         &router.posterior
@@ -86,10 +89,12 @@ impl Mesh {
     pub(super) fn learn(&mut self, node: usize, arm: &ArmId, size: SizeClass, looks: &Looks, score: Score) {
         let router = &mut self.routers[node];
         let sums = router.origins[node].entry(arm.clone()).or_default();
-        sums.quality.record(&looks.features, score);
         let placed = router.posterior.place(&looks.features, &looks.words);
         let foreseen = router.posterior.foresee(arm, size, &placed);
-        router.search.record(arm, &mut sums.pairs, &looks.words, score, &foreseen);
+        let teaches = router.search.record(arm, &mut sums.pairs, &looks.words, score, &foreseen);
+        // What teaches nothing still makes a newer state.
+        let weight = if teaches { 1.0 } else { 0.0 };
+        sums.quality.record_weighted(&looks.features, score, weight);
         router.stale = true;
     }
 

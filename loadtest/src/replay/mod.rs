@@ -86,6 +86,8 @@ pub struct Options {
     pub lambda: f64,
     /// Leading dimensions of the embedding that are used, 0 to 16.
     pub dim: usize,
+    /// Learn by pairs of words, too.
+    pub words: bool,
     /// Seed of all randomness.
     pub seed: u64,
     /// A file to learn from first.
@@ -203,7 +205,7 @@ impl Replay {
             policy: options.policy,
             lambda: options.lambda,
             dim: options.dim,
-            words: std::env::var_os("NOWORDS").is_none(),
+            words: options.words,
             frozen: options.frozen,
             rng: StdRng::seed_from_u64(options.seed),
         })
@@ -248,13 +250,7 @@ impl Replay {
     }
 
     /// Asks the policy, at a price. Returns its choice and what is believed of each arm.
-    fn select(
-        &mut self,
-        node: usize,
-        looks: &Looks,
-        lambda: f64,
-        exploration: f64,
-    ) -> (usize, Vec<Belief>) {
+    fn select(&mut self, node: usize, looks: &Looks, lambda: f64, exploration: f64) -> (usize, Vec<Belief>) {
         let posterior: &Posterior = self.mesh.posterior(node);
         let placed = posterior.place(&looks.features, &looks.words);
         let views: Vec<ArmView<'_>> = self

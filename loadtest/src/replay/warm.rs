@@ -14,8 +14,8 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::Deserialize;
 
-use super::lines::Looks;
 use super::Replay;
+use super::lines::Looks;
 
 /// Rows between two fits.
 const BATCH: usize = 16;

@@ -124,11 +124,12 @@ impl Learnt {
         let placed = self.posterior.place(&profile.features, &profile.words);
         let foreseen = self.posterior.foresee(arm, size, &placed);
         let told = self.pairs.entry(arm.clone()).or_default();
-        self.search.record(arm, told, &profile.words, score, &foreseen);
+        let teaches = self.search.record(arm, told, &profile.words, score, &foreseen);
         let origin: Arc<str> = "node".into();
         self.seen.record(&origin, 1, arm, Reward::Valid, None);
         self.seen.record(&origin, 1, arm, Reward::Scored(score), None);
-        self.sums.entry(arm.clone()).or_default().record(&profile.features, score);
+        let weight = if teaches { 1.0 } else { 0.0 };
+        self.sums.entry(arm.clone()).or_default().record_weighted(&profile.features, score, weight);
         self.since_fitted += 1;
         if self.since_fitted >= BATCH {
             self.fit();

@@ -18,8 +18,8 @@ use rand::{RngExt, SeedableRng};
 use shoal_routing::bandit::pairs::{Foreseen, MAX_PAIRS};
 use shoal_routing::{
     ArmId, Balancer, Discriminant, LoadBook, MicroUsd, ModelSpec, Observations, Offer, PairSalt, PairSearch,
-    PairSums, Price, QualitySums, Registry, Request, RequestProfile, Reward, Router, Score, Snapshot, Telling,
-    Thompson, Tokens, UpstreamId,
+    PairSums, Price, QualitySums, Registry, Request, RequestProfile, Reward, Router, Score, Snapshot,
+    Telling, Thompson, Tokens, UpstreamId,
 };
 
 /// Judged answers of each arm.
@@ -118,7 +118,7 @@ fn history() -> shoal_routing::Posterior {
             seen.record(&node, 1, &arm, Reward::Valid, Some(400));
             seen.record(&node, 1, &arm, Reward::Scored(score), None);
             let words = RequestProfile::of_text(&prompt(200, answer % PROMPTS), None).words;
-            search.record(&arm, pairs.entry(arm.clone()).or_default(), &words, Score::ZERO, &missed);
+            let _ = search.record(&arm, pairs.entry(arm.clone()).or_default(), &words, Score::ZERO, &missed);
         }
         assert_eq!(pairs[&arm].len(), MAX_PAIRS);
     }

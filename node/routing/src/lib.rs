@@ -49,9 +49,9 @@ pub use admission::{Asking, Entered, Line, MAX_WAIT, Priority, Shed};
 pub use balance::{Balancer, ConcurrencyLimit, Forecast, InFlight, Load, LoadBook, PeakEwma, Straight, Work};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
-    Form, Grading, Judged, LengthBias, Level, Observations, Pack, PairKey, PairSalt, PairSearch, PairSum, PairSums, Placed, Policy, Posterior, Proportion,
-    Quality, QualitySums, Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, SizeClass,
-    Suspicion, Telling, Testimony, Thompson,
+    Form, Grading, Judged, LengthBias, Level, Observations, Pack, PairKey, PairSalt, PairSearch, PairSum,
+    PairSums, Placed, Policy, Posterior, Proportion, Quality, QualitySums, Reading, RetryBook, Reward,
+    Scrutiny, Selection, Sign, SignKind, SizeClass, Suspicion, Telling, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, DomainReliability, Reliability};

@@ -265,6 +265,7 @@ fn arm_view(arm: &ArmId, evidence: &ArmEvidence) -> Value {
         "judged": evidence.reliability.count(),
         "ece": evidence.reliability.total().ece(),
         "quality": quality_view(&evidence.quality),
+        "word_pairs": evidence.pairs.len(),
     })
 }
 

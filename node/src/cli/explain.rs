@@ -80,7 +80,8 @@ fn explain_choice(v: &Value) {
         let mut text =
             format!("{}: score {:.3}", show::text(other, "model"), number("score").unwrap_or(f64::NAN));
         if let (Some(quality), Some(deviation)) = (number("quality"), number("deviation")) {
-            let pair = if other["by_pair"].as_bool().unwrap_or_default() { "; a pair of words spoke" } else { "" };
+            let pair =
+                if other["by_pair"].as_bool().unwrap_or_default() { "; a pair of words spoke" } else { "" };
             let judged = show::text(other, "judged");
             text += &format!(", quality {quality:.2} ± {deviation:.2} ({judged} judged{pair})");
         }

@@ -227,14 +227,16 @@ impl Service {
         let Judgement { request, arm, score, raw, features, words, domain, by } = judgement;
         self.pairs.note(request, *by, *score);
         let signals = AnswerSignals { raw: *raw, out_tokens: None };
-        let judged = Judged { features: *features, domain: *domain, signals };
+        let mut judged = Judged { features: *features, domain: *domain, signals };
         // What decisions rested on, or nearly: the newest snapshot.
         let shown = self.snapshot.load();
         if let Some(features) = features {
             let told = &mut self.own.arms.entry(arm.clone()).or_default().pairs;
             let placed = shown.posterior.place(features, words);
             let foreseen = shown.posterior.foresee(arm, size_of(arm), &placed);
-            self.search.record(arm, told, words, *score, &foreseen);
+            if !self.search.record(arm, told, words, *score, &foreseen) {
+                judged.features = None;
+            }
         }
         self.own.record_judgement(arm, &judged, *score, &shown.gains);
         self.judged_since += 1;

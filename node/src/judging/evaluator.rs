@@ -248,7 +248,8 @@ impl Service {
             let (features, domain) = (Some(parsed.profile.features), parsed.profile.domain);
             let words = parsed.profile.words;
             let by = JudgedBy::Evaluator;
-            let judgement = Judgement { request, arm, score: reading.score, raw, features, words, domain, by };
+            let judgement =
+                Judgement { request, arm, score: reading.score, raw, features, words, domain, by };
             sinks.feedback.judge(judgement).await;
         }
     }

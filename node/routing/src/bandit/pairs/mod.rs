@@ -46,7 +46,7 @@ impl PairSalt {
     /// Makes the key of a mesh from the bytes by which it is known.
     pub fn of_bytes(bytes: [u8; 16]) -> Self {
         let [low, high] = [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte])));
-        Self(low ^ high.rotate_left(32))
+        Self(low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high)
     }
 }
 

@@ -24,11 +24,17 @@ const AGEING: f32 = 0.9;
 /// Weight below which a candidate gives its place up.
 const LIGHT: f32 = 1.5;
 
-/// Answers of a pair before it is told to others: what few prompts have in common is theirs alone.
-pub const TOLD_FROM: f64 = 5.0;
+/// Weight of a pair before it is told to others, that of five answers of which the first have faded a little: what few
+/// prompts have in common is theirs alone.
+pub const TOLD_FROM: f64 = 4.5;
 
 /// Evidence of a pair before it is told to others: one in seventy by chance.
 const TOLD_EVIDENCE: f64 = 6.0;
+
+/// Of so many answers that a pair explains one teaches the linear form.
+///
+/// Each would pull it down for the two words alone. None would leave it knowing nothing of prompts whose pair is in all of them.
+const TEACHES_ONE_IN: u32 = 4;
 
 /// The search of one node, over all arms.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +52,9 @@ impl PairSearch {
     /// Takes in a judged answer of an arm to a prompt with these words.
     ///
     /// The pair that had spoken is measured against the linear form, every other one against what was expected with that
-    /// pair's help: what one pair explains is no evidence for the others.
+    /// pair's help: what one pair explains is no evidence for the others. Returns whether the linear form should learn
+    /// from the answer, too: always, unless a pair explains it.
+    #[must_use]
     pub fn record(
         &mut self,
         arm: &ArmId,
@@ -54,9 +62,9 @@ impl PairSearch {
         words: &Words,
         score: Score,
         foreseen: &Foreseen,
-    ) {
+    ) -> bool {
         if !self.arms.contains_key(arm) && self.arms.len() >= MAX_ARMS {
-            return;
+            return true;
         }
         let table = self.arms.entry(arm.clone()).or_default();
         for key in words.pairs(self.salt) {
@@ -83,6 +91,8 @@ impl PairSearch {
             }
             told.insert(key, sum);
         }
+        table.explained = table.explained.wrapping_add(u32::from(foreseen.spoken.is_some()));
+        foreseen.spoken.is_none() || table.explained.is_multiple_of(TEACHES_ONE_IN)
     }
 }
 
@@ -117,11 +127,13 @@ impl Slot {
 #[derive(Debug, Clone)]
 struct Table {
     slots: Box<[Slot]>,
+    /// Answers that a pair explained.
+    explained: u32,
 }
 
 impl Default for Table {
     fn default() -> Self {
-        Self { slots: vec![Slot::EMPTY; CANDIDATES].into() }
+        Self { slots: vec![Slot::EMPTY; CANDIDATES].into(), explained: 0 }
     }
 }
 
