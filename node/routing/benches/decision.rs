@@ -104,7 +104,7 @@ fn history() -> shoal_routing::Posterior {
     let mut sums: BTreeMap<ArmId, QualitySums> = BTreeMap::new();
     let (mut pairs, mut search) = (BTreeMap::<ArmId, PairSums>::new(), PairSearch::default());
     // Nothing that was expected of the prompts that are timed came true, so their pairs of words tell a lot.
-    let missed = Foreseen { linear: 0.9, answer: 0.9, spoken: None };
+    let missed = Foreseen { weight: 100.0, linear: 0.9, answer: 0.9, spoken: None };
     let mut seen = Observations::default();
     let node: Arc<str> = "node".into();
     for (strength, (name, ..)) in (0u32..).zip(ARMS) {

@@ -257,6 +257,7 @@ impl Posterior {
     pub fn foresee(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Foreseen {
         let linear = self.linear(arm, size, placed);
         Foreseen {
+            weight: self.qualities.weight(arm),
             linear: linear.mean,
             answer: self.pairs.correct(arm, &placed.found, linear).mean,
             spoken: self.spoken(arm, placed),

@@ -211,7 +211,7 @@ fn a_pair_of_words_that_bad_answers_have_in_common_changes_decisions_also_in_the
     let words = |text: &str| shoal_routing::RequestProfile::of_text(text, None).words;
     let both = |n: usize| words(&format!("chest pain and shortness of breath, day{n}x"));
     let one = |n: usize| words(&format!("chest pain and a headache, day{n}x"));
-    for n in 0..60 {
+    for n in 0..150 {
         let (words, score) = if n % 3 == 0 { (both(n), 0.0) } else { (one(n), 1.0) };
         let Evidence::Judgement(judged) = judgement(n, JudgedBy::Client) else { unreachable!() };
         let score = Score::clamped(score);

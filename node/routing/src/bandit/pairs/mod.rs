@@ -26,6 +26,8 @@ use crate::profile::Words;
 /// What was expected of an arm's answer, as far as pairs learn from how it came true.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Foreseen {
+    /// Judgements that the linear form rests on.
+    pub weight: f64,
     /// Mean quality by the linear form alone.
     pub linear: f64,
     /// The same as decisions use it.

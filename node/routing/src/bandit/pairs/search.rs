@@ -31,6 +31,10 @@ pub const TOLD_FROM: f64 = 4.5;
 /// Evidence of a pair before it is told to others: one in seventy by chance.
 const TOLD_EVIDENCE: f64 = 6.0;
 
+/// Judgements of an arm from which its answers can be a surprise: before, what was expected of it is little but its size,
+/// and all words that prompts have in common would seem to explain the difference.
+const KNOWN_FROM: f64 = 50.0;
+
 /// Of so many answers that a pair explains one teaches the linear form.
 ///
 /// Each would pull it down for the two words alone. None would leave it knowing nothing of prompts whose pair is in all of them.
@@ -63,7 +67,8 @@ impl PairSearch {
         score: Score,
         foreseen: &Foreseen,
     ) -> bool {
-        if !self.arms.contains_key(arm) && self.arms.len() >= MAX_ARMS {
+        let is_room = self.arms.contains_key(arm) || self.arms.len() < MAX_ARMS;
+        if !is_room || foreseen.weight < KNOWN_FROM {
             return true;
         }
         let table = self.arms.entry(arm.clone()).or_default();
