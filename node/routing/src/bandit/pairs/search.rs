@@ -35,6 +35,15 @@ const TOLD_EVIDENCE: f64 = 6.0;
 /// and all words that prompts have in common would seem to explain the difference.
 const KNOWN_FROM: f64 = 50.0;
 
+/// Prompts with a pair from which its frequency is known well enough to compare.
+const ENOUGH_MET: f32 = 10.0;
+
+/// A pair is met less often than another when it is in less than this share of its prompts.
+const NARROWER: f32 = 0.8;
+
+/// It explains nearly as much when it has this share of its evidence.
+const NEARLY: f64 = 0.8;
+
 /// Of so many answers that a pair explains one teaches the linear form.
 ///
 /// Each would pull it down for the two words alone. None would leave it knowing nothing of prompts whose pair is in all of them.
@@ -45,12 +54,14 @@ const TEACHES_ONE_IN: u32 = 4;
 pub struct PairSearch {
     salt: PairSalt,
     arms: BTreeMap<ArmId, Table>,
+    /// How often pairs are met, over all arms.
+    traffic: Table,
 }
 
 impl PairSearch {
     /// Makes a search that tells pairs apart under this key.
     pub fn new(salt: PairSalt) -> Self {
-        Self { salt, arms: BTreeMap::new() }
+        Self { salt, ..Self::default() }
     }
 
     /// Takes in a judged answer of an arm to a prompt with these words.
@@ -72,33 +83,72 @@ impl PairSearch {
             return true;
         }
         let table = self.arms.entry(arm.clone()).or_default();
+        let mut seen = Vec::new();
         for key in words.pairs(self.salt) {
             let has_spoken = foreseen.spoken == Some(key);
             let expected = if has_spoken { foreseen.linear } else { foreseen.answer };
-            if let Some(sum) = told.get_mut(key) {
-                sum.record(score, expected);
-                continue;
+            let sum = match told.get_mut(key) {
+                Some(sum) => {
+                    sum.record(score, expected);
+                    Some(*sum)
+                }
+                None => table.record(key, score, expected).map(|slot| slot.sum()),
+            };
+            if let Some(sum) = sum {
+                seen.push(Seen { key, sum, evidence: sum.evidence(), met: self.traffic.meet(key) });
             }
-            let Some(slot) = table.record(key, score, expected) else { continue };
-            let sum = slot.sum();
-            if sum.count < TOLD_FROM || (sum.evidence() < TOLD_EVIDENCE && !has_spoken) {
-                continue;
+        }
+        for pair in &seen {
+            let is_due = pair.sum.count >= TOLD_FROM
+                && (pair.evidence >= TOLD_EVIDENCE || foreseen.spoken == Some(pair.key));
+            let is_told = told.get(pair.key).is_some();
+            if is_due && !seen.iter().any(|other| other.outdoes(pair)) {
+                if !is_told {
+                    tell(told, table, pair);
+                }
+            } else if is_told && is_due {
+                told.remove(pair.key);
+                table.put(pair.key, &pair.sum);
             }
-            let weakest = told.weakest().filter(|_| told.len() >= MAX_PAIRS);
-            if weakest.is_some_and(|(_, evidence)| evidence >= sum.evidence()) {
-                continue;
-            }
-            slot.key = NO_KEY;
-            if let Some((weakest, _)) = weakest
-                && let Some(sum) = told.remove(weakest)
-            {
-                table.put(weakest, &sum);
-            }
-            told.insert(key, sum);
         }
         table.explained = table.explained.wrapping_add(u32::from(foreseen.spoken.is_some()));
         foreseen.spoken.is_none() || table.explained.is_multiple_of(TEACHES_ONE_IN)
     }
+}
+
+/// A pair of a judged prompt.
+struct Seen {
+    key: PairKey,
+    sum: PairSum,
+    evidence: f64,
+    /// Judged prompts that had it, whichever arm answered.
+    met: f32,
+}
+
+impl Seen {
+    /// True when this pair explains nearly as much as another one and is met less often.
+    ///
+    /// Where an arm answers badly because of two words that stand in longer expressions, all pairs across and within those
+    /// are as telling, until the arm is asked about prompts with one expression alone; and believed of those it
+    /// never is.
+    fn outdoes(&self, other: &Self) -> bool {
+        other.met >= ENOUGH_MET && self.met < NARROWER * other.met && self.evidence >= NEARLY * other.evidence
+    }
+}
+
+/// Moves a candidate to those that are told of, in the place of the weakest if there is no room.
+fn tell(told: &mut PairSums, table: &mut Table, pair: &Seen) {
+    let weakest = told.weakest().filter(|_| told.len() >= MAX_PAIRS);
+    if weakest.is_some_and(|(_, evidence)| evidence >= pair.evidence) {
+        return;
+    }
+    table.take(pair.key);
+    if let Some((weakest, _)) = weakest
+        && let Some(sum) = told.remove(weakest)
+    {
+        table.put(weakest, &sum);
+    }
+    told.insert(pair.key, pair.sum);
 }
 
 /// A key that no pair has.
@@ -150,6 +200,20 @@ impl Table {
         sum.record(score, expected);
         slot.set(&sum);
         Some(slot)
+    }
+
+    /// Counts a prompt with a pair; returns how many there were. Nothing fades but what makes room.
+    fn meet(&mut self, key: PairKey) -> f32 {
+        let Some(slot) = self.slot(key) else { return 0.0 };
+        slot.count += 1.0;
+        slot.count
+    }
+
+    /// Removes a candidate.
+    fn take(&mut self, key: PairKey) {
+        if let Some(slot) = self.slot(key) {
+            slot.key = NO_KEY;
+        }
     }
 
     /// Puts a pair back that is no longer told of.

@@ -176,6 +176,27 @@ fn a_pair_of_few_answers_is_told_to_nobody() {
 }
 
 #[test]
+fn of_pairs_that_tell_as_much_the_one_that_is_met_less_often_is_blamed() {
+    let mut search = PairSearch::new(PairSalt::of_bytes(SALT));
+    let [small, strong] = ["small", "strong"].map(|name| ArmId::new(name, None));
+    let (mut told, mut others) = (PairSums::default(), PairSums::default());
+    let words = |text: &str| RequestProfile::of_text(text, None).words;
+    let foreseen = Foreseen { weight: 100.0, linear: 0.9, answer: 0.9, spoken: None };
+    // The small model is asked where both are and nowhere else, so all pairs of the four words tell it is bad.
+    for _ in 0..30 {
+        let both = words("chest pain and shortness of breath");
+        let _ = search.record(&small, &mut told, &both, Score::ZERO, &foreseen);
+        let _ = search.record(&strong, &mut others, &words("shortness of breath"), Score::ONE, &foreseen);
+        let _ = search.record(&strong, &mut others, &words("chest pain"), Score::ONE, &foreseen);
+    }
+    let telling = Telling::of(PairSalt::of_bytes(SALT), [(&small, &told)]);
+    let spoken = |text: &str| telling.spoken(&small, &telling.find(&words(text)));
+    assert!(spoken("pain in the chest, and short breath").is_some(), "chest and breath");
+    assert_eq!((spoken("shortness of breath"), spoken("chest pain")), (None, None));
+    assert_eq!(told.len(), 4, "those across");
+}
+
+#[test]
 fn what_is_told_stays_bounded_and_plausible_and_goes_on_after_a_restart() {
     let (mut learner, mut rng) = (Learner::new(), seeded(9));
     for _ in 0..600 {
