@@ -38,7 +38,7 @@ struct Effect {
 impl Effect {
     fn of(sum: &PairSum) -> Option<Self> {
         let evidence = sum.evidence();
-        if !(evidence >= BELIEVED_FROM) {
+        if evidence.is_nan() || evidence < BELIEVED_FROM {
             return None;
         }
         let expected = sum.expectation();
