@@ -96,7 +96,7 @@ impl Node {
     }
 
     fn judgements(&self) -> u64 {
-        self.totals().values().map(|evidence| evidence.quality.version).sum()
+        self.totals().values().map(|evidence| evidence.stats.scored).sum()
     }
 
     /// Answers `count` requests, each kept in its history, and gives feedback on them.
@@ -151,7 +151,7 @@ fn stored(folder: &Path) -> u64 {
     let learning = Store::open(folder).unwrap().read_learning().unwrap();
     let others = learning.others.iter().map(|blob| testimony_from_blob(blob).unwrap().arms);
     let all = others.flatten().chain(learning.own);
-    all.map(|(_, evidence)| evidence.quality.version).sum()
+    all.map(|(_, evidence)| evidence.stats.scored).sum()
 }
 
 fn until(what: &str, mut condition: impl FnMut() -> bool) -> Duration {

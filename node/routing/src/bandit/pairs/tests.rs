@@ -97,12 +97,15 @@ fn chance(rng: &mut impl Rng, good: f64) -> Score {
     if rng.random::<f64>() < good { Score::ONE } else { Score::ZERO }
 }
 
-fn triaged(answers: usize) -> Learner {
+/// Asks the arm as a router would: where its answer is expected to be good, and now and then elsewhere.
+fn triaged(prompts: usize) -> Learner {
     let (mut learner, mut rng) = (Learner::new(), seeded(3));
-    for _ in 0..answers {
+    for n in 0..prompts {
         let (prompt, both) = complaint(&mut rng);
         let score = chance(&mut rng, if both { 0.1 } else { 0.95 });
-        learner.learn(&prompt, score);
+        if n < 100 || n.is_multiple_of(50) || learner.expected(&learner.posterior, &prompt) > 0.65 {
+            learner.learn(&prompt, score);
+        }
     }
     learner
 }
@@ -113,29 +116,23 @@ const BREATH: &str = "I have shortness of breath and a fever. Is that dangerous?
 
 #[test]
 fn two_words_that_mean_something_together_are_told_from_each_alone() {
-    let learner = triaged(400);
+    let learner = triaged(900);
     let expected = |prompt: &str| learner.expected(&learner.posterior, prompt);
-    assert!(expected(BOTH) < 0.15, "{}", expected(BOTH));
-    assert!(expected(CHEST) > 0.4 && expected(BREATH) > 0.4, "{} {}", expected(CHEST), expected(BREATH));
-    // The linear form that learnt from all the same answers puts the three closer together.
-    let mut linear = Learner::new();
-    let mut rng = seeded(3);
-    for _ in 0..400 {
-        let (prompt, both) = complaint(&mut rng);
-        linear.sums.record(
-            &RequestProfile::of_text(&prompt, None).features,
-            chance(&mut rng, if both { 0.1 } else { 0.95 }),
-        );
-    }
-    let blind = linear.believing(&PairSums::default());
-    let apart = |believed: &dyn Fn(&str) -> f64| believed(CHEST).min(believed(BREATH)) - believed(BOTH);
-    let (with, without) = (apart(&expected), apart(&|prompt: &str| linear.expected(&blind, prompt)));
+    assert!(expected(BOTH) < 0.4, "{}", expected(BOTH));
+    assert!(expected(CHEST) > 0.65 && expected(BREATH) > 0.65, "{} {}", expected(CHEST), expected(BREATH));
+    // What the linear form says by itself lies closer together.
+    let linear = learner.believing(&PairSums::default());
+    let apart = |posterior: &Posterior| {
+        let believed = |prompt| learner.expected(posterior, prompt);
+        believed(CHEST).min(believed(BREATH)) - believed(BOTH)
+    };
+    let (with, without) = (apart(&learner.posterior), apart(&linear));
     assert!(with > without + 0.1, "{with} {without}");
 }
 
 #[test]
 fn the_same_pairs_under_the_key_of_another_mesh_say_nothing() {
-    let learner = triaged(400);
+    let learner = triaged(900);
     let others = Telling::of(PairSalt::of_bytes([8; 16]), [(&learner.arm, &learner.told)]);
     let posterior = learner.posterior.clone().with_pairs(others);
     let linear = learner.believing(&PairSums::default());
