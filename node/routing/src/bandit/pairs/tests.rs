@@ -8,6 +8,7 @@ use rand::{Rng, RngExt};
 use super::*;
 use crate::bandit::{Discriminant, Posterior, QualitySums, SizeClass};
 use crate::class::DataClass;
+use crate::features::Features;
 use crate::ids::ArmId;
 use crate::profile::RequestProfile;
 use crate::request::Request;
@@ -30,7 +31,7 @@ const TOPICS: [&str; 12] = [
     "knee",
 ];
 
-/// What one node learns of one arm by answering prompts.
+/// What one node learns of one arm by answering prompts, all of which look the same to the linear form.
 struct Learner {
     arm: ArmId,
     sums: QualitySums,
@@ -55,10 +56,10 @@ impl Learner {
 
     fn learn(&mut self, prompt: &str, score: Score) {
         let profile = RequestProfile::of_text(prompt, None);
-        let placed = self.posterior.place(&profile.features, &profile.words);
+        let placed = self.posterior.place(&Features::default(), &profile.words);
         let foreseen = self.posterior.foresee(&self.arm, SizeClass::Compact, &placed);
         if self.search.record(&self.arm, &mut self.told, &profile.words, score, &foreseen) {
-            self.sums.record(&profile.features, score);
+            self.sums.record(&Features::default(), score);
         }
         self.answers += 1;
         // Nodes learn in batches, too.
@@ -75,7 +76,7 @@ impl Learner {
 
     fn expected(&self, posterior: &Posterior, prompt: &str) -> f64 {
         let profile = RequestProfile::of_text(prompt, None);
-        let placed = posterior.place(&profile.features, &profile.words);
+        let placed = posterior.place(&Features::default(), &profile.words);
         posterior.answer(&self.arm, SizeClass::Compact, &placed).mean
     }
 }
@@ -97,15 +98,12 @@ fn chance(rng: &mut impl Rng, good: f64) -> Score {
     if rng.random::<f64>() < good { Score::ONE } else { Score::ZERO }
 }
 
-/// Asks the arm as a router would: where its answer is expected to be good, and now and then elsewhere.
-fn triaged(prompts: usize) -> Learner {
+fn triaged(answers: usize) -> Learner {
     let (mut learner, mut rng) = (Learner::new(), seeded(3));
-    for n in 0..prompts {
+    for _ in 0..answers {
         let (prompt, both) = complaint(&mut rng);
         let score = chance(&mut rng, if both { 0.1 } else { 0.95 });
-        if n < 100 || n.is_multiple_of(50) || learner.expected(&learner.posterior, &prompt) > 0.65 {
-            learner.learn(&prompt, score);
-        }
+        learner.learn(&prompt, score);
     }
     learner
 }
@@ -116,25 +114,23 @@ const BREATH: &str = "I have shortness of breath and a fever. Is that dangerous?
 
 #[test]
 fn two_words_that_mean_something_together_are_told_from_each_alone() {
-    let learner = triaged(900);
+    let learner = triaged(400);
     let expected = |prompt: &str| learner.expected(&learner.posterior, prompt);
     assert!(expected(BOTH) < 0.4, "{}", expected(BOTH));
     assert!(expected(CHEST) > 0.65 && expected(BREATH) > 0.65, "{} {}", expected(CHEST), expected(BREATH));
-    // What the linear form says by itself lies closer together.
     let linear = learner.believing(&PairSums::default());
-    let apart = |posterior: &Posterior| {
-        let believed = |prompt| learner.expected(posterior, prompt);
-        believed(CHEST).min(believed(BREATH)) - believed(BOTH)
-    };
-    let (with, without) = (apart(&learner.posterior), apart(&linear));
-    assert!(with > without + 0.1, "{with} {without}");
+    assert_eq!(
+        learner.expected(&linear, BOTH),
+        learner.expected(&linear, CHEST),
+        "the words make the difference"
+    );
 }
 
 #[test]
 fn the_same_pairs_under_the_key_of_another_mesh_say_nothing() {
-    let learner = triaged(900);
+    let learner = triaged(400);
     let others = Telling::of(PairSalt::of_bytes([8; 16]), [(&learner.arm, &learner.told)]);
-    let posterior = learner.posterior.clone().with_pairs(others);
+    let posterior = learner.believing(&learner.told).with_pairs(others);
     let linear = learner.believing(&PairSums::default());
     assert_eq!(learner.expected(&posterior, BOTH), learner.expected(&linear, BOTH));
 }
