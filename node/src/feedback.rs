@@ -35,7 +35,7 @@ enum Evidence {
     /// How a request ended, and what it looked like.
     Outcome(Outcome),
     /// How good its answer was.
-    Judgement(Judgement),
+    Judgement(Box<Judgement>),
     /// What other origins observed, each proven by its signature; the sender hears when it was dealt with.
     Testimonies(Vec<SignedBlob>, oneshot::Sender<()>),
     /// What was learnt elsewhere, in the place of what was known before; the sender hears when decisions use it.
@@ -128,7 +128,7 @@ impl FeedbackHandle {
 
     /// Hands a judgement of an arm's answer in; waits for room, since a person gave it.
     pub async fn judge(&self, judgement: Judgement) {
-        if self.queue.send(Evidence::Judgement(judgement)).await.is_err() {
+        if self.queue.send(Evidence::Judgement(Box::new(judgement))).await.is_err() {
             metrics::counter!("shoal_feedback_lost_total").increment(1);
         }
     }

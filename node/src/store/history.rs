@@ -27,13 +27,16 @@ const WORDS: usize = 8192;
 /// Longest time that a row waits for company.
 const LINGER: Duration = Duration::from_millis(200);
 
+/// Words of finished requests by id, oldest first.
+type KeptWords = VecDeque<(Box<str>, Words)>;
+
 /// Where finished requests are handed in. Never blocks.
 #[derive(Clone)]
 pub struct HistoryWriter {
     queue: mpsc::Sender<RequestRecord>,
     lost: Arc<AtomicU64>,
     recent: Arc<Mutex<VecDeque<RequestRecord>>>,
-    words: Arc<Mutex<VecDeque<(Box<str>, Words)>>>,
+    words: Arc<Mutex<KeptWords>>,
     store: Store,
 }
 

@@ -31,7 +31,7 @@ fn arm() -> ArmId {
 }
 
 fn judgement(n: usize, by: JudgedBy) -> Evidence {
-    Evidence::Judgement(Judgement {
+    Evidence::Judgement(Box::new(Judgement {
         request: format!("req_{n}").into(),
         arm: arm(),
         score: Score::clamped(0.5),
@@ -40,7 +40,7 @@ fn judgement(n: usize, by: JudgedBy) -> Evidence {
         words: Words::default(),
         domain: Domain::default(),
         by,
-    })
+    }))
 }
 
 fn judgements(count: usize) -> Vec<Evidence> {
@@ -215,7 +215,7 @@ fn a_pair_of_words_that_bad_answers_have_in_common_changes_decisions_also_in_the
         let (words, score) = if n % 3 == 0 { (both(n), 0.0) } else { (one(n), 1.0) };
         let Evidence::Judgement(judged) = judgement(n, JudgedBy::Client) else { unreachable!() };
         let score = Score::clamped(score);
-        service.take(vec![Evidence::Judgement(Judgement { words, score, ..judged })]);
+        service.take(vec![Evidence::Judgement(Box::new(Judgement { words, score, ..*judged }))]);
     }
     let believed = |learnt: &Learnt, words: Words| {
         let placed = learnt.posterior.place(&Features::default(), &words);
