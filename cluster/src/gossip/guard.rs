@@ -175,6 +175,11 @@ impl Guard {
         self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < FORGET_AFTER);
     }
 
+    /// Takes time in which this router was not running out of everybody's silence.
+    pub fn excuse(&mut self, lag: Duration, now: Instant) {
+        self.ledger.excuse(lag, now);
+    }
+
     /// Returns the mesh as it is known.
     pub fn view(&self, now: Instant) -> ClusterView {
         self.ledger.view(now)

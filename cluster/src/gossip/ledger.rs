@@ -311,6 +311,17 @@ impl Ledger {
         ClusterView { me: self.me.clone(), members: members.collect() }
     }
 
+    /// Takes time in which this router was not running out of everybody's silence: it is no sign of anybody's death that
+    /// nothing was heard by who did not listen (Lifeguard, Dadgar et al. 2018, calls that local health).
+    pub fn excuse(&mut self, lag: Duration, now: Instant) {
+        for record in self.records.values_mut() {
+            let later = |at: &mut Instant| *at = (*at + lag).min(now);
+            record.lost_since.iter_mut().for_each(later);
+            let lease = record.life.as_mut().and_then(|life| life.lease.renewed_at.as_mut());
+            lease.into_iter().for_each(later);
+        }
+    }
+
     /// Returns the bytes of keys and texts held of all routers, withdrawn ones included.
     pub fn held_bytes(&self) -> usize {
         let lives = self.records.values().filter_map(|record| record.life.as_ref());

@@ -87,6 +87,7 @@ pub(crate) fn chat(stream: bool) -> UpstreamRequest {
         attempts_left: 1,
         device: None,
         egress: Default::default(),
+        commitment: Default::default(),
         payer: None,
     }
 }

@@ -8,6 +8,7 @@ pub mod http_client;
 pub mod ollama;
 pub mod openai_http;
 pub mod provider;
+pub mod pulse;
 pub mod reply;
 pub mod sse;
 pub mod tunnel;
@@ -26,8 +27,29 @@ use futures_util::stream::BoxStream;
 use shoal_routing::DataClass;
 use tokio::time::Instant;
 
+use self::pulse::Commitment;
 use crate::cloud::purse::Purse;
 use crate::egress::EgressMark;
+
+/// Tokens of a prompt that are read within the wait for a first byte as it is set.
+const USUAL_PROMPT: u64 = 4096;
+/// Time that each further one adds: what a phone takes that reads 40 in a second.
+const READING: Duration = Duration::from_millis(25);
+/// Longest addition; images count as text here, and would wait for days.
+const MAX_READING: Duration = Duration::from_secs(1800);
+/// Bytes of a body that are taken for a token, where nobody has counted.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Returns what a long prompt adds to the wait for the first byte.
+pub fn reading_time(prompt_tokens: u64) -> Duration {
+    let more = prompt_tokens.saturating_sub(USUAL_PROMPT).min(u64::from(u32::MAX));
+    READING.saturating_mul(more as u32).min(MAX_READING)
+}
+
+/// As [`reading_time`], of a body that nobody has read.
+pub fn reading_time_of(body: &Bytes) -> Duration {
+    reading_time(body.len() as u64 / BYTES_PER_TOKEN)
+}
 
 /// API path that an inference body belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +113,8 @@ pub struct UpstreamRequest {
     pub device: Option<Arc<str>>,
     /// Written by egress when the request leaves the mesh.
     pub egress: EgressMark,
+    /// Whether another host may still take over.
+    pub commitment: Commitment,
     /// Money of the key that asks, where it has a budget; what a provider bills is taken from it, too.
     pub payer: Option<Purse>,
 }
@@ -185,3 +209,16 @@ pub type UpstreamFuture = Pin<Box<dyn Future<Output = Result<UpstreamResponse, U
 
 /// Any upstream, its kind erased.
 pub type BoxUpstream = tower::util::BoxCloneSyncService<UpstreamRequest, UpstreamResponse, UpstreamError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_prompts_are_given_their_time_within_a_bound() {
+        assert_eq!(reading_time(4096), Duration::ZERO);
+        assert_eq!(reading_time(4096 + 40_000), Duration::from_secs(1000));
+        assert_eq!(reading_time(u64::MAX), MAX_READING);
+        assert_eq!(reading_time_of(&Bytes::from(vec![b' '; 20_000])), READING * 904);
+    }
+}

@@ -20,7 +20,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::sse::{self, Decoder, Framing, Item};
-use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
+use super::{
+    Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse, reading_time_of,
+};
 use calls::Calls;
 use failure::Context;
 
@@ -147,6 +149,11 @@ impl Exchange {
         }
     }
 
+    /// Longest silence before tokens flow: longer for a longer prompt.
+    fn first_byte(&self) -> Duration {
+        self.settings.timeouts.first_byte + reading_time_of(&self.request.body)
+    }
+
     fn served_by(&self) -> ServedBy {
         ServedBy {
             upstream: self.settings.name.clone(),
@@ -157,7 +164,7 @@ impl Exchange {
 
     async fn run(self, line: Line) -> Result<UpstreamResponse, UpstreamError> {
         let began = Instant::now();
-        let first_byte = self.settings.timeouts.first_byte;
+        let first_byte = self.first_byte();
         let outgoing = self.dialect.outgoing(&self.settings, &self.request)?;
         let sent = self.within(first_byte, began, line.send(outgoing)).await?;
         let response = sent.map_err(|error| self.context().unsent(&error))?;
@@ -214,7 +221,7 @@ impl Exchange {
         cap: usize,
     ) -> Result<Bytes, UpstreamError> {
         let timeouts = self.settings.timeouts;
-        let (mut limit, mut since) = (timeouts.first_byte, began);
+        let (mut limit, mut since) = (self.first_byte(), began);
         let mut body = BytesMut::new();
         loop {
             let chunk = self.within(limit, since, response.chunk()).await?;
@@ -376,7 +383,7 @@ impl Reading {
     async fn read(&mut self) -> Result<Option<Event>, UpstreamError> {
         let timeouts = self.exchange.settings.timeouts;
         let flows = self.payloads >= PAYLOADS_BEFORE_FLOW;
-        let limit = if flows { timeouts.between_chunks } else { timeouts.first_byte };
+        let limit = if flows { timeouts.between_chunks } else { self.exchange.first_byte() };
         let read = self.exchange.within(limit, self.last_read, self.response.chunk()).await?;
         self.last_read = Instant::now();
         match read {

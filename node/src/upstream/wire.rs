@@ -53,6 +53,7 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
     let deadline_ms = request.deadline_ms.min(MAX_DEADLINE_MS);
     Ok(UpstreamRequest {
         egress: Default::default(),
+        commitment: Default::default(),
         payer: None,
         path: request.path.parse()?,
         // A class that is missing, or that this version does not know, is taken as the strictest.
