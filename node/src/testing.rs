@@ -11,13 +11,16 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use http::HeaderMap;
+use shoal_routing::hedge::MAX_SHARE;
 use shoal_routing::{LoadBook, MAX_ATTEMPTS, ModelSpec, Offer, Outcome, Registry, Route, Rules, UpstreamId};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::error::ApiError;
 use crate::api::front::Front;
+use crate::api::idempotency::{Answers, IdempotencySettings};
 use crate::api::parse::{self, Floor};
 use crate::api::responses::{Away, Elsewhere, Keeper};
+use crate::api::serve::SocketLimits;
 use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::feedback;
@@ -264,6 +267,8 @@ impl Scene {
             between_chunks: Duration::from_secs(30),
             history_days: 30,
             max_local_tokens: None,
+            sockets: SocketLimits::default(),
+            drain: Duration::from_secs(120),
         };
         let scripted = Arc::new(Scripted::default());
         let resolver = Arc::new(Resolver(scripted.clone()));
@@ -273,7 +278,8 @@ impl Scene {
         let keys = KeyRing::load(store.clone()).unwrap();
         let pipeline = Pipeline::new("me", inventory, loads, sinks, resolver, limits)
             .with_rules(RuleBook::new(rules, keys.clone()))
-            .with_purses(KeyPurses::new(keys.clone(), store));
+            .with_purses(KeyPurses::new(keys.clone(), store))
+            .with_hedging(MAX_SHARE);
         let pipeline = Arc::new(pipeline);
         let front = Front {
             name: "me".into(),
@@ -283,6 +289,7 @@ impl Scene {
             no_auth: true,
             claude_model: Some("auto".into()),
             responses: Keeper::new(shelf, Arc::new(Alone)).unwrap(),
+            answers: Answers::new(IdempotencySettings::default()),
         };
         Self {
             pipeline,

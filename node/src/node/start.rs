@@ -19,8 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Node;
 use crate::api::front::Front;
+use crate::api::idempotency::Answers;
 use crate::api::responses::Keeper;
-use crate::api::serve::DRAIN_WAIT;
+use crate::api::serve::{Bounds, FAREWELL};
 use crate::api::tls::Tls;
 use crate::cloud::{Clouds, KeyPurses};
 use crate::config::Config;
@@ -136,7 +137,9 @@ impl Started {
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let pipeline = Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone())
             .with_rules(RuleBook::new(config.rules.clone(), keys.clone()))
-            .with_purses(KeyPurses::new(keys.clone(), store.clone()));
+            .with_purses(KeyPurses::new(keys.clone(), store.clone()))
+            .with_hedging(config.hedging_share)
+            .resuming(config.resume);
         let pipeline = Arc::new(pipeline);
         let front = Front {
             name: config.name.as_str().into(),
@@ -146,6 +149,7 @@ impl Started {
             no_auth: config.no_auth,
             claude_model: config.claude_model.as_deref().map(Arc::from),
             responses: Keeper::new(shelf, Arc::new(MeshResponses(mesh.clone())))?,
+            answers: Answers::new(config.idempotency),
         };
         let background = stop_background.clone();
         let mut judges = Vec::new();
@@ -221,6 +225,7 @@ impl Started {
                 listener,
                 tls.clone(),
                 crate::api::public(node.clone()),
+                bounds(&node.config),
                 stop_serving.clone(),
             ),
         )];
@@ -251,8 +256,21 @@ impl Started {
         self.stop_serving.cancel();
         // What other routers sent here is as much a running answer as what clients did.
         self.inbound.close();
-        let forwarded = tokio::time::timeout(DRAIN_WAIT, self.inbound.wait());
-        let (_, forwarded) = tokio::join!(futures_util::future::join_all(self.servers), forwarded);
+        let drain = self.node.config.limits.drain;
+        let forwarded = tokio::time::timeout(drain + FAREWELL, self.inbound.wait());
+        let servers = futures_util::future::join_all(self.servers);
+        let drained = async { tokio::join!(servers, forwarded).1 };
+        let ending = self.node.pipeline.ending.clone();
+        let patience = async {
+            tokio::time::sleep(drain).await;
+            tracing::warn!("some answers are still running; they end with an error");
+            ending.cancel();
+            std::future::pending().await
+        };
+        let forwarded = tokio::select! {
+            forwarded = drained => forwarded,
+            never = patience => never,
+        };
         if forwarded.is_err() {
             tracing::warn!("some forwarded requests were still running when the drain time ended");
         }
@@ -264,6 +282,10 @@ impl Started {
         let _ = std::fs::remove_file(self.node.config.data_dir.join(crate::cli::client::ADMIN_SOCKET));
         tracing::info!("stopped");
     }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds { sockets: config.limits.sockets, drain: config.limits.drain }
 }
 
 fn bind_mesh(
@@ -363,7 +385,10 @@ fn admin_socket(node: &Arc<Node>, stop: CancellationToken) -> anyhow::Result<Joi
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect the admin socket {}", path.display()))?;
     let app = crate::api::admin(node.clone());
-    Ok(tasks::spawn(TaskKind::AdminSocket, crate::api::serve::unix(listener, app, stop)))
+    Ok(tasks::spawn(
+        TaskKind::AdminSocket,
+        crate::api::serve::unix(listener, app, bounds(&node.config), stop),
+    ))
 }
 
 /// Keeps the addresses of the other routers in the store, so that a restart finds them without a token.
