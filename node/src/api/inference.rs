@@ -20,10 +20,12 @@ use shoal_routing::{DataClass, Decision, MAX_ATTEMPTS};
 use super::auth::Caller;
 use super::error::ApiError;
 use super::front::Front;
+use super::idempotency::Verdict;
 use super::parse::{self, Floor};
 use super::relay::{self, Asked};
 use super::sse;
-use super::voice::{OpenAi, Voice};
+use super::unread::Unread;
+use super::voice::{Noting, OpenAi, Voice};
 use crate::pipeline::{Failed, Job, Origin, Purpose, Running, Whole};
 use crate::store::{Considered, ProfileRecord, Removed};
 use crate::upstream::ApiPath;
@@ -222,11 +224,13 @@ fn origin(caller: &Caller, id: Arc<str>) -> Origin {
 
 impl Accepted {
     async fn answer(self, front: &Front) -> Response {
-        let Self { job, stream, asked, mut voice, warnings } = self;
+        let Self { job, stream, asked, voice, warnings } = self;
+        let verdict = Verdict::default();
+        let mut voice: Box<dyn Voice> = Box::new(Noting { voice, verdict: verdict.clone() });
         let pipeline = front.pipeline.clone();
         let run: Run = Box::pin(async move { pipeline.run(job).await });
         let answered = if stream {
-            streamed(run, asked, voice).await
+            streamed(run, asked, voice, front.pipeline.limits.sockets.write_idle).await
         } else {
             run.await.map(|running| match running {
                 Running::Whole(answer) => whole(answer, voice.as_mut()),
@@ -238,6 +242,7 @@ impl Accepted {
         };
         let mut response = answered
             .unwrap_or_else(|failed| refused(ApiError::from(failed.error).into_response(), &failed.egress));
+        response.extensions_mut().insert(verdict);
         if !warnings.is_empty() {
             put(response.headers_mut(), "x-shoal-warnings", &warnings);
         }
@@ -285,20 +290,25 @@ fn whole(answer: Whole, voice: &mut dyn Voice) -> Response {
 type Run = Pin<Box<dyn Future<Output = Result<Running, Failed>> + Send>>;
 type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
-async fn streamed(mut run: Run, asked: Asked, voice: Box<dyn Voice>) -> Result<Response, Failed> {
+async fn streamed(
+    mut run: Run,
+    asked: Asked,
+    voice: Box<dyn Voice>,
+    write_idle: Duration,
+) -> Result<Response, Failed> {
     match tokio::time::timeout(HEADER_HOLD, &mut run).await {
         Ok(Ok(running)) => {
             let mut record = running.ticket().record.clone();
             // The record learns of it with the first payload, which is only read after the headers.
             record.egress = running.ticket().egress().text();
             let stream_type = voice.stream_type();
-            let mut response = event_stream(stream_type, relayed(running, asked, voice));
+            let mut response = event_stream(stream_type, relayed(running, asked, voice), write_idle);
             describe(&mut response, &record);
             Ok(response)
         }
         Ok(Err(failed)) => Err(failed),
         // What is unknown yet is left out of the headers; the metadata will have it.
-        Err(_) => Ok(event_stream(voice.stream_type(), Box::pin(late_frames(run, asked, voice)))),
+        Err(_) => Ok(event_stream(voice.stream_type(), Box::pin(late_frames(run, asked, voice)), write_idle)),
     }
 }
 
@@ -354,9 +364,8 @@ fn late_frames(run: Run, asked: Asked, voice: Box<dyn Voice>) -> impl Stream<Ite
     first.chain(waiting)
 }
 
-fn event_stream(stream_type: HeaderValue, frames: Frames) -> Response {
-    let frames = frames.map(Ok::<Bytes, std::convert::Infallible>);
-    let mut response = Response::new(HttpBody::from_stream(frames));
+fn event_stream(stream_type: HeaderValue, frames: Frames, write_idle: Duration) -> Response {
+    let mut response = Response::new(HttpBody::from_stream(Unread::limited(frames, write_idle)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, stream_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

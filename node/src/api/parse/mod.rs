@@ -97,6 +97,8 @@ pub struct Shape {
     pub answers: u64,
     /// Explicit threshold for escalation, 0..1.
     pub confidence_threshold: Option<f64>,
+    /// Another device goes on with an answer that breaks off; `None` = as the node is set.
+    pub resume: Option<bool>,
     /// The model is ours to choose.
     pub chooses: bool,
     /// How many meshes it came through before this one.
@@ -215,6 +217,7 @@ pub fn parse<'a>(
         max_output: max_output(&body)?,
         answers: fields.answers,
         confidence_threshold: metadata.threshold,
+        resume: metadata.resume,
         chooses: choice.is_auto(),
         meshes: meshes(headers)?,
         session: (path == ApiPath::ChatCompletions).then(|| session::of(headers, &body, &messages)).flatten(),
