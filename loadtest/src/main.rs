@@ -204,6 +204,9 @@ struct DeviceArgs {
     /// Bearer key to require.
     #[arg(long)]
     key: Option<String>,
+    /// Digest of the weights to tell: two stubs with the same one go on in each other's answers.
+    #[arg(long)]
+    digest: Option<String>,
 }
 
 #[derive(Args)]
@@ -362,6 +365,7 @@ async fn device(args: DeviceArgs) -> Result<ExitCode> {
         kind: args.kind,
         script,
         key: args.key,
+        digest: args.digest,
     };
     let stub = Stub::start(options).await.with_context(|| format!("listening on {}", args.listen))?;
     let mut stdout = std::io::stdout();

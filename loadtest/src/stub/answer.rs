@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::request::{Request, Tool};
-use crate::{script::Script, words::Words};
+use crate::{
+    script::Script,
+    words::{Words, broken_off_at},
+};
 
 /// Characters of a tool call's arguments in one piece of a stream.
 const ARGUMENT_PIECE: usize = 8;
@@ -45,12 +48,14 @@ fn called_tool<'a>(request: &'a Request, script: &Script) -> Option<&'a Tool> {
 }
 
 fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
+    // Greedy engines with the same weights would go on alike; here the words are told to by their nonce.
+    let (nonce, begun) = request.continued.as_deref().and_then(broken_off_at).unwrap_or((nonce, 0));
     let words = Words::new(&request.prompt, nonce);
     let allowed = request.max_tokens.unwrap_or(usize::MAX);
     let wanted = script.say.as_ref().map_or(script.tokens, |text| text.split_inclusive(' ').count());
     let mut pieces: Vec<String> = match &script.say {
         Some(text) => text.split_inclusive(' ').take(allowed).map(str::to_owned).collect(),
-        None => (0..wanted.min(allowed))
+        None => (begun..wanted.min(allowed.saturating_add(begun)))
             .map(|i| if i == 0 { words.word(i) } else { format!(" {}", words.word(i)) })
             .collect(),
     };
@@ -61,7 +66,7 @@ fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
             truncate(&mut pieces, at);
             "stop"
         }
-        None if allowed < wanted => "length",
+        None if allowed.saturating_add(begun) < wanted => "length",
         None => "stop",
     };
     Choice { pieces, tool: None, finish }
@@ -148,6 +153,25 @@ mod tests {
         let choices = plan(&request(json!({"stop": ["w0003"]})), &script(8), 1);
         assert_eq!(crate::words::verify("hi", &choices[0].text()), Ok(3));
         assert_eq!(choices[0].finish, "stop");
+    }
+
+    #[test]
+    fn a_begun_answer_is_gone_on_with_in_its_own_words() {
+        let whole = plan(&request(json!({})), &script(8), 7)[0].text();
+        let begun: String = whole.split_inclusive(' ').take(3).collect();
+        let going_on = |more: Value| {
+            let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": begun.trim_end()}]);
+            let mut fields =
+                json!({"messages": messages, "continue_final_message": true, "add_generation_prompt": false});
+            for (key, value) in more.as_object().expect("an object") {
+                fields[key] = value.clone();
+            }
+            plan(&request(fields), &script(8), 8).remove(0)
+        };
+        let rest = going_on(json!({}));
+        assert_eq!((format!("{}{}", begun.trim_end(), rest.text()), rest.finish), (whole, "stop"));
+        let cut = going_on(json!({"max_tokens": 2}));
+        assert_eq!((cut.pieces.len(), cut.finish), (2, "length"));
     }
 
     #[test]

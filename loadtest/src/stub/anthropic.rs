@@ -168,6 +168,7 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Request, String> {
         stop: stops.filter_map(|stop| stop.as_str().map(str::to_owned)).collect(),
         n: 1,
         logprobs: None,
+        continued: None,
         tools: tools(&body["tools"])?,
         must_call,
         fields,

@@ -47,6 +47,9 @@ fn describe(shared: &Shared, id: &str) -> Value {
         Kind::LfoHttp | Kind::LfoTcp => "lfo",
     };
     let mut model = json!({"id": id, "object": "model", "created": shared.started_unix, "owned_by": owner});
+    if let Some(digest) = &shared.options.digest {
+        model["digest"] = digest.as_str().into();
+    }
     match shared.options.kind {
         Kind::Vllm => model["max_model_len"] = shared.options.context.into(),
         Kind::LlamaCpp => model["meta"] = json!({"n_ctx_train": shared.options.context, "n_vocab": 49152}),

@@ -93,6 +93,8 @@ pub struct Options {
     pub script: Script,
     /// Bearer key that requests must carry, if any.
     pub key: Option<String>,
+    /// Digest of the weights that it tells in its list of models, if any.
+    pub digest: Option<String>,
 }
 
 impl Default for Options {
@@ -105,6 +107,7 @@ impl Default for Options {
             kind: Kind::Openai,
             script: Script::default(),
             key: None,
+            digest: None,
         }
     }
 }

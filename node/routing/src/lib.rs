@@ -31,6 +31,7 @@ pub mod domain;
 pub mod embed;
 pub mod escalate;
 pub mod features;
+pub mod hedge;
 pub mod ids;
 pub mod limit;
 pub mod outcome;

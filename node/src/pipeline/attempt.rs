@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use shoal_routing::{Hold, InFlight, Signals, Tokens};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::delivery::{Committed, Events, Running, Whole};
+use super::resume::Resume;
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
 use super::watch::{self, Watch};
+use crate::upstream::pulse::Commitment;
 use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest};
 
 /// Largest answer that is not streamed.
@@ -101,6 +104,7 @@ pub(super) struct Begun {
     guard: InFlight,
     patience: Patience,
     watch: Watch,
+    commitment: Commitment,
 }
 
 enum Answer {
@@ -111,7 +115,14 @@ enum Answer {
 
 impl Begun {
     /// Puts the answer together with the ticket that it will end.
-    pub(super) fn into_running(self, ticket: Ticket) -> Running {
+    ///
+    /// With `resume` its host need not be waited for as long as one that alone can go on.
+    pub(super) fn into_running(
+        self,
+        ticket: Ticket,
+        resume: Option<Box<Resume>>,
+        ending: CancellationToken,
+    ) -> Running {
         let (unasked, answers) = (self.watch.unasked(), self.watch.answers());
         match self.answer {
             Answer::Whole(body, tap) => {
@@ -119,8 +130,20 @@ impl Begun {
             }
             Answer::Stream(held, events) => {
                 let (patience, guard) = (self.patience, self.guard);
-                Running::Stream(Committed::new(held, events, patience, guard, ticket, unasked, answers))
+                if resume.is_none() {
+                    self.commitment.commit();
+                }
+                let stream = Committed::new(held, events, patience, guard, ticket, unasked, answers);
+                Running::Stream(stream.resumable(resume).until(ending))
             }
+        }
+    }
+
+    /// Takes a stream apart; `None` for a whole answer.
+    pub(super) fn into_stream(self) -> Option<(VecDeque<Bytes>, Events, InFlight)> {
+        match self.answer {
+            Answer::Whole(..) => None,
+            Answer::Stream(held, events) => Some((held, events, self.guard)),
         }
     }
 
@@ -148,6 +171,7 @@ pub(super) async fn run(
     mut watch: Watch,
 ) -> Result<Begun, Failure> {
     let stream = request.stream;
+    let commitment = request.commitment.clone();
     let result = async {
         let response = patience.before_content(upstream.oneshot(request)).await??;
         if stream {
@@ -158,7 +182,7 @@ pub(super) async fn run(
     }
     .await;
     match result {
-        Ok(answer) => Ok(Begun { answer, guard, patience, watch }),
+        Ok(answer) => Ok(Begun { answer, guard, patience, watch, commitment }),
         Err(error) => {
             // A fault of the request, or a request for less traffic, says nothing against the host.
             let failure = Failure { error };

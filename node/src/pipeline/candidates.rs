@@ -6,12 +6,18 @@ use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use shoal_routing::{ArmId, Balancer, Decision, Fallback, LoadBook, Offer, Route, RouteReason, UpstreamId};
+use shoal_routing::{
+    ArmId, Balancer, Decision, Fallback, Forecast, LoadBook, Offer, Route, RouteReason, UpstreamId, Work,
+};
 
 /// Tries that a model gets before the next one of a rule's chain: another host once, of three attempts in all.
 const CHAINED: usize = 2;
 
+/// Part of the predicted time on a busy host within which a free one must be done to be worth the move.
+const WORTH_MOVING: f64 = 0.9;
+
 /// One attempt's target.
+#[derive(Debug, Clone)]
 pub(super) struct Choice {
     pub(super) offer: Arc<Offer>,
     pub(super) route: Route,
@@ -97,6 +103,72 @@ impl Candidates {
             self.tries = 0;
             self.reason = RouteReason::Fallback;
         }
+    }
+
+    /// Returns another device with a free slot for the same model, to be asked beside one that is late.
+    pub(super) fn beside(
+        &mut self,
+        late: &Choice,
+        loads: &LoadBook,
+        hop: u32,
+        balancer: Balancer,
+    ) -> Option<Choice> {
+        let now = Instant::now();
+        let free = self.free(late, loads, hop, now);
+        self.instead(late, &free, loads, hop, balancer, now)
+    }
+
+    /// Returns a device on which a request that waits for a busy one would be done earlier, since it has a free slot now.
+    pub(super) fn freed(
+        &mut self,
+        busy: &Choice,
+        loads: &LoadBook,
+        hop: u32,
+        balancer: Balancer,
+        work: Work,
+    ) -> Option<Choice> {
+        let now = Instant::now();
+        let total_ms = |offer: &Offer| Forecast::of(work, offer, &loads.of(offer, now)).map(|f| f.total_ms());
+        let waits_ms = total_ms(&busy.offer);
+        let mut free = self.free(busy, loads, hop, now);
+        // Forecasts err; a place in a line is not given up for nothing.
+        free.retain(|offer| match (total_ms(offer), waits_ms) {
+            (Some(there), Some(here)) => there < here * WORTH_MOVING,
+            (None, _) | (_, None) => true,
+        });
+        let choice = self.instead(busy, &free, loads, hop, balancer, now)?;
+        self.give_back(busy);
+        Some(choice)
+    }
+
+    /// Devices with a free slot for the model of a choice, which were not tried and are well.
+    fn free(&self, late: &Choice, loads: &LoadBook, hop: u32, now: Instant) -> Vec<Arc<Offer>> {
+        let is_free = |offer: &&Arc<Offer>| {
+            let load = loads.of(offer, now);
+            matches!(offer.upstream, UpstreamId::Device(_))
+                && !offer.is_cloud()
+                && offer.upstream != late.offer.upstream
+                && offer.model.id == late.offer.model.id
+                && (offer.slots > 0 && load.in_flight < offer.slots)
+                && (load.admits && !load.penalised)
+                && self.untried(offer, hop).is_some_and(|route| !self.through_failed(&route))
+        };
+        self.offers.iter().filter(is_free).cloned().collect()
+    }
+
+    fn instead(
+        &mut self,
+        late: &Choice,
+        free: &[Arc<Offer>],
+        loads: &LoadBook,
+        hop: u32,
+        balancer: Balancer,
+        now: Instant,
+    ) -> Option<Choice> {
+        let offer = balancer.pick(free, loads, now, &mut self.rng, &[])?;
+        let route = self.untried(&offer, hop)?;
+        self.tried.push((offer.clone(), route.clone()));
+        Some(Choice { offer, route, arm: late.arm.clone(), reason: late.reason })
     }
 
     /// Lets a host be chosen again that had no room: it is known to be full now, and may be waited for.

@@ -13,7 +13,6 @@ use shoal_routing::{
 
 use super::attempts::{Answered, Attempts};
 use super::candidates::{Candidates, Choice};
-use super::delivery::Running;
 use super::ticket::Ticket;
 use super::watch::Watch;
 use crate::api::parse::Parsed;
@@ -65,8 +64,8 @@ impl Climb {
         &self,
         mut answered: Answered,
         attempts: &mut Attempts<'_>,
-        mut ticket: Ticket,
-    ) -> Running {
+        ticket: &mut Ticket,
+    ) -> Answered {
         let (mut quality, mut rungs) = self.rungs(&answered.choice).unzip();
         loop {
             let signals = answered.begun.signals();
@@ -94,7 +93,7 @@ impl Climb {
             left.drain(..=rung);
             let mark = ticket.mark();
             attempts.hurry();
-            match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, &mut ticket).await {
+            match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, ticket).await {
                 Ok(better) => {
                     metrics::counter!("shoal_escalations_total", "reason" => reason.as_str()).increment(1);
                     ticket.saw_rejected(&answered.choice.arm, &signals);
@@ -114,6 +113,6 @@ impl Climb {
             }
         }
         ticket.show();
-        answered.begun.into_running(ticket)
+        answered
     }
 }

@@ -19,7 +19,13 @@ mod gain_tests;
 mod gate;
 #[cfg(test)]
 mod gate_tests;
+mod hedge;
+#[cfg(test)]
+mod hedge_tests;
 pub mod purpose;
+mod resume;
+#[cfg(test)]
+mod resume_tests;
 mod ruled;
 #[cfg(test)]
 mod ruled_tests;
@@ -33,11 +39,13 @@ mod watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_routing::hedge::Hedges;
 use shoal_routing::{
     DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind,
-    RetryPermit, Route, Router, Snapshot as RouterSnapshot,
+    RetryPermit, Route, Router, Snapshot as RouterSnapshot, UpstreamId,
 };
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::attempt::Failure;
 use self::attempts::Attempts;
@@ -47,6 +55,7 @@ pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
 use self::gate::Gate;
 pub use self::purpose::Purpose;
+use self::resume::Resume;
 pub use self::ruled::RuleBook;
 use self::ticket::{Sinks, Ticket};
 use self::turns::Turns;
@@ -132,6 +141,12 @@ pub struct Pipeline {
     pub rules: RuleBook,
     /// Money of API keys; `None` = no key has a budget.
     pub purses: Option<KeyPurses>,
+    /// When a second device is asked beside one that is late.
+    pub hedges: Hedges,
+    /// Answers that break off are gone on with elsewhere, where the request does not say.
+    pub resumes: bool,
+    /// Cancelled when the time for running answers is over: the node stops, and says so.
+    pub ending: CancellationToken,
     router: Router,
     turns: Turns,
     gate: Gate,
@@ -160,6 +175,9 @@ impl Pipeline {
             limits,
             rules: RuleBook::default(),
             purses: None,
+            hedges: Hedges::new(0.0),
+            resumes: false,
+            ending: CancellationToken::new(),
             router: Router::default(),
             turns: Turns::default(),
             retries: RetryBudget::default(),
@@ -175,6 +193,16 @@ impl Pipeline {
     /// Lets keys spend what is in their purses only.
     pub fn with_purses(self, purses: KeyPurses) -> Self {
         Self { purses: Some(purses), ..self }
+    }
+
+    /// Hedges a share of the streamed requests.
+    pub fn with_hedging(self, share: f64) -> Self {
+        Self { hedges: Hedges::new(share), ..self }
+    }
+
+    /// Says whether answers that break off are gone on with where the request does not say.
+    pub fn resuming(self, resumes: bool) -> Self {
+        Self { resumes, ..self }
     }
 
     /// Tells whether this node, or one that it has heard of lately, has a provider of that name.
@@ -325,8 +353,19 @@ impl Pipeline {
         let _active = self.retries.enter();
         let mut attempts = Attempts::new(self, &parsed, &origin);
         let climb = Climb::new(&decision, &parsed, origin.hop);
-        match attempts.begin(Candidates::new(&decision), &climb, &mut ticket).await {
-            Ok(answered) => Ok(climb.until_good_enough(answered, &mut attempts, ticket).await),
+        let begun = tokio::select! {
+            biased;
+            () = self.ending.cancelled() => Err(stopping()),
+            begun = attempts.begin(Candidates::new(&decision), &climb, &mut ticket) => begun,
+        };
+        match begun {
+            Ok(answered) => {
+                let answered = climb.until_good_enough(answered, &mut attempts, &mut ticket).await;
+                let state = (attempts.patience(), attempts.made());
+                let egress = ticket.egress().clone();
+                let resume = Resume::new(self, &parsed, &origin, &decision, &answered, state, &egress);
+                Ok(answered.begun.into_running(ticket, resume, self.ending.clone()))
+            }
             Err(error) => {
                 let egress = ticket.egress().text();
                 ticket.fail(error.status, &error.code);
@@ -338,13 +377,14 @@ impl Pipeline {
     async fn retry_permit(
         &self,
         failure: &Failure,
+        next: &UpstreamId,
         deadline: Option<tokio::time::Instant>,
     ) -> Option<RetryPermit> {
         let kind = if failure.is_throttle() { RetryKind::Throttle } else { RetryKind::Transient };
         let patience = tokio::time::Instant::now() + RETRY_WAIT;
         let give_up = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
-            if let Some(permit) = self.retries.try_retry(kind) {
+            if let Some(permit) = self.retries.try_retry(kind, next) {
                 return Some(permit);
             }
             if tokio::time::Instant::now() >= give_up {
@@ -354,6 +394,12 @@ impl Pipeline {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
+}
+
+/// What a request is told that the node's end overtook.
+fn stopping() -> UpstreamError {
+    let error = UpstreamError::retryable(503, "overloaded", "this node is stopping; ask another one");
+    UpstreamError { retry_after: Some(Duration::from_secs(1)), ..error }
 }
 
 /// Turns the core's refusal into an error for the client.

@@ -238,8 +238,10 @@ async fn a_spent_budget_ends_the_request_after_a_short_wait() {
     for way in ["a/m", "b/m"] {
         scene.script(way, [Act::Fail(broken())]);
     }
-    let held: Vec<_> =
-        std::iter::from_fn(|| scene.pipeline.retries.try_retry(RetryKind::Transient)).collect();
+    let held: Vec<_> = std::iter::from_fn(|| {
+        scene.pipeline.retries.try_retry(RetryKind::Transient, &UpstreamId::Device("a".into()))
+    })
+    .collect();
     let began = tokio::time::Instant::now();
     assert_eq!(play(&scene, NAMED).await, Err("upstream_error".into()));
     assert!(began.elapsed() >= RETRY_WAIT && began.elapsed() < RETRY_WAIT * 2);
@@ -257,7 +259,11 @@ async fn a_second_retry_does_not_hold_on_to_the_permit_of_the_first() {
         scene.script_from(way, acts.clone());
     }
     // One permit is left of the few that a quiet node has.
-    let held: Vec<_> = (0..2).map_while(|_| scene.pipeline.retries.try_retry(RetryKind::Transient)).collect();
+    let held: Vec<_> = (0..2)
+        .map_while(|_| {
+            scene.pipeline.retries.try_retry(RetryKind::Transient, &UpstreamId::Device("a".into()))
+        })
+        .collect();
     let began = tokio::time::Instant::now();
     assert_eq!(play(&scene, NAMED).await, Ok(()));
     assert_eq!(began.elapsed(), Duration::ZERO);

@@ -131,6 +131,12 @@ pub struct Metadata<'a> {
     cost_usd: Option<f64>,
     data_class: &'a str,
     egress: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    resumed: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Guard of one accepted request.
@@ -262,6 +268,14 @@ impl Ticket {
         }
     }
 
+    /// Notes that another device goes on with the answer, since the one before broke off with `code`.
+    pub(super) fn resumed(&mut self, code: &str) {
+        self.record.resumed += 1;
+        if let Some(broken_off) = self.record.attempt_log.last_mut() {
+            broken_off.ended = code.to_owned();
+        }
+    }
+
     /// Returns the mark that egress writes when the request leaves the mesh.
     pub fn egress(&self) -> &EgressMark {
         &self.egress
@@ -369,6 +383,7 @@ impl Ticket {
             cost_usd: r.cost_usd,
             data_class: &r.data_class,
             egress: &r.egress,
+            resumed: r.resumed,
         };
         serde_json::to_vec(&metadata).expect("plain fields serialise")
     }

@@ -268,6 +268,7 @@ mod tests {
             max_output: None,
             answers: 1,
             confidence_threshold: None,
+            resume: None,
             meshes: 0,
             chooses: true,
             session: None,

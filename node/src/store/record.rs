@@ -61,6 +61,8 @@ pub struct RequestRecord {
     pub duration_ms: u64,
     /// Attempts made.
     pub attempts: u32,
+    /// Times that another device went on with an answer that broke off.
+    pub resumed: u32,
     /// True when a device of the mesh was asked, whoever answered in the end.
     pub local_attempt: bool,
     /// Each attempt: upstream, model, confidence and how it ended.

@@ -33,6 +33,13 @@ fn has(list: &Value, word: &str) -> bool {
     list.as_array().is_some_and(|list| list.iter().any(|entry| entry == word))
 }
 
+/// Digest of the weights, from a server that tells one in its list.
+fn digest(model: &Value) -> String {
+    let told = [text(model, "digest"), text(&model["meta"], "digest")];
+    let told = told.into_iter().find(|digest| !digest.is_empty()).unwrap_or_default();
+    told.strip_prefix("sha256:").unwrap_or(told).to_owned()
+}
+
 /// Models of a server of which only `/v1/models` is known.
 pub(super) fn served(listed: &[Value], engine: &'static str) -> Vec<ModelInfo> {
     let batching = matches!(engine, "vllm" | "sglang");
@@ -47,6 +54,7 @@ pub(super) fn served(listed: &[Value], engine: &'static str) -> Vec<ModelInfo> {
                 // Both accept tool calls for any model; whether the model makes good ones, use will tell.
                 tools: batching,
                 logprobs: batching,
+                digest: digest(model),
                 ..ModelInfo::default()
             }
         })
@@ -76,6 +84,7 @@ pub(super) fn llama_cpp(listed: &[Value], props: &Value) -> Vec<ModelInfo> {
         tools: caps["supports_tools"].as_bool().unwrap_or_else(|| template.contains("tools")),
         vision: props["modalities"]["vision"] == true,
         logprobs: true,
+        digest: digest(model),
         ..ModelInfo::default()
     };
     listed.iter().map(describe).collect()
