@@ -27,27 +27,29 @@ def test_a_late_device_is_outrun_at_most_twice_in_a_hundred_requests(mesh):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: ask(node, n), range(150)))
     learnt = {name: stub.log()["counts"]["completed"] for name, stub in stubs.items()}
-    assert min(learnt.values()) >= 20, learnt
+    # The balancer keeps to the one that it knows; that one hangs.
+    victim, other = sorted(stubs, key=lambda name: -learnt[name])
+    assert learnt[victim] >= 50, learnt
     usual = hedges(node)
 
-    os.kill(stubs["d1"].child.pid, signal.SIGSTOP)
+    os.kill(stubs[victim].child.pid, signal.SIGSTOP)
     try:
         outrun = []
         for n in range(200, 212):
             began = time.monotonic()
             record = node.get(f"/shoal/v1/requests/{ask(node, n)}").json()
             ends = [(one["upstream"], one["ended"]) for one in record["attempt_log"]]
-            if ("d1", "outrun") in ends:
+            if (victim, "outrun") in ends:
                 outrun.append(time.monotonic() - began)
-                assert ends[-1] == ("d2", "ok") and record["upstream"] == "d2", ends
+                assert ends[-1] == (other, "ok") and record["upstream"] == other, ends
                 break
         assert outrun and outrun[0] < 3, outrun
     finally:
-        os.kill(stubs["d1"].child.pid, signal.SIGCONT)
+        os.kill(stubs[victim].child.pid, signal.SIGCONT)
     assert hedges(node) >= usual + 1
     assert hedges(node) <= 162 * 0.02 + 2, "the budget"
-    gone = lambda: [one["end"] for one in stubs["d1"].log()["requests"]].count("client_gone") >= 1
-    kit.until("the loser's work cancelled", gone, within_s=10)
+    idle = lambda: node.get("/shoal/v1/status").json()["requests"]["in_flight"] == 0
+    kit.until("nothing is left of the losers", idle, within_s=10)
 
 
 def hedges(node):

@@ -1,6 +1,7 @@
 """Clients that do not begin, trickle, or read nothing are cut off in their time, and nobody else notices."""
 
 import json
+import select
 import socket
 import time
 
@@ -10,7 +11,7 @@ import kit
 
 LIMITS = """version = 1
 [limits]
-header_s = 2
+header_s = 4
 body_idle_s = 2
 write_idle_s = 3
 connections_per_ip = 40
@@ -52,13 +53,13 @@ def test_a_client_that_does_not_send_its_header_is_cut_off(strict, beginning):
     node, _ = strict
     with connect(node) as connection:
         connection.sendall(beginning)
-        assert closed_after(connection) <= 2 * 1.2 + 1
+        assert closed_after(connection) <= 4 * 1.2 + 1
 
 
 def test_a_client_that_trickles_is_cut_off_too(strict):
     node, _ = strict
     # A byte a second keeps every silence short; neither header nor body may last for ever.
-    for opening, allowed in ((b"GET /healthz HTTP/1.1\r\nx: ", 2), (head(node, 1000) + b"{", 2 * 2)):
+    for opening, allowed in ((b"GET /healthz HTTP/1.1\r\nx: ", 4), (head(node, 1000) + b"{", 2 * 2)):
         with connect(node) as connection:
             connection.sendall(opening)
             connection.settimeout(0.5)
@@ -79,7 +80,8 @@ def test_a_client_that_trickles_is_cut_off_too(strict):
 
 def test_a_client_that_reads_nothing_is_cut_off_and_its_work_ends(strict):
     node, stub = strict
-    body = json.dumps({"model": "stub-own", "stream": True, "messages": [
+    # With alternatives to every token: far more than the system's buffers hold.
+    body = json.dumps({"model": "stub-own", "stream": True, "logprobs": True, "top_logprobs": 20, "messages": [
         {"role": "user", "content": "[[stub n=20000 tag=stalled]]"}]}).encode()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -100,16 +102,10 @@ def test_one_address_has_its_share_of_connections_and_others_are_served(strict):
     try:
         for _ in range(45):
             held.append(connect(node))
-        refused = 0
-        for connection in held:
-            connection.settimeout(0.2)
-            try:
-                refused += connection.recv(1) == b""
-            except TimeoutError:
-                pass
-            except ConnectionError:
-                refused += 1
-        assert 5 <= refused <= 6, refused
+        # Those over the share are closed at once, the others only when they have not begun in their time.
+        closed = lambda: select.select(held, [], [], 0)[0]
+        kit.until("those over the share closed", lambda: len(closed()) >= 5, within_s=3)
+        assert len(closed()) <= 6, len(closed())
     finally:
         for connection in held:
             connection.close()

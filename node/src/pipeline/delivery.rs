@@ -24,6 +24,9 @@ use crate::upstream::{Event, UpstreamError};
 /// Events of an upstream's answer.
 pub(super) type Events = BoxStream<'static, Result<Event, UpstreamError>>;
 
+/// The way from an answer that broke off to one that goes on.
+type GoingOn = BoxFuture<'static, (Box<Resume>, Option<Resumed>)>;
+
 /// A committed request: this attempt's bytes are what the asker gets, and no other's.
 pub enum Running {
     /// The whole body is here.
@@ -96,7 +99,7 @@ pub struct Committed {
     /// The way to that, with the error that stands if it leads nowhere. Kept here so that `next` may be cancelled.
     /// Cancelled when the node stops and waits no longer.
     ending: CancellationToken,
-    resuming: Option<(UpstreamError, BoxFuture<'static, (Box<Resume>, Option<Resumed>)>)>,
+    resuming: Option<(UpstreamError, GoingOn)>,
 }
 
 impl Committed {
@@ -173,7 +176,7 @@ impl Committed {
             match self.next_of_host().await {
                 Step::End(Err(cut)) if resume::may_go_on(&cut) && self.resume.is_some() => {
                     let resume = self.resume.take().map(Resume::go_on);
-                    self.resuming = resume.map(|resuming| (cut, Box::pin(resuming) as BoxFuture<'static, _>));
+                    self.resuming = resume.map(|resuming| (cut, Box::pin(resuming) as GoingOn));
                 }
                 step => return step,
             }

@@ -310,10 +310,10 @@ impl SoFar {
     }
 }
 
-/// The error of an answer that was broken off and is not gone on with, and of whether it may be.
+/// Tells whether an answer that broke off like this may be gone on with. A deadline that passed (504, for good) is over
+/// everywhere.
 pub(super) fn may_go_on(cut: &UpstreamError) -> bool {
-    // A deadline that passed, or a request at fault, is nobody else's to mend.
-    cut.status >= 500 && cut.message != "the request's deadline passed"
+    cut.status >= 500 && (cut.retryable || cut.status != 504)
 }
 
 #[cfg(test)]
