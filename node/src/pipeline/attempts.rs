@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use shoal_routing::{Asking, Balancer, InFlight, MAX_ATTEMPTS, Priority, Route, UpstreamId, Work};
 
 use super::attempt::{self, Begun, Failure, Patience};
@@ -34,6 +35,9 @@ pub(super) struct Attempts<'a> {
     made: u32,
     allowed: u32,
 }
+
+/// One attempt on its way to the commit point; boxed, since its state is large and two may run at once.
+pub(super) type Attempt = BoxFuture<'static, Result<Begun, Failure>>;
 
 /// An answer at its commit point, and who gives it.
 pub(super) struct Answered {
@@ -193,7 +197,7 @@ impl<'a> Attempts<'a> {
         guard: InFlight,
         climb: &Climb,
         ticket: &mut Ticket,
-    ) -> impl Future<Output = Result<Begun, Failure>> + Send + use<> {
+    ) -> Attempt {
         let left = self.allowed - self.made;
         self.made += 1;
         note(ticket, choice);
@@ -218,7 +222,7 @@ impl<'a> Attempts<'a> {
             commitment: Default::default(),
             payer: self.pipeline.payer(&choice.offer, self.origin),
         };
-        attempt::run(upstream, request, guard, self.patience, watch)
+        Box::pin(attempt::run(upstream, request, guard, self.patience, watch))
     }
 
     /// True before the first attempt of a client's own request, at the router where it came in.

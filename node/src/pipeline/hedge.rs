@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use shoal_routing::{Balancer, Forecast, UpstreamId, Work};
 
 use super::attempt::{Begun, Failure};
-use super::attempts::{Attempts, log_attempt};
+use super::attempts::{Attempt, Attempts, log_attempt};
 use super::candidates::{Candidates, Choice};
 use super::climb::Climb;
 use super::ticket::{Mark, Ticket};
@@ -59,12 +59,11 @@ impl Attempts<'_> {
     pub(super) async fn race(
         &mut self,
         choice: Choice,
-        first: impl Future<Output = Result<Begun, Failure>> + Send,
+        mut first: Attempt,
         lateness: Lateness,
         mut others: Others<'_>,
         ticket: &mut Ticket,
     ) -> (Choice, Result<Begun, Failure>) {
-        let mut first = Box::pin(first);
         let late_after = self.late_after(&choice, &lateness);
         let ended = match late_after {
             Some(late_after) => tokio::time::timeout(late_after, &mut first).await.ok(),
@@ -74,8 +73,7 @@ impl Attempts<'_> {
             Some(result) => result,
             None => match self.second(&choice, &mut others, ticket).await {
                 None => first.await,
-                Some((mark, other, second)) => {
-                    let mut second = Box::pin(second);
+                Some((mark, other, mut second)) => {
                     let (is_first, result) = tokio::select! {
                         biased;
                         result = &mut first => (true, result),
@@ -120,7 +118,7 @@ impl Attempts<'_> {
         late: &Choice,
         others: &mut Others<'_>,
         ticket: &mut Ticket,
-    ) -> Option<(Mark, Choice, impl Future<Output = Result<Begun, Failure>> + Send + use<>)> {
+    ) -> Option<(Mark, Choice, Attempt)> {
         let pipeline = self.pipeline;
         if !self.are_left() {
             return None;
