@@ -356,11 +356,12 @@ impl Pipeline {
         let begun = tokio::select! {
             biased;
             () = self.ending.cancelled() => Err(stopping()),
-            begun = attempts.begin(Candidates::new(&decision), &climb, &mut ticket) => begun,
+            // Boxed: it is held by every future above this one.
+            begun = Box::pin(attempts.begin(Candidates::new(&decision), &climb, &mut ticket)) => begun,
         };
         match begun {
             Ok(answered) => {
-                let answered = climb.until_good_enough(answered, &mut attempts, &mut ticket).await;
+                let answered = Box::pin(climb.until_good_enough(answered, &mut attempts, &mut ticket)).await;
                 let state = (attempts.patience(), attempts.made());
                 let egress = ticket.egress().clone();
                 let resume = Resume::new(self, &parsed, &origin, &decision, &answered, state, &egress);
