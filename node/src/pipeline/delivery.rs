@@ -87,7 +87,8 @@ pub enum Step {
 pub struct Committed {
     held: VecDeque<Bytes>,
     events: Events,
-    tap: Tap,
+    /// Boxed, as whatever is large beside a whole answer.
+    tap: Box<Tap>,
     patience: Patience,
     guard: InFlight,
     ticket: Ticket,
@@ -96,10 +97,11 @@ pub struct Committed {
     answers: u64,
     /// What goes on with the answer elsewhere if it breaks off.
     resume: Option<Box<Resume>>,
-    /// The way to that, with the error that stands if it leads nowhere. Kept here so that `next` may be cancelled.
     /// Cancelled when the node stops and waits no longer.
     ending: CancellationToken,
-    resuming: Option<(UpstreamError, GoingOn)>,
+    /// The way to whoever goes on, with the error that stands if it leads nowhere. Kept here so that `next` may be
+    /// cancelled.
+    resuming: Option<Box<(UpstreamError, GoingOn)>>,
 }
 
 impl Committed {
@@ -117,7 +119,7 @@ impl Committed {
         Self {
             held,
             events,
-            tap: Tap::default(),
+            tap: Box::default(),
             patience,
             guard,
             ticket,
@@ -164,7 +166,8 @@ impl Committed {
 
     async fn next_of_any_host(&mut self) -> Step {
         loop {
-            if let Some((cut, resuming)) = &mut self.resuming {
+            if let Some(broken_off) = &mut self.resuming {
+                let (cut, resuming) = &mut **broken_off;
                 let (resume, resumed) = resuming.as_mut().await;
                 let cut = cut.clone();
                 self.resuming = None;
@@ -176,7 +179,7 @@ impl Committed {
             match self.next_of_host().await {
                 Step::End(Err(cut)) if resume::may_go_on(&cut) && self.resume.is_some() => {
                     let resume = self.resume.take().map(Resume::go_on);
-                    self.resuming = resume.map(|resuming| (cut, Box::pin(resuming) as GoingOn));
+                    self.resuming = resume.map(|resuming| Box::new((cut, Box::pin(resuming) as GoingOn)));
                 }
                 step => return step,
             }
