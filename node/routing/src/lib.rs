@@ -61,7 +61,8 @@ pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSig
 pub use domain::Domain;
 pub use embed::Embedding;
 pub use escalate::{
-    EscalationPolicy, EscalationReason, Grounds, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
+    EscalationPolicy, EscalationReason, Grounds, HeldPrefix, Hold, JudgeInput, Ladder, Prospect, Verdict,
+    ladder,
 };
 pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
