@@ -12,9 +12,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
-use shoal_routing::escalate::gain::GainModel;
+use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
 use shoal_routing::{
-    ArmEvidence, ArmId, Confidence, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony,
+    ArmEvidence, ArmId, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -61,8 +61,8 @@ pub struct Judgement {
     pub arm: ArmId,
     /// How good.
     pub score: Score,
-    /// The confidence that the answer had before calibration.
-    pub raw: Confidence,
+    /// What was seen of the answer: its confidence before calibration, and its length.
+    pub seen: AnswerSignals,
     /// What the request looked like; `None` when its record does not say.
     pub features: Option<Features>,
     /// Its field of knowledge.

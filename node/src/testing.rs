@@ -22,7 +22,8 @@ use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::feedback;
 use crate::inventory::Inventory;
-use crate::judging::witness;
+use crate::judging::agreement::SecondOpinion;
+use crate::judging::{AgreementSettings, witness};
 use crate::pipeline::ticket::{Live, Sinks};
 use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve, RuleBook};
 use crate::store::{HistoryWriter, KeyRing, RequestRecord, ResponseShelf, Store};
@@ -225,7 +226,13 @@ impl Scene {
     }
 
     pub(crate) fn with_room_for(concurrent_requests: usize, offers: Vec<Offer>) -> Self {
-        Self::build(concurrent_requests, offers, Rules::default())
+        Self::build(concurrent_requests, offers, Rules::default(), None)
+    }
+
+    /// A node that may ask another model for its opinion.
+    pub(crate) fn with_second_opinion(offers: Vec<Offer>, settings: AgreementSettings) -> Self {
+        let second = SecondOpinion::new(settings, "0123abcd".into());
+        Self::build(100, offers, Rules::default(), Some(second))
     }
 
     /// A node whose `shoal.toml` holds these rules.
@@ -233,10 +240,15 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shoal.toml");
         std::fs::write(&path, format!("version = 1\n{rules}")).unwrap();
-        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules)
+        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules, None)
     }
 
-    fn build(concurrent_requests: usize, offers: Vec<Offer>, rules: Rules) -> Self {
+    fn build(
+        concurrent_requests: usize,
+        offers: Vec<Offer>,
+        rules: Rules,
+        second: Option<SecondOpinion>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let (learning, feedback) = feedback::Service::new("me", 1, store.clone()).unwrap();
@@ -273,7 +285,8 @@ impl Scene {
         let keys = KeyRing::load(store.clone()).unwrap();
         let pipeline = Pipeline::new("me", inventory, loads, sinks, resolver, limits)
             .with_rules(RuleBook::new(rules, keys.clone()))
-            .with_purses(KeyPurses::new(keys.clone(), store));
+            .with_purses(KeyPurses::new(keys.clone(), store))
+            .with_second_opinion(second);
         let pipeline = Arc::new(pipeline);
         let front = Front {
             name: "me".into(),

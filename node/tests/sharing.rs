@@ -27,7 +27,8 @@ use shoal_proto::{
     GetResponseReply, HealthReply, KeptResponseRequest, KeyRecords, PullStatisticsReply,
     PullStatisticsRequest, RemoveResponseReply, SignedBlob,
 };
-use shoal_routing::{ArmEvidence, ArmId, Confidence, Domain, Features, Score};
+use shoal_routing::escalate::gain::AnswerSignals;
+use shoal_routing::{ArmEvidence, ArmId, Domain, Features, Score};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -297,7 +298,7 @@ fn an_evaluator_is_measured_against_what_clients_say() {
         request: "req_1".into(),
         arm: arm.clone(),
         score: Score::ONE,
-        raw: Confidence::Unknown,
+        seen: AnswerSignals::default(),
         features: Some(Features::default()),
         domain: Domain::default(),
         by,

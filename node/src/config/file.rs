@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::escalation::FileEscalation;
 use super::judging::{FileEvaluator, FileLearning};
 use super::rules::{FileAlias, FileRoute, FileSticky, FileTarget, FileWhen};
 use super::{Error, FileApi, FileTls, Limits, TlsMode};
@@ -67,6 +68,8 @@ pub struct FileConfig {
     pub evaluator: FileEvaluator,
     /// What is done to learn more.
     pub learning: FileLearning,
+    /// What may be spent to find out whether an answer is good enough.
+    pub escalation: FileEscalation,
     /// Sizes, counts and waits.
     pub limits: FileLimits,
 }
@@ -264,6 +267,7 @@ impl FileConfig {
             }],
             evaluator: FileEvaluator { model: Some("auto:local".into()), ..FileEvaluator::default() },
             learning: FileLearning::default(),
+            escalation: FileEscalation { agreement: true, ..FileEscalation::default() },
             limits: FileLimits::default(),
         }
     }

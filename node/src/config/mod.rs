@@ -4,6 +4,7 @@
 //! understood beside them. Nothing else in the package reads the environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
 //! safety setting must not be silent.
 
+mod escalation;
 mod file;
 mod judging;
 mod lfo_env;
@@ -20,8 +21,9 @@ use shoal_routing::{Rules, Tokens};
 use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
 use crate::device::lfo;
-use crate::judging::{EvaluatorSettings, LearningSettings};
+use crate::judging::{AgreementSettings, EvaluatorSettings, LearningSettings};
 
+pub use escalation::FileEscalation;
 pub use file::{FileConfig, FileDevice, FileLimits, FileRouter};
 pub use judging::{FileEvaluator, FileLearning};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
@@ -134,6 +136,8 @@ pub struct Config {
     pub evaluator: Option<EvaluatorSettings>,
     /// What is done to learn more.
     pub learning: LearningSettings,
+    /// How second opinions are asked for; `None` = they are not.
+    pub agreement: Option<AgreementSettings>,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -212,6 +216,7 @@ impl Config {
             rules: rules::check(file.routes, file.aliases)?,
             learning: file.learning.check(evaluator.as_ref())?,
             evaluator,
+            agreement: file.escalation.check()?,
             limits: Limits {
                 max_local_tokens: lfo.as_ref().map(|manners| Tokens(manners.max_local_tokens)),
                 ..file.limits.into_limits()?

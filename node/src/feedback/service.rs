@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
-use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
+use shoal_routing::escalate::gain::GainModel;
 use shoal_routing::{
     ArmEvidence, ArmId, Discriminant, Evidence as Origins, Judged, Outcome, Pack, Posterior, Reward,
     Scrutiny, Testimony,
@@ -211,10 +211,9 @@ impl Service {
     }
 
     fn take_judgement(&mut self, judgement: &Judgement) {
-        let Judgement { request, arm, score, raw, features, domain, by } = judgement;
+        let Judgement { request, arm, score, seen, features, domain, by } = judgement;
         self.pairs.note(request, *by, *score);
-        let signals = AnswerSignals { raw: *raw, out_tokens: None };
-        let judged = Judged { features: *features, domain: *domain, signals };
+        let judged = Judged { features: *features, domain: *domain, signals: *seen };
         // What decisions rested on, or nearly: the newest snapshot.
         self.own.record_judgement(arm, &judged, *score, &self.snapshot.load().gains);
         self.judged_since += 1;

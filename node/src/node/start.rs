@@ -31,6 +31,7 @@ use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
 use crate::judge::Judge;
+use crate::judging::agreement::SecondOpinion;
 use crate::judging::{evaluator, shadow, witness};
 use crate::mesh::{self, GossipPublisher, MeshResolver, MeshResponses};
 use crate::pack;
@@ -136,7 +137,10 @@ impl Started {
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let pipeline = Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone())
             .with_rules(RuleBook::new(config.rules.clone(), keys.clone()))
-            .with_purses(KeyPurses::new(keys.clone(), store.clone()));
+            .with_purses(KeyPurses::new(keys.clone(), store.clone()))
+            .with_second_opinion(
+                config.agreement.map(|settings| SecondOpinion::new(settings, me.short().into())),
+            );
         let pipeline = Arc::new(pipeline);
         let front = Front {
             name: config.name.as_str().into(),

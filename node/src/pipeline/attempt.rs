@@ -124,6 +124,31 @@ impl Begun {
         }
     }
 
+    /// Makes one of a whole answer that is there already.
+    pub(super) fn whole_of(body: Bytes, guard: InFlight, patience: Patience, mut watch: Watch) -> Self {
+        let mut tap = Tap::default();
+        tap.inspect_body(&body);
+        watch.body(&body);
+        Self { answer: Answer::Whole(body, tap), guard, patience, watch }
+    }
+
+    /// Returns the body of a whole answer.
+    pub(super) fn whole(&self) -> Option<&Bytes> {
+        match &self.answer {
+            Answer::Whole(body, _) => Some(body),
+            Answer::Stream(..) => None,
+        }
+    }
+
+    /// Returns the length of the whole answer in tokens; `None` while it still comes, and where nobody counted any.
+    pub(super) fn out_tokens(&self) -> Option<f64> {
+        let tokens = match &self.answer {
+            Answer::Whole(_, tap) => tap.completion_tokens(),
+            Answer::Stream(..) => self.watch.tokens_at_end()?,
+        };
+        (tokens > 0).then_some(tokens as f64)
+    }
+
     /// Returns what was seen of the answer so far.
     pub(super) fn signals(&self) -> Signals {
         self.watch.signals()

@@ -8,6 +8,7 @@ use shoal_routing::{Asking, Balancer, MAX_ATTEMPTS, Priority, Route, UpstreamId}
 use super::attempt::{self, Begun, Failure, Patience};
 use super::candidates::{Candidates, Choice};
 use super::climb::Climb;
+use super::second::Given;
 use super::ticket::Ticket;
 use super::{GRACE, Origin, Pipeline};
 use crate::api::parse::Parsed;
@@ -48,6 +49,21 @@ impl<'a> Attempts<'a> {
     /// True while another attempt may be made.
     pub(super) fn are_left(&self) -> bool {
         self.made < self.allowed
+    }
+
+    /// Returns when the whole request gives up.
+    pub(super) fn deadline(&self) -> Option<tokio::time::Instant> {
+        self.origin.deadline
+    }
+
+    /// Counts an answer that another model gave already as the attempt that it would have been.
+    pub(super) fn take_over(&mut self, given: Given, climb: &Climb, ticket: &mut Ticket) -> Answered {
+        self.made += 1;
+        let choice = given.choice();
+        note(ticket, &choice);
+        log_attempt(ticket, &choice, "ok");
+        let watch = climb.watch(&choice, self.parsed).without_logprobs();
+        Answered { begun: Begun::whole_of(given.body, given.guard, self.patience, watch), choice }
     }
 
     /// Shortens the waits: from here on there is an answer to fall back to.

@@ -60,6 +60,12 @@ impl Whole {
         self.ticket.complete();
     }
 
+    /// Ends a request of the node's own whose answer may yet be given to a client: returns it, and its load.
+    pub(super) fn into_given(self) -> (Bytes, InFlight) {
+        self.ticket.complete();
+        (self.body, self.guard)
+    }
+
     /// Ends the request without an answer: the body cannot be told in the asker's API.
     pub fn fail(self, code: &str) {
         self.guard.finish(Instant::now(), false);

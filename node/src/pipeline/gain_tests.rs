@@ -65,7 +65,7 @@ async fn judge(scene: &mut Scene) {
                 request: format!("req_{arm}_{n}").into(),
                 arm: ArmId::new(arm, None),
                 score,
-                raw,
+                seen: AnswerSignals { raw, out_tokens: None },
                 features: Some(Features::default()),
                 domain: Domain::General,
                 by: JudgedBy::Client,

@@ -6,6 +6,7 @@
 
 mod attempt;
 mod attempts;
+mod call_watch;
 #[cfg(test)]
 mod canary_tests;
 mod candidates;
@@ -23,6 +24,7 @@ pub mod purpose;
 mod ruled;
 #[cfg(test)]
 mod ruled_tests;
+mod second;
 pub mod tap;
 #[cfg(test)]
 mod tests;
@@ -55,6 +57,7 @@ use crate::api::parse::{Naming, Parsed};
 use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::inventory::Snapshot;
+use crate::judging::agreement::SecondOpinion;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
 use crate::upstream::{ApiPath, BoxUpstream, UpstreamError};
 
@@ -132,6 +135,8 @@ pub struct Pipeline {
     pub rules: RuleBook,
     /// Money of API keys; `None` = no key has a budget.
     pub purses: Option<KeyPurses>,
+    /// Asks another model whether it says the same; `None` = nobody does.
+    pub second: Option<Box<SecondOpinion>>,
     router: Router,
     turns: Turns,
     gate: Gate,
@@ -160,6 +165,7 @@ impl Pipeline {
             limits,
             rules: RuleBook::default(),
             purses: None,
+            second: None,
             router: Router::default(),
             turns: Turns::default(),
             retries: RetryBudget::default(),
@@ -175,6 +181,11 @@ impl Pipeline {
     /// Lets keys spend what is in their purses only.
     pub fn with_purses(self, purses: KeyPurses) -> Self {
         Self { purses: Some(purses), ..self }
+    }
+
+    /// Lets another model say whether it says the same.
+    pub fn with_second_opinion(self, second: Option<SecondOpinion>) -> Self {
+        Self { second: second.map(Box::new), ..self }
     }
 
     /// Tells whether this node, or one that it has heard of lately, has a provider of that name.
@@ -239,7 +250,7 @@ impl Pipeline {
                     && parsed.shape.answers == 1
                     && parsed.body.len() <= MAX_REQUEST
             }
-            Purpose::Evaluation { .. } => false,
+            Purpose::Agreement { .. } | Purpose::Evaluation { .. } => false,
         };
         if !is_judged {
             return None;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use serde::Serialize;
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{
     ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Score, Signals,
     Tokens, UpstreamId,
@@ -322,9 +323,9 @@ impl Ticket {
     }
 
     /// Tells the judges of an answer that was given up for a stronger model's.
-    pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals) {
+    pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals, seen: &AnswerSignals) {
         if let Some(exhibit) = &self.exhibit {
-            self.sinks.witness.rejected(arm.clone(), &exhibit.parsed.profile, *signals);
+            self.sinks.witness.rejected(arm.clone(), &exhibit.parsed.profile, *signals, *seen);
         }
     }
 
@@ -414,7 +415,7 @@ impl Ticket {
         self.record.duration_ms = self.elapsed_ms();
         match self.purpose {
             Purpose::Client => self.count(word),
-            Purpose::Shadow { .. } | Purpose::Evaluation { .. } => {
+            Purpose::Shadow { .. } | Purpose::Agreement { .. } | Purpose::Evaluation { .. } => {
                 let kind = self.purpose.as_str();
                 metrics::counter!("shoal_background_requests_total", "kind" => kind, "outcome" => word)
                     .increment(1);

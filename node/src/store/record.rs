@@ -87,12 +87,34 @@ pub struct RequestRecord {
     /// held across most awaits of a request.
     #[serde(skip)]
     pub features: Option<Box<Features>>,
-    /// For whom it ran: `client`, or the node itself: `shadow`, `evaluation`.
+    /// For whom it ran: `client`, or the node itself: `shadow`, `agreement`, `evaluation`.
     pub kind: String,
-    /// The client's request that a shadow call or a grade is about; empty for a client's own.
+    /// The client's request that a shadow call, a second opinion or a grade is about; empty for a client's own.
     pub about: String,
+    /// What a second model said of the first answer; absent where none was wanted.
+    pub agreement: Option<Box<AgreementRecord>>,
     /// What a grade said; absent unless this is an evaluation that gave one.
     pub evaluation: Option<Box<EvaluationRecord>>,
+}
+
+/// A second model's opinion of an answer, or why there is none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgreementRecord {
+    /// The call, as a request of its own; empty if nobody was asked.
+    pub request_id: String,
+    /// Model that was asked.
+    pub model: String,
+    /// Who served it.
+    pub upstream: String,
+    /// Share of the first answer that it says, too, 0 to 1; absent = unknown.
+    pub share: Option<f64>,
+    /// Tokens that it read and wrote.
+    pub tokens: u64,
+    /// Milliseconds that the client waited for it.
+    pub duration_ms: u64,
+    /// Why there is no share: `allowance`, `no_other_model`, `slow`, `busy`, `late`, `failed`, `unlike`; empty if there is one.
+    pub skipped: String,
 }
 
 /// A grade and what was made of it.

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{Confidence, Domain, Features, Judged, OutcomeStatus, Score};
 
 use super::*;
@@ -35,7 +36,7 @@ fn judgement(n: usize, by: JudgedBy) -> Evidence {
         request: format!("req_{n}").into(),
         arm: arm(),
         score: Score::clamped(0.5),
-        raw: Confidence::Known(Score::clamped(0.8)),
+        seen: AnswerSignals { raw: Confidence::Known(Score::clamped(0.8)), out_tokens: Some(40.0) },
         features: Some(Features::default()),
         domain: Domain::default(),
         by,
