@@ -223,12 +223,17 @@ pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
         "believed": learnt.quality.iter().map(|(arm, quality)| {
             json!({"arm": arm.as_str(), "quality": quality_view(quality)})
         }).collect::<Vec<_>>(),
-        "calibration": learnt.gains.calibration().arms().map(|(arm, seen)| calibration_view(arm, seen))
-            .collect::<Vec<_>>(),
+        "calibration": calibration(&node),
         "priors": {"arms": learnt.priors.arms.len(), "classes": learnt.priors.classes.0.len()},
         "evaluator": {"pairs": learnt.agreement.pairs, "belief": learnt.agreement.belief()},
         "origins": origins(&learnt),
     }))
+}
+
+/// How far each judged arm's confidence can be trusted.
+pub(crate) fn calibration(node: &Node) -> Vec<Value> {
+    let learnt = node.pipeline.sinks.feedback.learnt();
+    learnt.gains.calibration().arms().map(|(arm, seen)| calibration_view(arm, seen)).collect()
 }
 
 fn origins(learnt: &Learnt) -> Vec<Value> {
