@@ -4,6 +4,7 @@
 //! signed it ([`seal`]), and what would it have done to this node's own decisions ([`crate::evaluate`]). Its sums
 //! enter beside what the mesh observed and weigh little ([`shoal_routing::bandit::pack`]); they are never gossiped.
 
+pub mod desk;
 pub mod format;
 pub mod rows;
 pub mod seal;
