@@ -1,5 +1,5 @@
 //! Whether two answers to the same request say the same: calls by tool and arguments, JSON by value, text by
-//! [`likeness`](shoal_routing::confidence::likeness).
+//! [`likeness`](shoal_routing::confidence::likeness()).
 
 use std::collections::BTreeSet;
 
