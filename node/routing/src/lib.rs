@@ -17,7 +17,7 @@
 //!
 //! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`embed`], [`domain`],
 //! [`profile`], [`features`], [`registry`], [`rules`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`],
-//! [`router`], [`confidence`], [`calibration`], [`escalate`].
+//! [`router`], [`failover`], [`confidence`], [`calibration`], [`escalate`].
 
 pub mod admission;
 pub mod balance;
@@ -30,6 +30,7 @@ pub mod confidence;
 pub mod domain;
 pub mod embed;
 pub mod escalate;
+pub mod failover;
 pub mod features;
 pub mod ids;
 pub mod limit;
@@ -63,6 +64,7 @@ pub use embed::Embedding;
 pub use escalate::{
     EscalationPolicy, EscalationReason, Grounds, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
 };
+pub use failover::{Candidates, Choice, Tries};
 pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_routing::{Asking, Balancer, MAX_ATTEMPTS, Priority, Route, UpstreamId};
+use shoal_routing::{Asking, Balancer, Candidates, Choice, Priority, Route, Tries, UpstreamId};
 
 use super::attempt::{self, Begun, Failure, Patience};
-use super::candidates::{Candidates, Choice};
 use super::climb::Climb;
 use super::ticket::Ticket;
 use super::{GRACE, Origin, Pipeline};
@@ -25,8 +24,7 @@ pub(super) struct Attempts<'a> {
     pub(super) parsed: &'a Parsed,
     origin: &'a Origin,
     patience: Patience,
-    made: u32,
-    allowed: u32,
+    tries: Tries,
 }
 
 /// An answer at its commit point, and who gives it.
@@ -42,12 +40,12 @@ impl<'a> Attempts<'a> {
             between_chunks: pipeline.limits.between_chunks + GRACE,
             deadline: origin.deadline,
         };
-        Self { pipeline, parsed, origin, patience, made: 0, allowed: origin.attempts_left.min(MAX_ATTEMPTS) }
+        Self { pipeline, parsed, origin, patience, tries: Tries::new(origin.attempts_left) }
     }
 
     /// True while another attempt may be made.
     pub(super) fn are_left(&self) -> bool {
-        self.made < self.allowed
+        self.tries.are_left()
     }
 
     /// Shortens the waits: from here on there is an answer to fall back to.
@@ -73,7 +71,9 @@ impl<'a> Attempts<'a> {
         let mut last: Option<Failure> = None;
         let mut full: Option<UpstreamError> = None;
         while self.are_left() {
-            let Some(choice) = candidates.next(&pipeline.loads, self.origin.hop, balancer) else { break };
+            let (hop, now) = (self.origin.hop, Instant::now());
+            let choice = candidates.next(&pipeline.loads, hop, balancer, now, &mut rand::rng());
+            let Some(choice) = choice else { break };
             let guard = match pipeline.gate.pass(&choice.offer, work, self.asking()).await {
                 Ok(guard) => guard,
                 // Nothing was sent, so it is no attempt: another host may have room.
@@ -94,8 +94,7 @@ impl<'a> Attempts<'a> {
                     None => break,
                 },
             };
-            let left = self.allowed - self.made;
-            self.made += 1;
+            let left = self.tries.begin();
             let Some(upstream) = pipeline.resolver.resolve(&choice.offer, &choice.route) else { continue };
             note(ticket, &choice);
             let watch = climb.watch(&choice, self.parsed);
@@ -121,7 +120,7 @@ impl<'a> Attempts<'a> {
             match attempt::run(upstream, request, guard, self.patience, watch).await {
                 Ok(begun) => {
                     log_attempt(ticket, &choice, "ok");
-                    if self.made == 1 {
+                    if self.tries.is_first() {
                         pipeline.retries.deposit();
                     }
                     return Ok(Answered { begun, choice });
@@ -130,13 +129,8 @@ impl<'a> Attempts<'a> {
                     tracing::debug!(upstream = %choice.offer.name, code = %failure.error.code, "attempt failed");
                     log_attempt(ticket, &choice, &failure.error.code);
                     if let Some(pause) = failure.pause() {
-                        let now = Instant::now();
-                        pipeline.loads.refused(&choice.offer, now);
-                        if failure.is_full() && choice.offer.slots > 0 {
-                            candidates.give_back(&choice);
-                        } else {
-                            pipeline.loads.pause(&choice.offer.upstream, now, pause);
-                        }
+                        let (loads, now) = (&pipeline.loads, Instant::now());
+                        candidates.throttled(&choice, failure.is_full(), pause, loads, now);
                     }
                     let goes_on = failure.error.retryable;
                     last = Some(failure);

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{
-    Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted, Preference, Quality, Score,
+    Candidates, Choice, Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted, Preference, Quality, Score,
     Verdict, ladder,
 };
 
 use super::attempts::{Answered, Attempts};
-use super::candidates::{Candidates, Choice};
 use super::delivery::Running;
 use super::ticket::Ticket;
 use super::watch::Watch;

@@ -8,7 +8,6 @@ mod attempt;
 mod attempts;
 #[cfg(test)]
 mod canary_tests;
-mod candidates;
 mod climb;
 #[cfg(test)]
 mod climb_tests;
@@ -34,14 +33,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind,
+    Candidates, DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind,
     RetryPermit, Route, Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
 use self::attempt::Failure;
 use self::attempts::Attempts;
-use self::candidates::Candidates;
 use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};

@@ -1,26 +1,69 @@
 //! In which order upstreams are tried: another host of the model first, then another way to a host that failed,
 //! then the next model where it was ours to choose.
+//!
+//! Pure, so that meshes full of faults can be simulated with the order that a node keeps.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use shoal_routing::{ArmId, Balancer, Decision, Fallback, LoadBook, Offer, Route, RouteReason, UpstreamId};
+use rand::Rng;
+
+use crate::balance::{Balancer, LoadBook};
+use crate::ids::{ArmId, UpstreamId};
+use crate::limit::MAX_ATTEMPTS;
+use crate::registry::{Offer, Route};
+use crate::router::{Decision, Fallback, RouteReason};
 
 /// Tries that a model gets before the next one of a rule's chain: another host once, of three attempts in all.
 const CHAINED: usize = 2;
 
+/// Attempts that one request made and may still make, those for a stronger model included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tries {
+    made: u32,
+    allowed: u32,
+}
+
+impl Tries {
+    /// Makes the count of a request that may make `left` attempts; never more than [`MAX_ATTEMPTS`].
+    pub fn new(left: u32) -> Self {
+        Self { made: 0, allowed: left.min(MAX_ATTEMPTS) }
+    }
+
+    /// True while another attempt may be made.
+    pub fn are_left(&self) -> bool {
+        self.made < self.allowed
+    }
+
+    /// True when one attempt was made and no more.
+    pub fn is_first(&self) -> bool {
+        self.made == 1
+    }
+
+    /// Counts an attempt that begins; returns how many were left with it.
+    pub fn begin(&mut self) -> u32 {
+        let left = self.allowed.saturating_sub(self.made);
+        self.made = self.made.saturating_add(1);
+        left
+    }
+}
+
 /// One attempt's target.
-pub(super) struct Choice {
-    pub(super) offer: Arc<Offer>,
-    pub(super) route: Route,
-    pub(super) arm: ArmId,
-    pub(super) reason: RouteReason,
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// Who is asked.
+    pub offer: Arc<Offer>,
+    /// By which way.
+    pub route: Route,
+    /// The arm that will answer.
+    pub arm: ArmId,
+    /// Why.
+    pub reason: RouteReason,
 }
 
 /// The decision's candidates, taken one by one.
-pub(super) struct Candidates {
+#[derive(Debug)]
+pub struct Candidates {
     offers: Vec<Arc<Offer>>,
     others: std::vec::IntoIter<Fallback>,
     reason: RouteReason,
@@ -28,11 +71,11 @@ pub(super) struct Candidates {
     /// Tries that one model may take while another one waits.
     patience: usize,
     tries: usize,
-    rng: StdRng,
 }
 
 impl Candidates {
-    pub(super) fn new(decision: &Decision) -> Self {
+    /// Candidates of a decision.
+    pub fn new(decision: &Decision) -> Self {
         Self {
             offers: decision.offers.clone(),
             others: decision.fallback_models.clone().into_iter(),
@@ -41,12 +84,11 @@ impl Candidates {
             // A chain that somebody wrote down is to be gone along, though a model has many hosts.
             patience: if decision.rule.is_some() { CHAINED } else { usize::MAX },
             tries: 0,
-            rng: StdRng::from_rng(&mut rand::rng()),
         }
     }
 
     /// Candidates of a stronger model, asked because an answer was not good enough.
-    pub(super) fn stronger(offers: Vec<Arc<Offer>>) -> Self {
+    pub fn stronger(offers: Vec<Arc<Offer>>) -> Self {
         Self {
             offers,
             others: Vec::new().into_iter(),
@@ -54,13 +96,20 @@ impl Candidates {
             tried: Vec::new(),
             patience: usize::MAX,
             tries: 0,
-            rng: StdRng::from_rng(&mut rand::rng()),
         }
     }
 
     /// Returns the next candidate; no way to a model on a host is tried twice.
-    pub(super) fn next(&mut self, loads: &LoadBook, hop: u32, balancer: Balancer) -> Option<Choice> {
-        let now = Instant::now();
+    ///
+    /// `hop` is how often the request was forwarded before; chance among equals comes from `rng`.
+    pub fn next(
+        &mut self,
+        loads: &LoadBook,
+        hop: u32,
+        balancer: Balancer,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Choice> {
         loop {
             let exhausted: Vec<UpstreamId> = self
                 .offers
@@ -83,8 +132,8 @@ impl Candidates {
             let has_its_share = self.tries >= self.patience && self.others.len() > 0;
             let picked = (!has_its_share).then(|| {
                 balancer
-                    .pick(&self.offers, loads, now, &mut self.rng, &failed)
-                    .or_else(|| balancer.pick(&self.offers, loads, now, &mut self.rng, &exhausted))
+                    .pick(&self.offers, loads, now, rng, &failed)
+                    .or_else(|| balancer.pick(&self.offers, loads, now, rng, &exhausted))
             });
             if let Some(offer) = picked.flatten() {
                 self.tries += 1;
@@ -99,8 +148,25 @@ impl Candidates {
         }
     }
 
-    /// Lets a host be chosen again that had no room: it is known to be full now, and may be waited for.
-    pub(super) fn give_back(&mut self, choice: &Choice) {
+    /// Takes in that a host asked for less traffic, for `pause`. One that is full and told how many slots it has may
+    /// be chosen again: it is known to be full now, and may be waited for.
+    pub fn throttled(
+        &mut self,
+        choice: &Choice,
+        is_full: bool,
+        pause: Duration,
+        loads: &LoadBook,
+        now: Instant,
+    ) {
+        loads.refused(&choice.offer, now);
+        if is_full && choice.offer.slots > 0 {
+            self.give_back(choice);
+        } else {
+            loads.pause(&choice.offer.upstream, now, pause);
+        }
+    }
+
+    fn give_back(&mut self, choice: &Choice) {
         self.tried.retain(|(offer, _)| !Arc::ptr_eq(offer, &choice.offer));
     }
 
