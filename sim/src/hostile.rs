@@ -133,6 +133,10 @@ impl World {
         blobs.push(Arc::new(blob(of, &self.nodes[of].name, &own, 0)));
         for victim in 0..self.nodes.len() {
             if victim != of && victim != to {
+                // What was true once: signed, and old.
+                if let Some(held) = self.nodes[of].learning.blobs.get(&victim) {
+                    blobs.push(self.truth.old_blobs.entry(victim).or_insert_with(|| held.clone()).clone());
+                }
                 let forged = lie(self.nodes[victim].origin.generation + 1);
                 let blob = blob(victim, &self.nodes[victim].name, &forged, 0);
                 blobs.push(Arc::new(Blob { signer: of, ..blob }));

@@ -103,11 +103,13 @@ impl Learning {
         }
         let Some(testimony) = &blob.testimony else { return };
         let known = self.evidence.of(&origin);
+        let held = self.blobs.get(&blob.origin);
+        let same = held.is_some_and(|held| held.blob.payload == blob.blob.payload);
         let (position, newest) =
             ((blob.blob.generation, blob.blob.version), known.map(|known| (known.generation, known.version)));
         if broken == Some(Breakage::OlderGeneration) && newest.is_some_and(|newest| position.0 < newest.0) {
             self.evidence.forget(&origin);
-        } else if newest.is_some_and(|newest| position <= newest)
+        } else if newest.is_some_and(|newest| position < newest || (position == newest && same))
             || self.scrutiny.examine(&origin, known.map(Arc::as_ref), testimony, now).is_err()
         {
             return;

@@ -119,6 +119,8 @@ pub(crate) struct Job {
     pub(crate) told_at: At,
     /// A piece of its answer was lost with the connection: nothing more gets through.
     pub(crate) is_cut: bool,
+    /// The decision had a host that this router may ask.
+    pub(crate) is_servable: bool,
 }
 
 /// One attempt of a job.

@@ -92,18 +92,14 @@ impl World {
             began: self.now,
             told_at: At::ZERO,
             is_cut: false,
+            is_servable: decision.offers.iter().any(|offer| offer.routes_at(hop).next().is_some()),
         };
         let id = self.fresh_id();
         if let Some(parent) = parent {
             self.workers.insert(parent, crate::request::Worker::Job(id));
         }
-        let reachable = decision.offers.iter().any(|offer| offer.routes_at(hop).next().is_some());
         self.jobs.insert(id, job);
         self.advance(id);
-        let is_stuck = |job: &Job| job.attempt.is_none() && job.numbers == 0 && !job.is_full;
-        if reachable && self.jobs.get(&id).is_some_and(is_stuck) {
-            self.violated(format!("a request at router {node} has a host, and nobody was picked"));
-        }
     }
 
     /// Asks the next candidate.
@@ -129,8 +125,6 @@ impl World {
             job.numbers += 1;
             let number = job.numbers;
             if ejects && !loads.of(&choice.offer, now).admits {
-                let (node, made) = (job.node, job.made);
-                self.check_ejected(id, node, made);
                 break;
             }
             let passed = self.pass(id, &choice.offer);
@@ -168,6 +162,10 @@ impl World {
 
     fn give_up(&mut self, id: u64) {
         let Some(job) = self.jobs.get(&id) else { return };
+        if job.is_servable && job.made == 0 && !job.is_full {
+            let node = job.node;
+            return self.violated(format!("router {node} gives a request up that it has hosts for, and asked none"));
+        }
         let failure = match (job.last, job.is_full) {
             (Some(failure), _) => failure,
             (None, true) => Failure::Full,
@@ -204,9 +202,7 @@ impl World {
         let displaced = entered.displaced.and_then(|place| queue.turns.remove(&place));
         queue.turns.insert(entered.id, id);
         let guard = router.loads.queue(offer, work, now);
-        if let Some(other) = displaced {
-            self.turned_away(other);
-        }
+        self.displaced.extend(displaced);
         Passed::Waits(guard, entered.id)
     }
 
@@ -221,9 +217,12 @@ impl World {
     /// Lets those through whose host has a slot again.
     pub(crate) fn serve_freed(&mut self) {
         loop {
+            for id in std::mem::take(&mut self.displaced) {
+                self.turned_away(id);
+            }
             let freed: Vec<(usize, UpstreamId)> =
                 std::mem::take(&mut *self.freed.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-            if freed.is_empty() {
+            if freed.is_empty() && self.displaced.is_empty() {
                 return;
             }
             for (node, upstream) in freed {

@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) workers: BTreeMap<(u64, u32), Worker>,
     pub(crate) next_id: u64,
     pub(crate) freed: Freed,
+    /// Jobs that lost their place in a line just now.
+    pub(crate) displaced: Vec<u64>,
     pub(crate) truth: Truth,
     pub(crate) violation: Option<String>,
     /// When the paths between routers last changed.
@@ -87,6 +89,7 @@ impl World {
             workers: BTreeMap::new(),
             next_id: 0,
             freed: Freed::default(),
+            displaced: Vec::new(),
             truth: Truth::default(),
             violation: None,
             paths_changed: At::ZERO,

@@ -1,0 +1,50 @@
+//! Seeds in numbers: invariants hold in all, the same seed is the same run, and every deliberate defect is found.
+
+use shoal_sim::{Breakage, Options, poison, run, run_many};
+
+/// Seeds of the quick tier; `SHOAL_SIM_SEEDS` asks for another number.
+const SEEDS: u64 = 300;
+
+/// Seeds within which a defect must be found.
+const FOUND_WITHIN: u64 = 400;
+
+/// Seeds of the comparison with a liar.
+const POISONED: u64 = 60;
+
+fn jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[test]
+fn every_invariant_holds_in_every_seed() {
+    let wanted = std::env::var("SHOAL_SIM_SEEDS").ok().and_then(|text| text.parse().ok());
+    let (found, requests) = run_many(0, wanted.unwrap_or(SEEDS), jobs(), 3, &Options::default());
+    let complaints: Vec<String> = found.iter().filter_map(|report| report.complaint(None)).collect();
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+    assert!(requests > 10_000, "{requests} requests are no load");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run_to_the_bit() {
+    for seed in 0..12 {
+        let [first, second] = [run(seed, &Options::default()), run(seed, &Options::default())];
+        assert_eq!((first.hash, first.requests), (second.hash, second.requests), "seed {seed}");
+    }
+    assert_ne!(run(1, &Options::default()).hash, run(2, &Options::default()).hash);
+}
+
+#[test]
+fn every_deliberate_defect_is_found() {
+    for breakage in Breakage::ALL {
+        let options = Options { breakage: Some(breakage), ..Options::default() };
+        let (found, _) = run_many(0, FOUND_WITHIN, jobs(), 1, &options);
+        assert!(!found.is_empty(), "{breakage} stays hidden for {FOUND_WITHIN} seeds");
+    }
+}
+
+#[test]
+fn a_liar_costs_the_others_little() {
+    let found = poison::compare(0, POISONED, jobs());
+    assert!(found.is_bounded(), "{found}");
+    assert!(found.clean > 0.0, "{found}");
+}
