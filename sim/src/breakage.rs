@@ -20,7 +20,7 @@ pub enum Breakage {
     FourAttempts,
     /// What a stranger says of a router is believed.
     ForeignOwner,
-    /// A router that is handed a request forgets its class.
+    /// A router takes every request for public.
     ForgetClass,
     /// A request that is given up keeps its place in the load of its host.
     LeakSlot,

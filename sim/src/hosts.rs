@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rand::RngExt;
-use shoal_routing::{DataClass, ModelChoice, Request, Reward, Route, Tokens, UpstreamId};
+use shoal_routing::{ModelChoice, Request, Reward, Route, Tokens, UpstreamId};
 
 use crate::breakage::Breakage;
 use crate::events::{At, Event};
@@ -62,7 +62,14 @@ impl World {
     pub(crate) fn send(&mut self, id: u64) {
         let target = self.target(id);
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let left = job.tries.begin();
+        let Some(attempt) = &job.attempt else { return };
+        if !attempt.choice.is_open(&self.nodes[job.node].registry) {
+            // Nothing is sent, so it is no attempt.
+            job.is_servable = false;
+            self.close_attempt(id, None);
+            return self.advance(id);
+        }
+        let left = job.tries.begin(&attempt.choice.route);
         job.made += 1;
         let node = job.node;
         self.check_send(id);
@@ -134,10 +141,7 @@ impl World {
                         model: crate::request::PROVIDER_MODEL.into(),
                     },
                 };
-                let mut request = Request { choice, ..job.request.clone() };
-                if self.is_broken(Breakage::ForgetClass) {
-                    request.data_class = DataClass::Public;
-                }
+                let request = Request { choice, ..job.request.clone() };
                 self.accept(to, client, request, hop + 1, left, Some((id, number)));
             }
             Target::Host(host) => self.asked_host(id, number, host, life),

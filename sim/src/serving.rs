@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_routing::admission::Host as LineHost;
 use shoal_routing::{
-    Asking, Balancer, Candidates, Forecast, InFlight, Priority, Request, Reward, Router, Snapshot,
+    Asking, Balancer, Candidates, DataClass, Forecast, InFlight, Priority, Request, Reward, Router, Snapshot,
     Thompson, Tokens, Tries, UpstreamId,
 };
 
@@ -45,7 +45,10 @@ impl World {
         left: u32,
         parent: Option<(u64, u32)>,
     ) {
-        let request = Request { hop, ..request };
+        let mut request = Request { hop, ..request };
+        if self.is_broken(Breakage::ForgetClass) {
+            request.data_class = DataClass::Public;
+        }
         let now = self.instant();
         let router = &self.nodes[node];
         let (registry, posterior) = (&router.registry, &router.learning.posterior);

@@ -11,7 +11,7 @@ use rand::Rng;
 use crate::balance::{Balancer, LoadBook};
 use crate::ids::{ArmId, UpstreamId};
 use crate::limit::MAX_ATTEMPTS;
-use crate::registry::{Offer, Route};
+use crate::registry::{Offer, Registry, Route};
 use crate::router::{Decision, Fallback, RouteReason};
 
 /// Tries that a model gets before the next one of a rule's chain: another host once, of three attempts in all.
@@ -40,11 +40,17 @@ impl Tries {
         self.made == 1
     }
 
-    /// Counts an attempt that begins; returns how many were left with it.
-    pub fn begin(&mut self) -> u32 {
+    /// Counts an attempt that begins; returns how many whoever is asked by `route` may make of it.
+    ///
+    /// Another router makes one: what it tries is not told back, so with more the attempts of two routers would
+    /// multiply, and a request could reach six hosts.
+    pub fn begin(&mut self, route: &Route) -> u32 {
         let left = self.allowed.saturating_sub(self.made);
         self.made = self.made.saturating_add(1);
-        left
+        match route {
+            Route::Direct => left,
+            Route::Via(_) => left.min(1),
+        }
     }
 }
 
@@ -59,6 +65,16 @@ pub struct Choice {
     pub arm: ArmId,
     /// Why.
     pub reason: RouteReason,
+}
+
+impl Choice {
+    /// True while `registry`, the newest, still has the way that was chosen from an older one: a request may have
+    /// waited for half a minute since, and a router that is dead by now would cost it an attempt and time.
+    pub fn is_open(&self, registry: &Registry) -> bool {
+        let is_same = |known: &&Arc<Offer>| known.upstream == self.offer.upstream;
+        let known = registry.by_model(&self.offer.model.id).iter().find(is_same);
+        known.is_some_and(|known| known.routes.contains(&self.route))
+    }
 }
 
 /// The decision's candidates, taken one by one.
@@ -183,5 +199,41 @@ impl Candidates {
 
     fn through_failed(&self, route: &Route) -> bool {
         matches!(route, Route::Via(_)) && self.tried.iter().any(|(_, tried)| tried == route)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::ModelSpec;
+
+    fn via(router: &str) -> Route {
+        Route::Via(router.into())
+    }
+
+    #[test]
+    fn another_router_makes_one_attempt_of_one() {
+        let mut tries = Tries::new(9);
+        assert_eq!(tries.begin(&via("b")), 1);
+        assert!(tries.is_first());
+        assert_eq!(tries.begin(&Route::Direct), 2);
+        assert_eq!(tries.begin(&via("c")), 1);
+        assert!(!tries.are_left(), "three in all, whatever was asked for");
+    }
+
+    #[test]
+    fn a_way_is_closed_when_the_newest_registry_lost_it() {
+        let offer = |routes: &[Route]| {
+            let mut offer =
+                Offer::new(UpstreamId::Device("d".into()), Arc::new(ModelSpec::new("m", "test")));
+            offer.routes = routes.to_vec();
+            offer
+        };
+        let chosen = Arc::new(offer(&[via("b"), via("c")]));
+        let arm = chosen.model.arm();
+        let choice = Choice { offer: chosen, route: via("b"), arm, reason: RouteReason::Named };
+        assert!(choice.is_open(&Registry::new([offer(&[via("b")])])));
+        assert!(!choice.is_open(&Registry::new([offer(&[via("c")])])), "its router died");
+        assert!(!choice.is_open(&Registry::default()), "its host left");
     }
 }

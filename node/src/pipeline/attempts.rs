@@ -94,7 +94,12 @@ impl<'a> Attempts<'a> {
                     None => break,
                 },
             };
-            let left = self.tries.begin();
+            // It waited since the decision, and whoever died meanwhile is asked for nothing.
+            if !choice.is_open(&pipeline.inventory.load().registry) {
+                log_attempt(ticket, &choice, "gone");
+                continue;
+            }
+            let left = self.tries.begin(&choice.route);
             let Some(upstream) = pipeline.resolver.resolve(&choice.offer, &choice.route) else { continue };
             note(ticket, &choice);
             let watch = climb.watch(&choice, self.parsed);
