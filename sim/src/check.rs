@@ -51,7 +51,14 @@ pub(crate) struct Truth {
 
 impl Truth {
     /// Notes what a router writes.
-    pub(crate) fn published(&mut self, who: usize, generation: u64, key: &Key, seq: u64, value: Option<&Value>) {
+    pub(crate) fn published(
+        &mut self,
+        who: usize,
+        generation: u64,
+        key: &Key,
+        seq: u64,
+        value: Option<&Value>,
+    ) {
         if let Some(value) = value
             && *key != Key::Lease
         {
@@ -169,7 +176,8 @@ impl World {
             };
             if !may || asked.effective_mode() == Mode::Local {
                 let class = asked.data_class;
-                return self.violated(format!("I3: router {node} sends a {class} request to {}", offer.upstream));
+                return self
+                    .violated(format!("I3: router {node} sends a {class} request to {}", offer.upstream));
             }
         }
         if job.made > MAX_ATTEMPTS {
@@ -323,7 +331,9 @@ impl World {
         let tally = router.tally;
         if let Some(upstream) = busy {
             let count = router.loads.in_flight(&upstream);
-            self.violated(format!("I5: router {node} counts {count} requests on {upstream}, and none is there"));
+            self.violated(format!(
+                "I5: router {node} counts {count} requests on {upstream}, and none is there"
+            ));
         } else if let Some(offer) = stuck {
             let what = format!("the breaker of {} at router {node} is stuck", offer.upstream);
             self.violated(what);
@@ -358,7 +368,8 @@ impl World {
             }
             let own = there.view.members.get(&there.id).and_then(|own| own.stats.as_ref());
             if member.stats.as_ref() != own {
-                return self.violated(format!("router {reader} holds old statistics' news of router {owner}"));
+                return self
+                    .violated(format!("router {reader} holds old statistics' news of router {owner}"));
             }
         }
     }
@@ -394,14 +405,16 @@ impl World {
             let own = totals(*reader);
             let near = |a: f64, b: f64| (a - b).abs() <= EQUAL * a.abs().max(b.abs()).max(1.0);
             let same = own.len() == first.len()
-                && own.iter().zip(&first).all(|(a, b)| {
-                    a.0 == b.0 && a.1.iter().zip(b.1).all(|(a, b)| near(*a, *b))
-                });
-            let counted = truth.iter().all(|(arm, count)| {
-                near(own.get(arm).map_or(0.0, |sum| sum[0]), *count)
-            });
+                && own
+                    .iter()
+                    .zip(&first)
+                    .all(|(a, b)| a.0 == b.0 && a.1.iter().zip(b.1).all(|(a, b)| near(*a, *b)));
+            let counted =
+                truth.iter().all(|(arm, count)| near(own.get(arm).map_or(0.0, |sum| sum[0]), *count));
             if !same || !counted {
-                bad = Some(format!("totals of router {reader}: {own:?}, of another: {first:?}, truly {truth:?}"));
+                bad = Some(format!(
+                    "totals of router {reader}: {own:?}, of another: {first:?}, truly {truth:?}"
+                ));
                 break;
             }
         }
@@ -410,4 +423,3 @@ impl World {
         }
     }
 }
-

@@ -144,14 +144,20 @@ impl World {
         }
         let info = self.devices[number].info();
         for (node, life) in self.devices[number].links.clone() {
-            let told =
-                Event::Announced { node, life, device: number, info: info.clone(), leaving: false };
+            let told = Event::Announced { node, life, device: number, info: info.clone(), leaving: false };
             self.after(LINK_DELAY, told);
         }
     }
 
     /// An announcement arrives, as the node's inventory takes it: the newest counts.
-    pub(crate) fn announced(&mut self, node: usize, life: u32, device: usize, info: DeviceInfo, leaving: bool) {
+    pub(crate) fn announced(
+        &mut self,
+        node: usize,
+        life: u32,
+        device: usize,
+        info: DeviceInfo,
+        leaving: bool,
+    ) {
         let heard = self.now;
         let router = &mut self.nodes[node];
         if !router.is_member() || router.life != life {

@@ -24,8 +24,7 @@ impl World {
         match trouble.fault {
             Fault::Crash { node, .. } => self.crash(node),
             Fault::Partition { ref left, one_way } => {
-                let others: Vec<usize> =
-                    (0..self.scenario.nodes).filter(|n| !left.contains(n)).collect();
+                let others: Vec<usize> = (0..self.scenario.nodes).filter(|n| !left.contains(n)).collect();
                 for a in left {
                     for b in &others {
                         self.cut(*a, *b, one_way);
@@ -63,8 +62,7 @@ impl World {
         match trouble.fault {
             Fault::Crash { node, back } => self.come_back(node, back),
             Fault::Partition { ref left, one_way } => {
-                let others: Vec<usize> =
-                    (0..self.scenario.nodes).filter(|n| !left.contains(n)).collect();
+                let others: Vec<usize> = (0..self.scenario.nodes).filter(|n| !left.contains(n)).collect();
                 for a in left {
                     for b in &others {
                         self.mend_path(*a, *b, one_way);
@@ -127,7 +125,8 @@ impl World {
             return;
         }
         self.trace.note(self.now, "dies", node, 0);
-        let held: Vec<u64> = self.jobs.iter().filter(|(_, job)| job.node == node).map(|(id, _)| *id).collect();
+        let held: Vec<u64> =
+            self.jobs.iter().filter(|(_, job)| job.node == node).map(|(id, _)| *id).collect();
         self.nodes[node].up = false;
         self.nodes[node].since = self.now;
         for id in held {

@@ -39,10 +39,9 @@ impl World {
                 let provider = crate::request::PROVIDERS.iter().position(|known| **known == **name);
                 provider.map_or(Target::Nobody, |n| Target::Host(Host::Provider(n)))
             }
-            (Route::Direct, UpstreamId::Device(name) | UpstreamId::Peer(name)) => self
-                .device_numbers
-                .get(name)
-                .map_or(Target::Nobody, |n| Target::Host(Host::Device(*n))),
+            (Route::Direct, UpstreamId::Device(name) | UpstreamId::Peer(name)) => {
+                self.device_numbers.get(name).map_or(Target::Nobody, |n| Target::Host(Host::Device(*n)))
+            }
         }
     }
 

@@ -17,6 +17,7 @@ mod hostile;
 mod hosts;
 mod identity;
 mod learning;
+mod lines;
 mod membership;
 mod money;
 mod net;
@@ -42,6 +43,8 @@ pub struct Options {
     pub breakage: Option<Breakage>,
     /// Keep what happened, line by line.
     pub trace: bool,
+    /// Most routers of a mesh, at least 3; 0 = 100. The same seed with another bound is another run.
+    pub most_nodes: usize,
 }
 
 /// How a run ended.
@@ -65,11 +68,16 @@ pub struct Report {
 
 impl Report {
     /// Says what was violated and how to see it again.
-    pub fn complaint(&self, breakage: Option<Breakage>) -> Option<String> {
+    pub fn complaint(&self, options: &Options) -> Option<String> {
         let what = self.violation.as_ref()?;
-        let broken = breakage.map(|breakage| format!(" --break {breakage}")).unwrap_or_default();
+        let mut broken = options.breakage.map(|breakage| format!(" --break {breakage}")).unwrap_or_default();
+        if options.most_nodes > 0 {
+            broken += &format!(" --most-nodes {}", options.most_nodes);
+        }
         let seed = self.seed;
-        Some(format!("seed {seed}, {what}\n  cargo run --release -p shoal-sim -- --seed {seed} --trace{broken}"))
+        Some(format!(
+            "seed {seed}, {what}\n  cargo run --release -p shoal-sim -- --seed {seed} --trace{broken}"
+        ))
     }
 }
 

@@ -32,6 +32,9 @@ struct Args {
     /// Carry a deliberate defect, to see it found.
     #[arg(long = "break", value_name = "NAME")]
     breakage: Option<Breakage>,
+    /// Most routers of a mesh, at least 3; 0 = 100.
+    #[arg(long, default_value_t = 0)]
+    most_nodes: usize,
     /// Instead of meshes: what a router that lies about the worst model costs the others, over so many seeds.
     #[arg(long)]
     poison: bool,
@@ -40,7 +43,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut out = std::io::stdout().lock();
-    let options = Options { breakage: args.breakage, trace: args.trace };
+    let options = Options { breakage: args.breakage, trace: args.trace, most_nodes: args.most_nodes };
     let started = Instant::now();
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     if args.poison {
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
         }
         let (nodes, requests, hash) = (report.nodes, report.requests, report.hash);
         let _ = writeln!(out, "seed {seed}: {nodes} routers, {requests} requests, trace {hash:016x}");
-        return match report.complaint(args.breakage) {
+        return match report.complaint(&options) {
             Some(complaint) => {
                 let _ = writeln!(out, "{complaint}");
                 ExitCode::FAILURE
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
     }
     let (found, requests) = run_many(args.from, args.seeds, jobs, args.stop_after, &options);
     for report in &found {
-        let _ = writeln!(out, "{}", report.complaint(args.breakage).unwrap_or_default());
+        let _ = writeln!(out, "{}", report.complaint(&options).unwrap_or_default());
     }
     let (seeds, took) = (args.seeds, started.elapsed().as_secs_f64());
     let _ = writeln!(out, "{} violations in {seeds} seeds, {requests} requests, {took:.1} s", found.len());

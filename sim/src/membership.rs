@@ -114,9 +114,8 @@ impl World {
         if !node.up || node.life != life {
             return;
         }
-        let is_alive = |who: &usize| {
-            node.view.members.get(&self.nodes[*who].id).is_some_and(|member| member.alive)
-        };
+        let is_alive =
+            |who: &usize| node.view.members.get(&self.nodes[*who].id).is_some_and(|member| member.alive);
         let known: Vec<usize> = node.book.known().filter(|who| *who != number).collect();
         let (mut alive, silent): (Vec<usize>, Vec<usize>) = known.into_iter().partition(is_alive);
         let digest = node.book.digest();
@@ -340,14 +339,7 @@ impl World {
     }
 
     /// The answer is there.
-    pub(crate) fn pulled(
-        &mut self,
-        from: usize,
-        to: usize,
-        life: u32,
-        blobs: &[Arc<Blob>],
-        answered: bool,
-    ) {
+    pub(crate) fn pulled(&mut self, from: usize, to: usize, life: u32, blobs: &[Arc<Blob>], answered: bool) {
         if !self.nodes[to].up || self.nodes[to].life != life {
             return;
         }

@@ -75,7 +75,10 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seeds, clean, poisoned } = self;
         let more = 100.0 * (poisoned / clean - 1.0);
-        write!(f, "regret a request over {seeds} seeds: clean {clean:.4}, with a liar {poisoned:.4} ({more:+.1} %)")
+        write!(
+            f,
+            "regret a request over {seeds} seeds: clean {clean:.4}, with a liar {poisoned:.4} ({more:+.1} %)"
+        )
     }
 }
 
@@ -184,10 +187,8 @@ fn regret(seed: u64, lies: bool) -> f64 {
 }
 
 fn exchange(learners: &mut [Learner], lies: bool, now: Instant) {
-    let mut said: Vec<(Arc<str>, Arc<Testimony>)> = learners
-        .iter()
-        .map(|learner| (learner.name.clone(), Arc::new(learner.own.published())))
-        .collect();
+    let mut said: Vec<(Arc<str>, Arc<Testimony>)> =
+        learners.iter().map(|learner| (learner.name.clone(), Arc::new(learner.own.published()))).collect();
     if lies {
         let arms = BTreeMap::from([(arm(0), PRAISE.clone())]);
         said[ROUTERS - 1].1 = Arc::new(Testimony::resume(1, arms).published());
@@ -206,11 +207,7 @@ fn arm(n: usize) -> ArmId {
 }
 
 fn judged() -> Judged {
-    Judged {
-        features: Some(PROFILE.features),
-        domain: Domain::ALL[0],
-        signals: AnswerSignals::default(),
-    }
+    Judged { features: Some(PROFILE.features), domain: Domain::ALL[0], signals: AnswerSignals::default() }
 }
 
 fn request() -> Request<'static> {

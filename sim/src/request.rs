@@ -81,16 +81,7 @@ impl Client {
             _ => Mode::Auto,
         };
         let request = Request { stream: rng.random_bool(0.7), choice, data_class, mode, ..asks(text) };
-        Self {
-            request,
-            profile,
-            node,
-            ends: 0,
-            ended_at: At::ZERO,
-            source: None,
-            next_piece: 0,
-            sends: 0,
-        }
+        Self { request, profile, node, ends: 0, ended_at: At::ZERO, source: None, next_piece: 0, sends: 0 }
     }
 }
 
@@ -236,7 +227,9 @@ impl Failure {
     /// True when the next candidate may be asked.
     pub(crate) fn is_retryable(self) -> bool {
         match self {
-            Self::Full | Self::Throttled | Self::Quota | Self::Broken | Self::Interrupted | Self::Timeout => true,
+            Self::Full | Self::Throttled | Self::Quota | Self::Broken | Self::Interrupted | Self::Timeout => {
+                true
+            }
             Self::Deadline => false,
             Self::NoRoute(retryable) => retryable,
         }
@@ -262,7 +255,12 @@ impl Failure {
         match self {
             Self::Full => Some(Duration::from_secs(1)),
             Self::Throttled => Some(Duration::from_secs(2)),
-            Self::Quota | Self::Broken | Self::Interrupted | Self::Timeout | Self::Deadline | Self::NoRoute(_) => None,
+            Self::Quota
+            | Self::Broken
+            | Self::Interrupted
+            | Self::Timeout
+            | Self::Deadline
+            | Self::NoRoute(_) => None,
         }
     }
 }

@@ -175,8 +175,8 @@ pub(crate) enum Back {
 
 impl Scenario {
     /// Draws one. Most meshes are small, as most are; one in two hundred has up to a hundred routers.
-    pub(crate) fn draw(rng: &mut StdRng) -> Self {
-        let nodes = match rng.random_range(0..1_000) {
+    pub(crate) fn draw(most_nodes: usize, rng: &mut StdRng) -> Self {
+        let nodes: usize = match rng.random_range(0..1_000) {
             0..640 => rng.random_range(3..=5),
             640..880 => rng.random_range(6..=9),
             880..970 => rng.random_range(10..=16),
@@ -184,6 +184,7 @@ impl Scenario {
             991..998 => rng.random_range(31..=60),
             _ => rng.random_range(61..=100),
         };
+        let nodes = if most_nodes > 0 { nodes.min(most_nodes.max(3)) } else { nodes };
         let devices = (nodes / 2 + rng.random_range(1..=nodes + 1)).min(40);
         let slow_mesh = nodes > 16;
         let weather = Weather {

@@ -4,35 +4,27 @@
 
 use std::time::Duration;
 
-use shoal_routing::admission::Host as LineHost;
 use shoal_routing::{
-    Asking, Balancer, Candidates, DataClass, Forecast, InFlight, Priority, Request, Reward, Router, Snapshot,
-    Thompson, Tokens, Tries, UpstreamId,
+    Balancer, Candidates, DataClass, Request, Reward, Router, Snapshot, Thompson, Tokens, Tries,
 };
 
 use crate::breakage::Breakage;
 use crate::events::{At, Event};
+use crate::lines::Passed;
 use crate::request::{Attempt, Failure, Job, News, PIECE, Stage};
 use crate::world::World;
 
 /// Patience until the first piece and between two; the entry router's is longer, so that the owner's word comes first.
-const FIRST_PIECE: Duration = Duration::from_secs(6);
+pub(crate) const FIRST_PIECE: Duration = Duration::from_secs(6);
 const BETWEEN: Duration = Duration::from_secs(3);
-const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// When a whole request gives up.
-const DEADLINE: Duration = Duration::from_secs(12);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(12);
 
 /// Wait for a permit to retry, and between two looks, as in the node.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-
-/// Whether a host takes a request at once.
-enum Passed {
-    Goes(InFlight),
-    Waits(InFlight, u64),
-    Shed,
-}
 
 impl World {
     /// Takes a request in at a router: a client's, or one that another router hands on.
@@ -167,7 +159,8 @@ impl World {
         let Some(job) = self.jobs.get(&id) else { return };
         if job.is_servable && job.made == 0 && !job.is_full {
             let node = job.node;
-            return self.violated(format!("router {node} gives a request up that it has hosts for, and asked none"));
+            return self
+                .violated(format!("router {node} gives a request up that it has hosts for, and asked none"));
         }
         let failure = match (job.last, job.is_full) {
             (Some(failure), _) => failure,
@@ -177,103 +170,8 @@ impl World {
         self.end_job(id, Err(failure));
     }
 
-    /// The way to a host, as the node's gate has it: at once, in line, or not at all.
-    fn pass(&mut self, id: u64, offer: &shoal_routing::Offer) -> Passed {
-        let now = self.instant();
-        let job = &self.jobs[&id];
-        let work = self.clients[job.client].profile.work();
-        let patience = FIRST_PIECE + if job.hop == 0 { GRACE } else { Duration::ZERO };
-        let deadline = Some(now + patience.min((job.began + DEADLINE).saturating_sub(self.now)));
-        let key = if job.hop == 0 { format!("key {}", job.client % 3) } else { "peer".to_owned() };
-        let node = job.node;
-        let router = &mut self.nodes[node];
-        if offer.slots == 0 {
-            return Passed::Goes(router.loads.begin(offer, work, now));
-        }
-        let load = router.loads.of(offer, now);
-        let forecast = Forecast::of(work, offer, &load).unwrap_or_default();
-        let cost_ms = forecast.total_ms() - forecast.queue_ms;
-        let asking = Asking { key: key.into(), priority: Priority::Client, deadline, cost_ms };
-        let queue = router.lines.entry(offer.upstream.clone()).or_default();
-        queue.slots = offer.slots;
-        if queue.line.is_empty() && load.in_flight < queue.slots {
-            queue.line.charge(&asking);
-            return Passed::Goes(router.loads.begin(offer, work, now));
-        }
-        let host = LineHost { slots: queue.slots, wait_ms: forecast.queue_ms };
-        let Ok(entered) = queue.line.enter(asking, host, now) else { return Passed::Shed };
-        let displaced = entered.displaced.and_then(|place| queue.turns.remove(&place));
-        queue.turns.insert(entered.id, id);
-        let guard = router.loads.queue(offer, work, now);
-        self.displaced.extend(displaced);
-        Passed::Waits(guard, entered.id)
-    }
-
-    /// A job lost its place in line: nothing was sent, so it is no attempt.
-    fn turned_away(&mut self, id: u64) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        drop(job.attempt.take());
-        job.is_full = true;
-        self.advance(id);
-    }
-
-    /// Lets those through whose host has a slot again.
-    pub(crate) fn serve_freed(&mut self) {
-        loop {
-            for id in std::mem::take(&mut self.displaced) {
-                self.turned_away(id);
-            }
-            let freed: Vec<(usize, UpstreamId)> =
-                std::mem::take(&mut *self.freed.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-            if freed.is_empty() && self.displaced.is_empty() {
-                return;
-            }
-            for (node, upstream) in freed {
-                self.freed(node, &upstream);
-            }
-        }
-    }
-
-    /// Looks at all lines of a router: time frees hosts, too.
-    pub(crate) fn look_again(&mut self, node: usize) {
-        let hosts: Vec<UpstreamId> = self.nodes[node].lines.keys().cloned().collect();
-        for upstream in hosts {
-            self.freed(node, &upstream);
-        }
-    }
-
-    fn freed(&mut self, node: usize, upstream: &UpstreamId) {
-        let now = self.instant();
-        let router = &mut self.nodes[node];
-        let Some(queue) = router.lines.get_mut(upstream) else { return };
-        let late: Vec<u64> =
-            queue.line.expire(now).iter().filter_map(|place| queue.turns.remove(place)).collect();
-        let requests = router.loads.requests(upstream, now);
-        let mut called = Vec::new();
-        while requests.saturating_sub(queue.line.len() as u32) < queue.slots {
-            let Some(next) = queue.line.call_next() else { break };
-            called.extend(queue.turns.remove(&next));
-        }
-        if queue.line.is_empty() && router.loads.in_flight(upstream) == 0 {
-            router.lines.remove(upstream);
-        }
-        for id in late {
-            self.turned_away(id);
-        }
-        for id in called {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
-            let work = self.clients[job.client].profile.work();
-            let Some(attempt) = &mut job.attempt else { continue };
-            attempt.stage = Stage::Sent;
-            if let Some(guard) = &mut attempt.guard {
-                guard.sent(&attempt.choice.offer, work, now);
-            }
-            self.ask_permit(id);
-        }
-    }
-
     /// A retry needs a permit; the first attempt needs none.
-    fn ask_permit(&mut self, id: u64) {
+    pub(crate) fn ask_permit(&mut self, id: u64) {
         let until = self.now + RETRY_WAIT;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let (is_retry, until) = (job.last.is_some(), until.min(job.began + DEADLINE));
@@ -423,7 +321,13 @@ impl World {
     }
 
     /// Counts how an attempt's host did, for all to learn.
-    pub(crate) fn learn(&mut self, node: usize, arm: &shoal_routing::ArmId, reward: Reward, ttft_ms: Option<u64>) {
+    pub(crate) fn learn(
+        &mut self,
+        node: usize,
+        arm: &shoal_routing::ArmId,
+        reward: Reward,
+        ttft_ms: Option<u64>,
+    ) {
         *self.nodes[node].learned.entry(arm.clone()).or_default() += 1;
         self.nodes[node].learning.own.record_end(arm, reward, ttft_ms);
     }
@@ -491,7 +395,6 @@ impl World {
         self.check_purse(node, provider);
     }
 }
-
 
 /// What a provider bills for an attempt, micro-USD: its prompt and the pieces that came.
 fn cost_of(attempt: &Attempt, most: u64) -> u64 {

@@ -22,7 +22,9 @@ impl Trace {
 
     /// Notes that something happened to `who`, with a number that says more.
     pub(crate) fn note(&mut self, at: At, what: &'static str, who: usize, more: u64) {
-        for word in [at.as_micros() as u64, what.len() as u64 + u64::from(what.as_bytes()[0]), who as u64, more] {
+        for word in
+            [at.as_micros() as u64, what.len() as u64 + u64::from(what.as_bytes()[0]), who as u64, more]
+        {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         }
         if let Some(lines) = &mut self.lines {

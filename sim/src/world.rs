@@ -69,7 +69,7 @@ impl World {
     /// Draws a world from a seed and plans how it begins.
     pub(crate) fn new(seed: u64, base: Instant, options: &Options) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let scenario = Scenario::draw(&mut rng);
+        let scenario = Scenario::draw(options.most_nodes, &mut rng);
         let mut world = Self {
             breakage: options.breakage,
             now: At::ZERO,

@@ -224,8 +224,7 @@ mod tests {
     #[test]
     fn a_way_is_closed_when_the_newest_registry_lost_it() {
         let offer = |routes: &[Route]| {
-            let mut offer =
-                Offer::new(UpstreamId::Device("d".into()), Arc::new(ModelSpec::new("m", "test")));
+            let mut offer = Offer::new(UpstreamId::Device("d".into()), Arc::new(ModelSpec::new("m", "test")));
             offer.routes = routes.to_vec();
             offer
         };

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{
-    Candidates, Choice, Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted, Preference, Quality, Score,
-    Verdict, ladder,
+    Candidates, Choice, Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted,
+    Preference, Quality, Score, Verdict, ladder,
 };
 
 use super::attempts::{Answered, Attempts};

@@ -33,8 +33,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_routing::{
-    Candidates, DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind,
-    RetryPermit, Route, Router, Snapshot as RouterSnapshot,
+    Candidates, DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget,
+    RetryKind, RetryPermit, Route, Router, Snapshot as RouterSnapshot,
 };
 use tokio::sync::Semaphore;
 
