@@ -1,6 +1,6 @@
 //! Seeds in numbers: invariants hold in all, the same seed is the same run, and every deliberate defect is found.
 
-use shoal_sim::{Breakage, Options, poison, run, run_many};
+use shoal_sim::{Breakage, Options, run, run_many};
 
 /// Seeds of the fast tier.
 const SEEDS: u64 = 200;
@@ -10,9 +10,6 @@ const SMALL: usize = 8;
 
 /// Seeds within which a defect must be found.
 const FOUND_WITHIN: u64 = 400;
-
-/// Seeds of the comparison with a liar.
-const POISONED: u64 = 40;
 
 fn small() -> Options {
     Options { most_nodes: SMALL, ..Options::default() }
@@ -46,11 +43,4 @@ fn every_deliberate_defect_is_found() {
         let (found, _) = run_many(0, FOUND_WITHIN, jobs(), 1, &options);
         assert!(!found.is_empty(), "{breakage} stays hidden for {FOUND_WITHIN} seeds");
     }
-}
-
-#[test]
-fn a_liar_costs_the_others_little() {
-    let found = poison::compare(0, POISONED, jobs());
-    assert!(found.is_bounded(), "{found}");
-    assert!(found.clean > 0.0, "{found}");
 }
