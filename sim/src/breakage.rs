@@ -6,9 +6,9 @@ use std::str::FromStr;
 /// One defect that a run carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breakage {
-    /// A reader takes a testimony of an earlier life for news.
-    OlderGeneration,
-    /// A router that lost the end of its clock starts with a lower number than before.
+    /// A reader takes an older testimony for news.
+    OlderTestimony,
+    /// A router that comes back starts under a lower number than before.
     GenerationGoesBack,
     /// A device that is linked to two routers counts twice.
     SumLinked,
@@ -41,7 +41,7 @@ pub enum Breakage {
 impl Breakage {
     /// All of them.
     pub const ALL: [Self; 15] = [
-        Self::OlderGeneration,
+        Self::OlderTestimony,
         Self::GenerationGoesBack,
         Self::SumLinked,
         Self::IgnorePurse,
@@ -61,7 +61,7 @@ impl Breakage {
     /// Returns its name on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::OlderGeneration => "older-generation",
+            Self::OlderTestimony => "older-testimony",
             Self::GenerationGoesBack => "generation-goes-back",
             Self::SumLinked => "sum-linked",
             Self::IgnorePurse => "ignore-purse",

@@ -107,7 +107,7 @@ impl Learning {
         let same = held.is_some_and(|held| held.blob.payload == blob.blob.payload);
         let (position, newest) =
             ((blob.blob.generation, blob.blob.version), known.map(|known| (known.generation, known.version)));
-        if broken == Some(Breakage::OlderGeneration) && newest.is_some_and(|newest| position.0 < newest.0) {
+        if broken == Some(Breakage::OlderTestimony) && newest.is_some_and(|newest| position < newest) {
             self.evidence.forget(&origin);
         } else if newest.is_some_and(|newest| position < newest || (position == newest && same))
             || self.scrutiny.examine(&origin, known.map(Arc::as_ref), testimony, now).is_err()

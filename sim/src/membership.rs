@@ -30,8 +30,8 @@ impl World {
         let last = self.nodes[number].disk.generation;
         // As the store does it: grows also when the clock stepped back.
         let mut generation = self.unix_ms(number).max(last + 1);
-        if self.is_broken(Breakage::GenerationGoesBack) {
-            generation = self.unix_ms(number);
+        if last > 0 && self.is_broken(Breakage::GenerationGoesBack) {
+            generation = generation.min(last.saturating_sub(1).max(1));
         }
         if generation <= last {
             self.violated(format!("I8: router {number} starts under {generation} after {last}"));
