@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use shoal_cluster::gossip::frame::{Frame, KeyValue, NodeDelta, Status};
-use shoal_cluster::gossip::ledger::LEASE_RENEWAL;
+use shoal_cluster::gossip::ledger::{LEASE_RENEWAL, LEASE_VALIDITY};
 use shoal_cluster::keyspace::{self, CERT_VERSION, Key, Value};
 use shoal_cluster::{Change, ClusterView};
 use shoal_node::replication;
@@ -114,8 +114,14 @@ impl World {
         if !node.up || node.life != life {
             return;
         }
-        let is_alive =
-            |who: &usize| node.view.members.get(&self.nodes[*who].id).is_some_and(|member| member.alive);
+        let now = self.instant();
+        // As chitchat has it: by the heartbeat, which is the lease, whatever became of the connection.
+        let is_alive = |who: &usize| {
+            let member = node.view.members.get(&self.nodes[*who].id);
+            member.is_some_and(|member| {
+                member.alive || now.saturating_duration_since(member.last_seen) < LEASE_VALIDITY
+            })
+        };
         let known: Vec<usize> = node.book.known().filter(|who| *who != number).collect();
         let (mut alive, silent): (Vec<usize>, Vec<usize>) = known.into_iter().partition(is_alive);
         let digest = node.book.digest();
@@ -126,11 +132,15 @@ impl World {
         if !silent.is_empty() && (targets.is_empty() || self.rng.random_bool(0.1)) {
             targets.push(silent[self.rng.random_range(0..silent.len())]);
         }
-        // Whoever knows nobody goes on with the first routers, which it was given to find the mesh by.
+        // Whoever knows too few goes on with routers that it was given to find the mesh by: any that are there.
         if targets.len() < FANOUT {
-            let seed = self.rng.random_range(0..self.scenario.nodes.min(3));
-            if seed != number && !targets.contains(&seed) {
-                targets.push(seed);
+            let there: Vec<usize> =
+                (0..self.nodes.len()).filter(|n| *n != number && self.nodes[*n].is_member()).collect();
+            if !there.is_empty() {
+                let seed = there[self.rng.random_range(0..there.len())];
+                if !targets.contains(&seed) {
+                    targets.push(seed);
+                }
             }
         }
         for to in targets {

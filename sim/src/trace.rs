@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::events::At;
+use crate::scenario::Scenario;
 
 /// Lines that are kept of the time before a violation.
 const LAST: usize = 400;
@@ -31,6 +32,14 @@ impl Trace {
             let mut line = String::new();
             let _ = write!(line, "{:>9.4} {what} {who} {more}", at.as_secs_f64());
             lines.push(line);
+        }
+    }
+
+    /// Begins the lines with what the seed stands for.
+    pub(crate) fn describe(&mut self, scenario: &Scenario) {
+        if let Some(lines) = &mut self.lines {
+            lines.push(format!("{:?}", Scenario { faults: Vec::new(), ..scenario.clone() }));
+            lines.extend(scenario.faults.iter().map(|trouble| format!("{trouble:?}")));
         }
     }
 

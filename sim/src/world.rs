@@ -126,6 +126,7 @@ impl World {
         if let Some(node) = self.scenario.hostile {
             self.events.plan(Duration::from_secs(4), Event::Mischief { node });
         }
+        self.trace.describe(&self.scenario);
         self.events.plan(Duration::from_secs(3), Event::Arrival);
         self.events.plan(CHECK_EVERY, Event::Check);
     }
