@@ -3,7 +3,7 @@
 use shoal_sim::{Breakage, Options, run, run_many};
 
 /// Seeds of the fast tier.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 100;
 
 /// Routers of a mesh of the fast tier at most: time grows with their square.
 const SMALL: usize = 8;

@@ -49,7 +49,7 @@ impl Run {
 
     /// The loss of ordinary days.
     fn calm(&mut self) {
-        self.mesh.sim.set_loss(if self.seed % 2 == 0 { 0.0 } else { 0.04 });
+        self.mesh.sim.set_loss(if self.seed.is_multiple_of(2) { 0.0 } else { 0.04 });
     }
 
     fn publish(&mut self, node: usize) {
