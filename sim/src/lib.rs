@@ -82,7 +82,6 @@ impl Report {
 }
 
 /// Runs one seed.
-#[expect(clippy::missing_panics_doc, reason = "nothing here panics unless the parts under test do")]
 pub fn run(seed: u64, options: &Options) -> Report {
     // An Instant has no other origin; only differences count.
     let mut world = world::World::new(seed, Instant::now(), options);
