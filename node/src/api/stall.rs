@@ -19,19 +19,26 @@ use tokio::time::{Instant, Sleep};
 
 /// Longest time in which a client takes no byte of what waits for it.
 const WRITE_IDLE: Duration = Duration::from_secs(60);
+/// Longest time until a connection's first byte. The HTTP server's own limit on heads begins only with that byte, since
+/// it tells HTTP/1 from HTTP/2.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// Longest time between two pieces of a request's body.
 const BODY_IDLE: Duration = Duration::from_secs(30);
 
-/// A connection whose writes fail once the other side took nothing for a minute.
+/// A connection whose writes fail once the other side took nothing for a minute, and whose reads fail if nothing ever
+/// came.
 pub(super) struct WriteIdle<I> {
     io: I,
+    /// Set until the first byte.
+    silent: Option<Pin<Box<Sleep>>>,
     /// Set while a write waits.
     give_up: Option<Pin<Box<Sleep>>>,
 }
 
 impl<I> WriteIdle<I> {
     pub(super) fn new(io: I) -> Self {
-        Self { io, give_up: None }
+        let silent = Some(Box::pin(tokio::time::sleep_until(Instant::now() + FIRST_BYTE)));
+        Self { io, silent, give_up: None }
     }
 
     fn limited<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -55,7 +62,15 @@ impl<I: AsyncRead + Unpin> AsyncRead for WriteIdle<I> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.silent = None;
+        }
+        let Some(silent) = &mut self.silent else { return read };
+        silent.as_mut().poll(cx).map(|()| {
+            metrics::counter!("shoal_stalled_clients_total").increment(1);
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing"))
+        })
     }
 }
 
@@ -123,6 +138,29 @@ mod tests {
         let error = near.write_all(b"defg").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(began.elapsed().as_secs(), WRITE_IDLE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_never_says_anything_is_cut_off_and_a_late_one_is_not() {
+        let (near, far) = tokio::io::duplex(8);
+        let began = Instant::now();
+        let error = WriteIdle::new(near).read_u8().await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, FIRST_BYTE));
+        drop(far);
+        let (near, mut far) = tokio::io::duplex(8);
+        let mut near = WriteIdle::new(near);
+        let late = async {
+            for _ in 0..3 {
+                tokio::time::sleep(FIRST_BYTE - Duration::from_secs(1)).await;
+                far.write_u8(7).await.unwrap();
+            }
+        };
+        let read = async {
+            for _ in 0..3 {
+                assert_eq!(near.read_u8().await.unwrap(), 7);
+            }
+        };
+        tokio::join!(read, late);
     }
 
     #[tokio::test(start_paused = true)]
