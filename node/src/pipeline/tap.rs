@@ -153,6 +153,10 @@ impl Tap {
     /// Looks at one payload of a stream.
     pub fn inspect(&mut self, payload: &[u8]) -> Payload {
         self.usage_here = false;
+        // JSON is UTF-8; reading past a text does not look, and clients fall over what is not.
+        if std::str::from_utf8(payload).is_err() {
+            return Payload::Broken;
+        }
         if self.content_seen && !worth_parsing(payload) {
             if !is_object(payload) {
                 return Payload::Broken;
@@ -298,6 +302,13 @@ mod tests {
                 assert_eq!(late_kind, *expected, "after content: {text}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_no_utf8_is_broken_before_content_and_after() {
+        let bytes = b"{\"choices\":[{\"delta\":{\"content\":\"\xff\xc3\"}}]}";
+        assert_eq!(Tap::default().inspect(bytes), Payload::Broken);
+        assert_eq!(Tap { content_seen: true, ..Tap::default() }.inspect(bytes), Payload::Broken);
     }
 
     #[test]
