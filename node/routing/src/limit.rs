@@ -96,6 +96,11 @@ impl RetryBudget {
         Some(RetryPermit { budget: self.clone() })
     }
 
+    /// True when no retry of this kind is paid for: only requests that succeed at once bring one, so waiting does not.
+    pub fn is_spent(&self, kind: RetryKind) -> bool {
+        self.lock().tokens[kind as usize] < kind.cost()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Budget> {
         // Arithmetic that cannot panic: a poisoned lock still holds a valid budget.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -166,6 +171,7 @@ mod tests {
         let budget = RetryBudget::default();
         let spent = (0..1_000).take_while(|_| budget.try_retry(RetryKind::Transient).is_some()).count();
         assert_eq!(spent, (CAPACITY / RetryKind::Transient.cost()) as usize);
+        assert!(budget.is_spent(RetryKind::Transient) && !budget.is_spent(RetryKind::Throttle));
         assert!(budget.try_retry(RetryKind::Throttle).is_some());
         for _ in 0..RetryKind::Transient.cost() {
             budget.deposit();

@@ -58,8 +58,9 @@ use crate::inventory::Snapshot;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
 use crate::upstream::{ApiPath, BoxUpstream, UpstreamError};
 
-/// Longest time that a request waits for its turn in the retry budget before it gives the error back.
-const RETRY_WAIT: Duration = Duration::from_secs(2);
+/// Longest time that a request waits while too many others retry, before it gives the error back. A device that dies
+/// leaves all its requests to be retried at once, and each holds its permit until its new host has said something.
+const RETRY_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two tries to get a retry permit, or before a throttled candidate is asked.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Extra time that this node waits beyond the limits that the engine's own host applies, so that the host's
@@ -347,7 +348,8 @@ impl Pipeline {
             if let Some(permit) = self.retries.try_retry(kind) {
                 return Some(permit);
             }
-            if tokio::time::Instant::now() >= give_up {
+            // Where everything fails, a wait would only be one more: errors are given back at once.
+            if self.retries.is_spent(kind) || tokio::time::Instant::now() >= give_up {
                 metrics::counter!("shoal_retries_refused_total").increment(1);
                 return None;
             }

@@ -249,6 +249,27 @@ async fn a_spent_budget_ends_the_request_after_a_short_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_everything_fails_errors_are_given_back_at_once() {
+    let scene = two_hosts();
+    for way in ["a/m", "b/m"] {
+        scene.script(way, [Act::Fail(broken())]);
+    }
+    while !scene.pipeline.retries.is_spent(RetryKind::Transient) {
+        drop(
+            scene
+                .pipeline
+                .retries
+                .try_retry(RetryKind::Transient)
+                .expect("paid for, and nobody else retries"),
+        );
+    }
+    let began = tokio::time::Instant::now();
+    assert_eq!(play(&scene, NAMED).await, Err("upstream_error".into()));
+    assert!(began.elapsed() < RETRY_WAIT, "{:?}", began.elapsed());
+    assert_eq!(scene.tried().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_retry_does_not_hold_on_to_the_permit_of_the_first() {
     let mut scene = Scene::new(["a", "b", "c"].map(|name| offer(name, "m", &[])).into());
     let acts = vec![Act::Fail(broken()), Act::Fail(broken()), whole_answer()].into_iter();
