@@ -269,6 +269,15 @@ pub fn open(
     text: &str,
     public_key: &[u8],
 ) -> Result<SignedValue, Refusal> {
+    open_with(origin, (key, version, text), |message, signature| is_signed(public_key, message, signature))
+}
+
+/// As [`open`]; `is_signed` says whether a signature is the writer's over a message.
+pub(crate) fn open_with(
+    origin: &Origin,
+    (key, version, text): (&str, u64, &str),
+    is_signed: impl FnOnce(&[u8], &[u8]) -> bool,
+) -> Result<SignedValue, Refusal> {
     if text.len() > MAX_VALUE_BYTES || key.len() > MAX_KEY_BYTES {
         return Err(Refusal::Oversized);
     }
@@ -283,10 +292,16 @@ pub fn open(
     if signed.seq != version {
         return Err(Refusal::BadSignature);
     }
-    ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public_key)
-        .verify(&signing_bytes(origin, key, &signed), &signed.signature)
-        .map_err(|_| Refusal::BadSignature)?;
-    Ok(signed)
+    match is_signed(&signing_bytes(origin, key, &signed), &signed.signature) {
+        true => Ok(signed),
+        false => Err(Refusal::BadSignature),
+    }
+}
+
+/// Tells whether `signature` is that of a raw Ed25519 public key over `message`.
+pub(crate) fn is_signed(public_key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public_key);
+    key.verify(message, signature).is_ok()
 }
 
 /// Encodes a certificate chain, leaf first, as the text of key `cert`.

@@ -73,6 +73,11 @@ impl SimNet {
         self.lock().cut.extend([(a, b), (b, a)]);
     }
 
+    /// Cuts the path from one address to another; the way back stays open.
+    pub fn cut_one_way(&self, from: SocketAddr, to: SocketAddr) {
+        self.lock().cut.insert((from, to));
+    }
+
     /// Cuts all paths between the two groups.
     pub fn partition(&self, left: &[SocketAddr], right: &[SocketAddr]) {
         for &a in left {

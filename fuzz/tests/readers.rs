@@ -9,7 +9,8 @@ use shoal_cluster::ids::NodeId;
 use shoal_cluster::keyspace::{self, Key, Origin, Value};
 use shoal_cluster::quic::FrameBuffer;
 use shoal_fuzz::strangers;
-use shoal_node::api::parse::{Floor, Naming, parse};
+use shoal_node::api::form::Form;
+use shoal_node::api::parse::{Floor, Naming, parse, parse_sound};
 use shoal_node::config::FileConfig;
 use shoal_node::pack::RouterPack;
 use shoal_node::upstream::sse::{Decoder, Framing, Item};
@@ -30,6 +31,25 @@ fn request_json() {
             let again = parse(path, &sent, &HeaderMap::new(), Floor::default(), naming);
             assert!(again.is_ok_and(|(again, _)| again.model == "m" && again.warnings.is_empty()));
         }
+    });
+}
+
+#[test]
+fn forms() {
+    const MEDIA: &str = "multipart/form-data; boundary=b";
+    let naming = Naming { is_provider: &|name| name == "openai", lfo_manners: false };
+    let ask = |bytes: &Bytes| {
+        let (headers, floor) = (HeaderMap::new(), Floor::default());
+        parse_sound(ApiPath::Transcriptions, Some(MEDIA), bytes, &headers, floor, naming)
+            .map(|(parsed, _)| parsed)
+    };
+    strangers("forms", |bytes| {
+        let _ = Form::parse(&String::from_utf8_lossy(bytes), bytes);
+        let bytes = Bytes::copy_from_slice(bytes);
+        let Ok(parsed) = ask(&bytes) else { return };
+        // What is sent on is a form again, of that model, and never with what a client may not set.
+        let again = ask(&parsed.body_for("m", false, false));
+        assert!(again.is_ok_and(|again| again.model == "m" && again.warnings.is_empty()));
     });
 }
 

@@ -46,7 +46,7 @@ pub struct Answer {
     pub chunks: u64,
     /// Text of the first choice.
     pub text: String,
-    /// Headers of the answer that start with `x-`.
+    /// Headers of the answer that start with `x-`, and `retry-after`.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -101,7 +101,7 @@ fn extra_headers(response: &reqwest::Response) -> BTreeMap<String, String> {
     response
         .headers()
         .iter()
-        .filter(|(name, _)| name.as_str().starts_with("x-"))
+        .filter(|(name, _)| name.as_str().starts_with("x-") || *name == http::header::RETRY_AFTER)
         .filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
         .collect()
 }
@@ -143,13 +143,14 @@ async fn whole(response: reqwest::Response, expected: Expected<'_>, text: &mut S
 fn words_verdict(text: &str, expected: Expected<'_>) -> Verdict {
     let Ok(script) = Script::default().for_prompt(expected.prompt) else { return Verdict::Ok };
     let planned = crate::script::marker(expected.prompt)
-        .is_some_and(|marker| marker.contains(" n=") && !script.tool)
+        .is_some_and(|marker| marker.contains(" n=") && !script.tool && script.say.is_none())
         .then(|| script.tokens.min(expected.max_tokens.unwrap_or(usize::MAX)));
     if !words::looks_like_words(text) {
         return match planned {
             Some(planned) if planned > 0 && text.is_empty() => {
                 Verdict::CutUnmarked(format!("0 of {planned} words"))
             }
+            Some(planned) if planned > 0 => Verdict::Corrupt(words::Fault::NotWords.to_string()),
             _ => Verdict::Ok,
         };
     }

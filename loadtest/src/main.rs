@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use shoal_loadtest::{
     balance,
     cascade::{self, Cascade},
-    replay,
+    chaos, replay,
     run::{self, Load},
     script::Script,
     stub::{Kind, Options, Stub},
@@ -34,6 +34,8 @@ enum Command {
     /// Serves a stub upstream.
     #[command(subcommand)]
     Stub(StubCommand),
+    /// Plays faults on real routers and devices on this machine, and checks what must hold under each.
+    Chaos(ChaosArgs),
     /// Answers requests with the signals of a local answer by confidence and gain, a JSON object a line.
     Cascade(CascadeArgs),
 }
@@ -52,6 +54,28 @@ enum StubCommand {
     Device(DeviceArgs),
     /// A cloud provider: the same server, by default one that knows nothing but its API; --kind openai, azure, anthropic or gemini.
     Provider(DeviceArgs),
+}
+
+#[derive(Args)]
+struct ChaosArgs {
+    /// The program `shoal` [default: the one beside this program].
+    #[arg(long, env = "SHOAL_BIN")]
+    bin: Option<PathBuf>,
+    /// The short set (the default): each fault a few times, some minutes in all.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// The long set, with the counts of docs/faults.md: an hour and more.
+    #[arg(long)]
+    full: bool,
+    /// Faults to play, by name or number (kill_router,16); all of them if not given.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Seed of what is drawn: lost packets, flipped bits, strangers' datagrams.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder for report.json and report.html.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -108,6 +132,9 @@ struct ReplayArgs {
     /// Leading dimensions of the embedding to learn on.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(0..=16))]
     dim: u8,
+    /// Learn by features alone, not by pairs of words too.
+    #[arg(long)]
+    no_words: bool,
     /// Seed of all randomness: equal seeds and inputs give equal choices.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -204,6 +231,9 @@ struct DeviceArgs {
     /// Bearer key to require.
     #[arg(long)]
     key: Option<String>,
+    /// Digest of the weights to tell: two stubs with the same one go on in each other's answers.
+    #[arg(long)]
+    digest: Option<String>,
 }
 
 #[derive(Args)]
@@ -266,6 +296,40 @@ async fn main() -> Result<ExitCode> {
         Command::Report(ReportCommand::Balance(args)) => report_balance(args),
         Command::Stub(StubCommand::Device(args) | StubCommand::Provider(args)) => device(args).await,
         Command::Cascade(args) => cascade(args),
+        Command::Chaos(args) => chaos(args).await,
+    }
+}
+
+async fn chaos(args: ChaosArgs) -> Result<ExitCode> {
+    let bin = match args.bin {
+        Some(bin) => bin,
+        None => std::env::current_exe().context("finding this program")?.with_file_name("shoal"),
+    };
+    let options = chaos::Options { bin, full: args.full, only: args.only, seed: args.seed };
+    let mut stderr = std::io::stderr();
+    let run = chaos::run(options, |line| {
+        // Progress is for who watches; nobody may.
+        let _ = writeln!(stderr, "{line}");
+    });
+    // Dropping the run ends every process that it started.
+    let report = tokio::select! {
+        report = run => report?,
+        () = asked_to_stop() => anyhow::bail!("stopped; the processes under test have been ended"),
+    };
+    if let Some(out) = &args.out {
+        report.write(out)?;
+    }
+    std::io::stdout().write_all(report.to_string().as_bytes()).context("writing the report")?;
+    Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
     }
 }
 
@@ -276,6 +340,7 @@ fn replay_stream(args: ReplayArgs) -> Result<ExitCode> {
         policy: args.policy,
         lambda: args.lambda,
         dim: usize::from(args.dim),
+        words: !args.no_words,
         seed: args.seed,
         warm: args.warm,
         warm_full: args.warm_full,
@@ -362,6 +427,8 @@ async fn device(args: DeviceArgs) -> Result<ExitCode> {
         kind: args.kind,
         script,
         key: args.key,
+        digest: args.digest,
+        ..Options::default()
     };
     let stub = Stub::start(options).await.with_context(|| format!("listening on {}", args.listen))?;
     let mut stdout = std::io::stdout();

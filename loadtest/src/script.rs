@@ -43,6 +43,8 @@ pub struct Script {
     pub split: Option<usize>,
     /// Answers by a call of the first tool, if the request has tools (`tool=1`).
     pub tool: bool,
+    /// Thinks this many words before the answer to a chat (`think`), where the engine tells thoughts. Default 0.
+    pub think: usize,
     /// Answers with this text (`say`, `_` for a space), in pieces of a word.
     pub say: Option<String>,
     /// Shows the text of the last user message in the log (`show=1`).
@@ -57,6 +59,13 @@ pub struct Script {
     pub handoff: bool,
     /// Name under which the request shows in the log (`tag`).
     pub tag: Option<String>,
+    /// A fault that no HTTP server would commit ([`crate::stub::faults`]; `fault=NAME`).
+    pub fault: Option<&'static str>,
+    /// Tokens of a stream before that fault (`at`). Default 0.
+    pub fault_at: usize,
+    /// Requests of this tag that are harmed; later ones are served as if no fault were asked for (`times`). Stubs of
+    /// one process count together, so a second attempt elsewhere is spared.
+    pub times: Option<usize>,
 }
 
 impl Default for Script {
@@ -79,6 +88,7 @@ impl Default for Script {
             noise: false,
             split: None,
             tool: false,
+            think: 0,
             say: None,
             show: false,
             no_logprobs: false,
@@ -86,6 +96,9 @@ impl Default for Script {
             confidence: Some(0.9),
             handoff: false,
             tag: None,
+            fault: None,
+            fault_at: 0,
+            times: None,
         }
     }
 }
@@ -129,6 +142,29 @@ impl Script {
         Ok(script)
     }
 
+    /// The same pace and answer without any fault.
+    pub fn spared(self) -> Self {
+        let good = Self::default();
+        Self {
+            status: None,
+            retry_after: None,
+            cut: None,
+            hang: None,
+            inband: None,
+            drop: false,
+            garbage: false,
+            html: false,
+            no_done: false,
+            no_finish: false,
+            crlf: false,
+            noise: false,
+            split: None,
+            fault: None,
+            itl: if self.fault.is_some() { good.itl } else { self.itl },
+            ..self
+        }
+    }
+
     /// `None`: the value does not parse or is out of range.
     fn set(&mut self, key: &str, value: &str) -> Option<Result<(), Error>> {
         match key {
@@ -152,6 +188,7 @@ impl Script {
             "split" => self.split = Some(count(value).filter(|bytes| *bytes > 0)?),
             "tool" => self.tool = flag(value)?,
             "say" => self.say = Some(value.replace('_', " ")),
+            "think" => self.think = count(value)?,
             "show" => self.show = flag(value)?,
             "no_logprobs" => self.no_logprobs = flag(value)?,
             "logprob" => self.logprob = value.parse().ok().filter(|lp: &f64| lp.is_finite() && *lp <= 0.0)?,
@@ -159,6 +196,9 @@ impl Script {
             "conf" => self.confidence = Some(value.parse().ok().filter(|c| (0.0..=1.0).contains(c))?),
             "handoff" => self.handoff = flag(value)?,
             "tag" => self.tag = Some(value.to_owned()),
+            "fault" => self.fault = Some(crate::stub::faults::known(value)?),
+            "at" => self.fault_at = count(value)?,
+            "times" => self.times = Some(count(value)?),
             _ => return Some(Err(Error::UnknownKey(key.to_owned()))),
         }
         Some(Ok(()))
@@ -215,7 +255,16 @@ mod tests {
         let refused = |words: &str| Script::default().apply(words).expect_err(words);
         assert_eq!(refused("colour=red"), Error::UnknownKey("colour".into()));
         assert_eq!(refused("n"), Error::NotAPair("n".into()));
-        for words in ["n=99999999", "n=-1", "err=200", "crlf=maybe", "logprob=1", "split=0"] {
+        for words in [
+            "n=99999999",
+            "n=-1",
+            "fault=none_such",
+            "at=-1",
+            "err=200",
+            "crlf=maybe",
+            "logprob=1",
+            "split=0",
+        ] {
             assert_eq!(refused(words), Error::BadValue(words.into()));
         }
     }

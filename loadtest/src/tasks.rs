@@ -14,3 +14,20 @@ where
 {
     tokio::spawn(future.instrument(tracing::info_span!("task", name)))
 }
+
+/// A task that ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Running(JoinHandle<()>);
+
+impl Running {
+    /// Spawns a named task that lives as long as its owner.
+    pub(crate) fn spawn(name: &'static str, future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(spawn_named(name, future))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -104,6 +104,13 @@ fn parse(word: &str) -> Option<(usize, u16, u16)> {
     Some((index.parse().ok()?, nonce, check))
 }
 
+/// Where a text of words breaks off: the nonce of its attempt and the index of the next word. `None` for another text,
+/// and for one that ends within a word.
+pub(crate) fn broken_off_at(text: &str) -> Option<(u16, usize)> {
+    let (index, nonce, _) = parse(text.split_whitespace().next_back()?)?;
+    Some((nonce, index + 1))
+}
+
 /// FNV-1a, 64 bits: no secret, only stable across builds and platforms.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

@@ -103,6 +103,68 @@ async fn each_fault_is_found_and_named() {
 }
 
 #[tokio::test]
+async fn faults_below_http_come_where_they_are_asked_for() {
+    let (stub, client) = stub().await;
+    let transport = || Verdict::CutMarked("transport".to_owned());
+    let none = || Verdict::NoAnswer("transport".to_owned());
+    let unmarked = |why: &str| Verdict::CutUnmarked(why.to_owned());
+    let cases = [
+        ("fault=reset_before_head", none()),
+        ("fault=fin_before_head", none()),
+        ("fault=fin_inside_head", none()),
+        ("fault=not_http", none()),
+        ("fault=reset_midway at=3", transport()),
+        ("fault=fin_midway at=3", transport()),
+        ("fault=bad_chunk_size at=3", transport()),
+        ("fault=end_midway at=3", unmarked("no finish_reason")),
+        ("fault=comments_only at=3", unmarked("no finish_reason")),
+        ("fault=broken_json at=3", Verdict::Corrupt("chunk is no JSON".to_owned())),
+        ("fault=chunks_twice", Verdict::Corrupt("repeated_or_reordered".to_owned())),
+        ("fault=after_done", Verdict::Corrupt("data after [DONE]".to_owned())),
+        ("fault=error_event at=3", Verdict::CutMarked("error".to_owned())),
+        ("fault=cr_only", Verdict::Ok),
+        ("fault=multi_line", Verdict::Ok),
+        ("fault=no_length", Verdict::Ok),
+        ("fault=early_hints", Verdict::Ok),
+        ("fault=no_usage", Verdict::Ok),
+    ];
+    for (fault, want) in cases {
+        let got = verdict(&client, &stub, &format!("[[stub n=8 {fault}]]"), true).await;
+        assert_eq!(got, want, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_fault_hits_so_many_requests_of_its_tag_and_a_stub_may_refuse_or_slow_down() {
+    let (stub, client) = stub().await;
+    let prompt = "[[stub n=4 fault=reset_before_head tag=once times=1]]";
+    assert_eq!(verdict(&client, &stub, prompt, true).await, Verdict::NoAnswer("transport".to_owned()));
+    assert_eq!(verdict(&client, &stub, prompt, true).await, Verdict::Ok);
+    assert_eq!(stub.log().tagged("once").len(), 2);
+    stub.refuse(Some(500));
+    let refused = Verdict::Refused { status: 500, code: "scripted".to_owned() };
+    assert_eq!(verdict(&client, &stub, "[[stub n=4]]", false).await, refused);
+    stub.refuse(None);
+    stub.slow_down(20);
+    let began = Instant::now();
+    assert_eq!(verdict(&client, &stub, "[[stub n=2 ttft=10]]", false).await, Verdict::Ok);
+    assert!(began.elapsed() >= Duration::from_millis(200));
+}
+
+#[tokio::test]
+async fn text_that_is_not_the_scripted_words_does_not_pass() {
+    let (stub, client) = stub().await;
+    let body = chat("[[stub say=hello n=3]]", json!({}));
+    let sent = Instant::now();
+    let response = client.post(format!("{}/v1/chat/completions", stub.url())).json(&body).send().await;
+    let expected = Expected { prompt: "[[stub n=3]]", max_tokens: None, stream: false };
+    assert_eq!(
+        check::judge(response, sent, expected).await.verdict,
+        Verdict::Corrupt("not_words".to_owned())
+    );
+}
+
+#[tokio::test]
 async fn an_answer_shorter_than_scripted_does_not_pass() {
     let (stub, client) = stub().await;
     // The server is asked for 8 words, the judge expects 12: a router that loses the tail looks like this.

@@ -21,6 +21,7 @@ const PACKAGES: &[(&str, &str, &[&str])] = &[
     ("loadtest/", "shoal-loadtest", &["shoal-routing", "shoal-proto"]),
     ("proto/", "shoal-proto", &[]),
     ("fuzz/", "shoal-fuzz", &["shoal", "shoal-routing", "shoal-cluster", "shoal-proto"]),
+    ("sim/", "shoal-sim", &["shoal", "shoal-routing", "shoal-cluster", "shoal-proto"]),
 ];
 
 /// What the pure core must not even be able to name.

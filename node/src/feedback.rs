@@ -12,9 +12,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
-use shoal_routing::escalate::gain::GainModel;
+use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
 use shoal_routing::{
-    ArmEvidence, ArmId, Confidence, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony,
+    ArmEvidence, ArmId, Domain, Features, Outcome, Pack, Posterior, QualitySums, Score, Testimony, Words,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,7 +34,7 @@ enum Evidence {
     /// How a request ended, and what it looked like.
     Outcome(Outcome),
     /// How good its answer was.
-    Judgement(Judgement),
+    Judgement(Box<Judgement>),
     /// What other origins observed, each proven by its signature; the sender hears when it was dealt with.
     Testimonies(Vec<SignedBlob>, oneshot::Sender<()>),
     /// What was learnt elsewhere, in the place of what was known before; the sender hears when decisions use it.
@@ -61,10 +61,12 @@ pub struct Judgement {
     pub arm: ArmId,
     /// How good.
     pub score: Score,
-    /// The confidence that the answer had before calibration.
-    pub raw: Confidence,
+    /// What was seen of the answer: its confidence before calibration, and its length.
+    pub seen: AnswerSignals,
     /// What the request looked like; `None` when its record does not say.
     pub features: Option<Features>,
+    /// The words that it was about; none where they are no longer known, or must not be.
+    pub words: Words,
     /// Its field of knowledge.
     pub domain: Domain,
     /// Who says so.
@@ -125,7 +127,7 @@ impl FeedbackHandle {
 
     /// Hands a judgement of an arm's answer in; waits for room, since a person gave it.
     pub async fn judge(&self, judgement: Judgement) {
-        if self.queue.send(Evidence::Judgement(judgement)).await.is_err() {
+        if self.queue.send(Evidence::Judgement(Box::new(judgement))).await.is_err() {
             metrics::counter!("shoal_feedback_lost_total").increment(1);
         }
     }

@@ -3,6 +3,7 @@
 //! The record says which arm answered; the score goes to that arm's statistics, once for each request.
 
 use shoal_proto::FeedbackVerdict;
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{ArmId, Confidence, Domain, Score};
 
 use crate::feedback::{FeedbackHandle, JudgedBy, Judgement};
@@ -43,14 +44,16 @@ impl Judge {
                 }
                 let raw = record.raw_confidence.and_then(|c| Score::new(c).ok());
                 let raw = raw.map_or(Confidence::Unknown, Confidence::Known);
+                let out_tokens = (record.completion_tokens > 0).then_some(record.completion_tokens as f64);
                 let profile = record.profile.as_ref();
                 let domain = profile.and_then(|profile| Domain::parse(&profile.domain)).unwrap_or_default();
                 Ok(Ok(Judgement {
                     request: wanted.into(),
                     arm: ArmId(record.arm.into()),
                     score,
-                    raw,
+                    seen: AnswerSignals { raw, out_tokens },
                     features: record.features.map(|features| *features),
+                    words: record.words.map(|words| *words).unwrap_or_default(),
                     domain,
                     by: JudgedBy::Client,
                 }))

@@ -25,6 +25,7 @@ pub mod node;
 pub mod pack;
 pub mod pipeline;
 pub mod replication;
+pub mod sound;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

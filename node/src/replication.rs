@@ -129,11 +129,14 @@ fn model_spec(model: &proto::ModelInfo) -> ModelSpec {
     spec.digest = known(&model.digest);
     spec.quantization = known(&model.quantization);
     spec.size_bytes = (model.size_bytes > 0).then_some(model.size_bytes);
-    // The wire says only "can": a missing mark is no proof that a model cannot.
-    spec.tools = model.tools.then_some(true);
-    spec.vision = model.vision.then_some(true);
-    spec.logprobs = model.logprobs.then_some(true);
-    spec.embeddings = model.embeddings.then_some(true);
+    spec.tools = model.tools;
+    spec.vision = model.vision;
+    spec.logprobs = model.logprobs;
+    spec.embeddings = model.embeddings;
+    spec.schema = model.schema;
+    spec.audio = model.audio;
+    spec.transcription = model.transcription;
+    spec.speech = model.speech;
     spec.remote = model.remote;
     spec
 }

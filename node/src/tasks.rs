@@ -44,6 +44,8 @@ pub enum TaskKind {
     Agent,
     /// Relays a stream for a client; ends with it.
     Relay,
+    /// Runs a request with an `Idempotency-Key`, and keeps its answer for a while.
+    Replay,
     /// Forwards signals of the operating system.
     Signals,
     /// Renews the certificate of the API. On error: the old one is shown, with a warning.

@@ -11,18 +11,22 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use http::HeaderMap;
+use shoal_routing::hedge::MAX_SHARE;
 use shoal_routing::{LoadBook, MAX_ATTEMPTS, ModelSpec, Offer, Outcome, Registry, Route, Rules, UpstreamId};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::error::ApiError;
 use crate::api::front::Front;
+use crate::api::idempotency::{Answers, IdempotencySettings};
 use crate::api::parse::{self, Floor};
 use crate::api::responses::{Away, Elsewhere, Keeper};
+use crate::api::serve::SocketLimits;
 use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::feedback;
 use crate::inventory::Inventory;
-use crate::judging::witness;
+use crate::judging::agreement::SecondOpinion;
+use crate::judging::{AgreementSettings, witness};
 use crate::pipeline::ticket::{Live, Sinks};
 use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve, RuleBook};
 use crate::store::{HistoryWriter, KeyRing, RequestRecord, ResponseShelf, Store};
@@ -190,7 +194,7 @@ impl tower::Service<UpstreamRequest> for Actor {
                 }
             });
             let served_by = ServedBy { upstream: way.clone(), upstream_id: way, model };
-            Ok(UpstreamResponse { served_by, events: events.boxed() })
+            Ok(UpstreamResponse { served_by, media: None, events: events.boxed() })
         })
     }
 }
@@ -225,7 +229,13 @@ impl Scene {
     }
 
     pub(crate) fn with_room_for(concurrent_requests: usize, offers: Vec<Offer>) -> Self {
-        Self::build(concurrent_requests, offers, Rules::default())
+        Self::build(concurrent_requests, offers, Rules::default(), None)
+    }
+
+    /// A node that may ask another model for its opinion.
+    pub(crate) fn with_second_opinion(offers: Vec<Offer>, settings: AgreementSettings) -> Self {
+        let second = SecondOpinion::new(settings, "0123abcd".into());
+        Self::build(100, offers, Rules::default(), Some(second))
     }
 
     /// A node whose `shoal.toml` holds these rules.
@@ -233,10 +243,15 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shoal.toml");
         std::fs::write(&path, format!("version = 1\n{rules}")).unwrap();
-        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules)
+        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules, None)
     }
 
-    fn build(concurrent_requests: usize, offers: Vec<Offer>, rules: Rules) -> Self {
+    fn build(
+        concurrent_requests: usize,
+        offers: Vec<Offer>,
+        rules: Rules,
+        second: Option<SecondOpinion>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let (learning, feedback) = feedback::Service::new("me", 1, store.clone()).unwrap();
@@ -264,6 +279,8 @@ impl Scene {
             between_chunks: Duration::from_secs(30),
             history_days: 30,
             max_local_tokens: None,
+            sockets: SocketLimits::default(),
+            drain: Duration::from_secs(120),
         };
         let scripted = Arc::new(Scripted::default());
         let resolver = Arc::new(Resolver(scripted.clone()));
@@ -273,7 +290,9 @@ impl Scene {
         let keys = KeyRing::load(store.clone()).unwrap();
         let pipeline = Pipeline::new("me", inventory, loads, sinks, resolver, limits)
             .with_rules(RuleBook::new(rules, keys.clone()))
-            .with_purses(KeyPurses::new(keys.clone(), store));
+            .with_purses(KeyPurses::new(keys.clone(), store))
+            .with_hedging(MAX_SHARE)
+            .with_second_opinion(second);
         let pipeline = Arc::new(pipeline);
         let front = Front {
             name: "me".into(),
@@ -283,6 +302,7 @@ impl Scene {
             no_auth: true,
             claude_model: Some("auto".into()),
             responses: Keeper::new(shelf, Arc::new(Alone)).unwrap(),
+            answers: Answers::new(IdempotencySettings::default()),
         };
         Self {
             pipeline,

@@ -50,6 +50,14 @@ def ollama(field, value, prompt):
     return "/api/chat", body
 
 
+def transcriptions(field, value, prompt):
+    return "/v1/audio/transcriptions", {"prompt": prompt, **({field: value} if field else {})}
+
+
+def speech(field, value, prompt):
+    return "/v1/audio/speech", {"input": prompt, "voice": "alloy", **({field: value} if field else {})}
+
+
 CHAT = {
     "temperature": 0.5, "top_p": 0.9, "max_tokens": 9, "max_completion_tokens": 9, "stop": ["END"], "seed": 7, "n": 2,
     "presence_penalty": 0.5, "frequency_penalty": 0.5, "logit_bias": {"50": 1}, "logprobs": True,
@@ -73,15 +81,30 @@ OLLAMA = {
     "options.stop": ["END"], "options.num_ctx": 8192, "format": SCHEMA, "think": False, "keep_alive": "5m",
     "tools": [{"type": "function", "function": TOOL}],
 }
+TRANSCRIPTIONS = {
+    "language": "en", "temperature": "0.2", "response_format": "verbose_json", "timestamp_granularities[]": "word",
+    "stream": "true", "include[]": "logprobs", "chunking_strategy": "auto", "an_unknown_field": "1",
+    "metadata[data_class]": "internal", "metadata": '{"mode": "auto", "mine": "1"}', "api_base": "http://elsewhere",
+}
+SPEECH = {
+    "instructions": "Whisper.", "response_format": "wav", "speed": 1.5, "stream_format": "sse", "an_unknown_field": 1,
+    "metadata": {"mode": "auto"}, "api_base": "http://elsewhere",
+}
 APIS = [("Chat completions", chat, CHAT), ("Responses", responses, RESPONSES),
         ("Messages", messages, MESSAGES), ("Ollama `/api/chat`", ollama, OLLAMA)]
 
 
+# Recordings, by models that are made for them; other kinds of provider have no such API.
+SOUND_APIS = [("Transcriptions", transcriptions, TRANSCRIPTIONS, "whisper-c"), ("Speech", speech, SPEECH, "tts-c")]
+
+
 class Upstream(kit.Stub):
-    def __init__(self, folder, role, kind, model):
+    def __init__(self, folder, role, kind, *models):
         key = ["--key", KEY] if role == "provider" else []
+        model = models[0]
         kit.Process.__init__(self, folder, [
-            kit.LOADTEST, "stub", role, "--kind", kind, "--model", model, "--context", "65536", *key])
+            kit.LOADTEST, "stub", role, "--kind", kind, "--context", "65536", *key,
+            *(word for name in models for word in ("--model", name))])
         found, _ = kit.until("stub listening", lambda: re.search(r"^listening (http://\S+)$", self.text(), re.M))
         self.url, self.model = found.group(1), model
 
@@ -93,6 +116,16 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conformance")
     (folder / "key").write_text(KEY)
     columns, config, devices = {}, ["version = 1"], []
+    ears = {"OpenAI-compatible": ("", Upstream(folder / "ears", "device", "openai", "whisper-c", "tts-c"))}
+    devices += ["--device", ears["OpenAI-compatible"][1].url]
+    for title, kind, path in (("OpenAI", "openai", "/v1"), ("Azure", "azure", "")):
+        name = f"s{kind}"
+        ears[title] = (f"{name}/", Upstream(folder / name, "provider", kind, "whisper-c", "tts-c"))
+        config += ["[[providers]]", f'name = "{name}"', f'kind = "{kind}"', f'key_file = "{folder}/key"',
+                   f'base_url = "{ears[title][1].url}{path}"', 'models = ["whisper-c", "tts-c"]']
+        for model, measure in (("whisper-c", "minute"), ("tts-c", "million_chars")):
+            config += ["[[prices]]", f'provider = "{name}"', f'model = "{model}"', "input = 0.0", "output = 0.0",
+                       f"{measure} = 0.01"]
     for title, kind in DEVICES.items():
         model = "m-" + kind.replace(".", "")
         columns[title] = (model, Upstream(folder / model, "device", kind, model))
@@ -109,8 +142,9 @@ def world(tmp_path_factory):
     node = kit.Node(folder / "node", "n1", ["up", "--config", folder / "shoal.toml"], more=devices)
     node.ready()
     kit.until("all models are listed", lambda: {model for model, _ in columns.values()} <= node.models())
-    yield node, columns
-    for process in [node, *(stub for _, stub in columns.values())]:
+    kit.until("models for recordings are listed", lambda: {"whisper-c", "sopenai/tts-c"} <= node.models())
+    yield node, columns, ears
+    for process in [node, *(stub for _, stub in [*columns.values(), *ears.values()])]:
         process.stop()
 
 
@@ -126,7 +160,11 @@ class Asker:
         prompt = f"{self.form.__name__} {self.model} {self.count} {field}: name a river. [[stub n=3]]"
         path, body = self.form(field, value, prompt)
         before = self.stub.log()["counts"]["requests"]
-        answer = self.node.post(path, {"model": self.model, **body})
+        if path.endswith("transcriptions"):
+            answer = httpx.post(self.node.url + path, headers=self.node.auth(), timeout=kit.PATIENCE_S,
+                                data={"model": self.model, **body}, files={"file": ("a.wav", b"RIFF", "audio/wav")})
+        else:
+            answer = self.node.post(path, {"model": self.model, **body})
         log = self.stub.log()
         arrived = log["counts"]["requests"] > before
         return answer, set(log["requests"][-1]["fields"]) if arrived else set()
@@ -147,9 +185,11 @@ class Asker:
         return "left out, said" if answer.headers.get("x-shoal-warnings") else "—"
 
 
-def table(node, columns):
+def table(node, columns, ears):
     lines = []
-    for title, form, fields in APIS:
+    sound = [(title, form, fields, {name: (prefix + model, stub) for name, (prefix, stub) in ears.items()})
+             for title, form, fields, model in SOUND_APIS]
+    for title, form, fields, columns in [*((*api, columns) for api in APIS), *sound]:
         lines += [f"### {title}", "", "| field | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         askers = [Asker(node, model, stub, form) for model, stub in columns.values()]
         plain = []
@@ -176,12 +216,13 @@ def test_the_table_in_the_docs_is_what_happens(world):
 
 
 def test_every_api_tells_an_unknown_model_in_its_own_shape(world):
-    node, _ = world
+    node, _, _ = world
     for path, body, read in [
         ("/v1/chat/completions", {"messages": text("x")}, lambda e: e["error"]["code"]),
         ("/v1/responses", {"input": "x"}, lambda e: e["error"]["code"]),
         ("/v1/messages", {"messages": text("x"), "max_tokens": 5}, lambda e: e["error"]["type"]),
         ("/api/chat", {"messages": text("x")}, lambda e: e["error"]),
+        ("/v1/audio/speech", {"input": "x", "voice": "alloy"}, lambda e: e["error"]["code"]),
     ]:
         answer = node.post(path, {"model": "nobody-has-it", **body})
         assert answer.status_code == 404, path

@@ -23,6 +23,24 @@ DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 # In a row; then the breaker opens.
 FAILURES = 5
+# Ten of each of the three confidences.
+JUDGED = 30
+FIELDS = [
+    "Let G be a group of order {} and f a homomorphism onto H. Prove that the kernel of f is a normal subgroup, and find "
+    "the eigenvalues of the matrix of its representation.",
+    "Write a Python function that sorts a list of {} integers, with a docstring, and fix the off-by-one bug in the loop.",
+]
+
+
+def judge(node):
+    """Has answers of three confidences in two fields judged: the surer, the better, but never as good as said."""
+    for n in range(JUDGED):
+        logprob, good = [(-0.02, 4), (-0.4, 3), (-1.2, 1)][n % 3]
+        question = FIELDS[n % len(FIELDS)].format(n)
+        answer = node.chat("weak-135m", f"{question} [[stub n=9 logprob={logprob}]]", metadata={"confidence_threshold": 0.01})
+        assert answer.status_code == 200, answer.text
+        score = {"request_id": answer.headers["x-request-id"], "score": float(n // 3 % 5 < good)}
+        assert node.post("/v1/feedback", score).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +77,7 @@ output = 900.0
             assert node.chat("weak-135m", f"[[stub ttft={20 * n} n=12]]", stream=n == 2).status_code == 200
         answer = node.chat("weak-135m", "[[stub n=30 logprob=-0.1]]", metadata={"confidence_threshold": 0.3})
         node.confident = answer.headers["x-request-id"]
+        judge(node)
         for _ in range(FAILURES):
             assert node.chat("gone/strong-400b", max_tokens=9).status_code >= 500
         answer = node.chat("weak-135m", "[[stub n=30 logprob=-2.5]]", metadata={"confidence_threshold": 0.7}, max_tokens=60)
@@ -156,6 +175,22 @@ def test_providers_and_nodes_tell_their_state(page):
         api.expect(card["gone"]).to_contain_text(words)
     api.expect(card["strict"]).to_contain_text("public data only")
     api.expect(page.locator("#nodes tr", has_text="attic")).to_contain_text("away")
+
+
+def test_confidence_is_drawn_beside_what_came_true(page):
+    card = page.locator("#confidence article", has_text="weak-135m")
+    api.expect(card).to_contain_text(f"{JUDGED} judged")
+    diagram = card.locator(".reliability svg.diagram")
+    assert diagram.locator("circle").count() == 3
+    assert re.search(r"of 10 answers at 0\.\d\d the mean score was 0\.", diagram.get_attribute("aria-label"))
+    frame = diagram.locator("rect").bounding_box()
+    for dot in diagram.locator("circle").all():
+        box = dot.bounding_box()
+        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert frame["x"] <= middle[0] <= frame["x"] + frame["width"] + 1
+        assert frame["y"] - 1 <= middle[1] <= frame["y"] + frame["height"] + 1
+    if folder := os.environ.get("SHOAL_TEST_SCREENSHOTS"):
+        page.locator("#confidence").screenshot(path=f"{folder}/confidence.png")
 
 
 def test_light_and_dark_both_read(page):

@@ -86,6 +86,29 @@ def test_feedback_on_one_node_changes_the_totals_of_all(mesh):
     assert sum(row["scored"] for row in status) == 5
 
 
+def test_pairs_of_words_that_bad_answers_share_are_told_to_all_and_restricted_prompts_have_none(mesh):
+    _, first, second, third = three(mesh)
+    # Good where one of two symptoms is there, bad where both are or none: no single word tells which.
+    complaints = ["chest pain and a headache", "chest pain and shortness of breath", "a fever and shortness of breath", "a fever and a headache"]
+
+    def judged(count, data_class):
+        for n in range(count):
+            text = f"[[stub n=2]] My neighbour has {complaints[n % 4]} since {secrets.token_hex(4)}"
+            answer = first.chat("stub-own", text, metadata={"data_class": data_class})
+            assert answer.status_code == 200, answer.text
+            body = {"request_id": answer.headers["x-request-id"], "score": float(n % 2 == 0)}
+            assert first.post("/v1/feedback", body).json()["taken"] is True
+
+    judged(30, "restricted")
+    until_equal("the restricted ones", 30, [first, second, third])
+    assert [row["word_pairs"] for row in totals(second).values()] == [0]
+    judged(60, "internal")
+    until_equal("the others", 90, [first, second, third])
+    assert all(0 < row["word_pairs"] <= 32 for row in totals(second).values()), totals(second)
+    route = second.post("/shoal/v1/route", {"model": "auto", "messages": [{"role": "user", "content": complaints[0]}]})
+    assert all(isinstance(seen["by_pair"], bool) for seen in route.json()["considered"]), route.text
+
+
 def test_feedback_given_at_another_node_is_learnt_by_the_one_that_served(mesh):
     _, first, second, third = three(mesh)
     give(first, second, 2, 1.0)

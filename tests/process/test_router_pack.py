@@ -186,3 +186,30 @@ def test_packs_are_trained_from_history_and_from_files(taught, tmp_path):
     rows.write_text('{"prompt": "?", "y": [1]}\n')
     code, _, err = router(taught, "train", "--from", rows, "--out", first)
     assert code == FAILURE and "line 1" in err
+
+
+def test_all_of_it_works_on_the_files_of_a_node_that_does_not_run(taught, tmp_path):
+    while_running = told(taught, "eval")
+    taught.stop()
+    code, out, err = router(taught, "eval")
+    assert code == OK and "no node runs here" in out, err
+    seen = told(taught, "eval")
+    assert seen["decisions"] == while_running["decisions"]
+    assert seen["logged_shares"] == pytest.approx(while_running["logged_shares"])
+    worth = [v["present"]["utility"]["doubly_robust"]["value"] for v in (seen, while_running)]
+    assert worth[0] == pytest.approx(worth[1]), "the same sums, the same estimate"
+
+    pack = tmp_path / "learnt.pack"
+    written = told(taught, "export", "--out", pack)
+    assert written["judgements"] >= 60
+    assert told(taught, "import", pack)["adopted"] is False
+    taken = told(taught, "import", pack, "--yes")
+    assert (taken["adopted"], taken["trust"]) == (True, "own_mesh")
+    assert told(taught, "import", "--remove")["removed"] is True
+    code, _, err = router(taught, "import", "--remove")
+    assert code == FAILURE and "no pack is adopted" in err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = subprocess.run([kit.SHOAL, "router", "eval", "--data-dir", str(empty)], capture_output=True, text=True,
+                          timeout=60, env=kit.clean_env())
+    assert done.returncode == 3 and "no node runs" in done.stderr, "there is no data of one either"

@@ -130,6 +130,17 @@ impl Guard {
                 return None;
             }
         };
+        self.sift(from, frame, now).map(|frame| frame.encode())
+    }
+
+    /// As [`Guard::admit`], of a frame that is read already: for simulations.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn admit_frame(&mut self, from: &NodeId, frame: Frame, now: Instant) -> Option<Frame> {
+        if self.spend(from, 1.0, now) { self.sift(from, frame, now) } else { None }
+    }
+
+    /// Leaves of a frame what may reach chitchat.
+    fn sift(&mut self, from: &NodeId, frame: Frame, now: Instant) -> Option<Frame> {
         let admitted = match frame {
             Frame::Syn { cluster_id, digest } if cluster_id == self.cluster_id => {
                 Frame::Syn { digest: self.admit_digest(digest, now), cluster_id }
@@ -150,7 +161,7 @@ impl Guard {
                 return None;
             }
         };
-        Some(admitted.encode())
+        Some(admitted)
     }
 
     /// Takes a value that this router itself publishes.
@@ -173,6 +184,11 @@ impl Guard {
         self.lives
             .retain(|life, at| ledger.is_current(life) || now.saturating_duration_since(*at) < LIFE_KEPT);
         self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < FORGET_AFTER);
+    }
+
+    /// Takes time in which this router was not running out of everybody's silence.
+    pub fn excuse(&mut self, lag: Duration, now: Instant) {
+        self.ledger.excuse(lag, now);
     }
 
     /// Returns the mesh as it is known.

@@ -49,10 +49,15 @@ pub const MAX_MEMBERS: usize = 256;
 /// Most keys that are held of one router, withdrawn ones included.
 pub const MAX_KEYS: usize = 1024;
 
-/// Says whether a certificate chain belongs to a router of this mesh.
+/// Says whether a certificate chain belongs to a router of this mesh, and whether that router signed something.
 pub trait Authority: Send + Sync + 'static {
     /// Verifies a DER chain, leaf first, and returns the router's id and raw Ed25519 public key.
     fn router_of(&self, chain: &[Vec<u8>]) -> Option<(NodeId, Vec<u8>)>;
+
+    /// Verifies a router's signature: Ed25519. A simulation that checks millions brings a cheaper one of its own.
+    fn is_signed(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        keyspace::is_signed(public_key, message, signature)
+    }
 }
 
 /// What became of an offered value that was not refused.
@@ -204,7 +209,10 @@ impl Ledger {
             }
             _ => {}
         }
-        let signed = keyspace::open(origin, key, version, text, &record.public_key)?;
+        let public_key = &record.public_key;
+        let signed = keyspace::open_with(origin, (key, version, text), |message, signature| {
+            authority.is_signed(public_key, message, signature)
+        })?;
         if signed.withdrawn && text.len() > MAX_WITHDRAWAL_BYTES {
             return Err(Refusal::Oversized);
         }
@@ -309,6 +317,17 @@ impl Ledger {
             Some((id.clone(), member))
         });
         ClusterView { me: self.me.clone(), members: members.collect() }
+    }
+
+    /// Takes time in which this router was not running out of everybody's silence: it is no sign of anybody's death that
+    /// nothing was heard by who did not listen (Lifeguard, Dadgar et al. 2018, calls that local health).
+    pub fn excuse(&mut self, lag: Duration, now: Instant) {
+        for record in self.records.values_mut() {
+            let later = |at: &mut Instant| *at = (*at + lag).min(now);
+            record.lost_since.iter_mut().for_each(later);
+            let lease = record.life.as_mut().and_then(|life| life.lease.renewed_at.as_mut());
+            lease.into_iter().for_each(later);
+        }
     }
 
     /// Returns the bytes of keys and texts held of all routers, withdrawn ones included.

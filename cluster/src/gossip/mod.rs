@@ -52,6 +52,9 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Shortest time between two views, so that a burst of frames makes one view.
 const VIEW_PAUSE: Duration = Duration::from_millis(20);
 
+/// A look at the clock that is so late says that this process was stopped or starved.
+const STARVED: Duration = Duration::from_millis(250);
+
 /// How often a member that is known but not alive is spoken to, beyond what chitchat does by itself.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
@@ -320,11 +323,23 @@ impl Gossip {
 /// Publishes a new view when something in it changed, and looks at the clock often enough to see a death.
 async fn watch_views(shared: Arc<Shared>, stop: CancellationToken) {
     let mut clock = ticker(DEFAULT_INTERVAL);
+    let mut looked = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = shared.wire.changed.notified() => {}
             _ = clock.tick() => shared.wire.guard().tick(Instant::now()),
+        }
+        // Whoever looks five times a second and finds that more has passed did not run in between.
+        let now = Instant::now();
+        let lag = now.saturating_duration_since(looked).saturating_sub(DEFAULT_INTERVAL + VIEW_PAUSE);
+        looked = now;
+        if lag >= STARVED {
+            tracing::debug!(
+                lag_ms = lag.as_millis() as u64,
+                "this node did not run; nobody is dead because of that"
+            );
+            shared.wire.guard().excuse(lag, now);
         }
         let view = shared.wire.guard().view(Instant::now());
         shared.view.send_if_modified(|old| {

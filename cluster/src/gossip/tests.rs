@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::sim::{SimNet, issue_identity};
 
+mod seeds;
+
 struct SimNode {
     id: NodeId,
     addr: SocketAddr,

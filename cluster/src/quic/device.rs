@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::frames::{FrameReader, FrameWriter, StreamKind};
+use super::pulse::{self, WorkList};
 use super::rpc::{ANNOUNCE_LIMIT, INBOUND, SEND_DEADLINE, serve_infer};
 use super::{Alpn, Error, Inbound, Link, Net, RouterAddr, code};
 use crate::identity::Identity;
@@ -25,6 +26,13 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait before a router is dialled again.
 const BACK_OFF_LAST: Duration = Duration::from_secs(5);
+/// How often a device asks its routers whether they are there: with [`ROUTER_SILENT`] a dead one is replaced within 4 s,
+/// where the connection alone would be believed for 15.
+const PULSE_EVERY: Duration = Duration::from_millis(1_500);
+/// The same on battery, where each question wakes a radio.
+const PULSE_EVERY_ON_BATTERY: Duration = Duration::from_secs(10);
+/// A router that has not answered for so long is doubted: another is linked to beside it.
+const ROUTER_SILENT: Duration = Duration::from_millis(1_750);
 /// Routers remembered for dialling; a device needs a few that live, not the whole mesh.
 const ROUTERS_REMEMBERED: usize = 64;
 
@@ -70,6 +78,10 @@ struct Shared {
     links: watch::Sender<Vec<LinkState>>,
     routers: watch::Sender<Vec<RouterAddr>>,
     inbound: mpsc::Sender<Inbound>,
+    work: WorkList,
+    /// Linked routers that do not answer just now. Their links stay, since a router that is only slow still carries
+    /// answers, but they count for nothing.
+    doubted: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl DeviceHandle {
@@ -91,6 +103,10 @@ impl DeviceHandle {
 
 #[cfg(test)]
 impl DeviceHandle {
+    pub(super) fn learn(&self, router: RouterAddr) {
+        self.shared.routers.send_modify(|routers| routers.push(router));
+    }
+
     pub(super) async fn connection_to(&self, id: &NodeId, addr: SocketAddr) -> quinn::Connection {
         self.shared.net.connect_to(id, &[addr], Alpn::Rpc).await.expect("linked").connection
     }
@@ -120,6 +136,8 @@ impl DeviceLink {
             links: watch::Sender::new(Vec::new()),
             routers: watch::Sender::new(settings.routers),
             inbound,
+            work: WorkList::default(),
+            doubted: watch::Sender::new(BTreeSet::new()),
         });
         let handle = DeviceHandle { shared: shared.clone() };
         Ok((Self { shared, wanted: settings.links.max(1) }, handle, receiver))
@@ -134,9 +152,11 @@ impl DeviceLink {
         let mut busy = BTreeSet::new();
         let mut back_off = BTreeMap::<NodeId, BackOff>::new();
         let mut routers = self.shared.routers.subscribe();
+        let mut doubted = self.shared.doubted.subscribe();
         loop {
             let mut retry_at = None;
-            while busy.len() < self.wanted {
+            // Twice as many at most: where nobody answers, it is this device that is cut off.
+            while busy.len() - self.doubted_among(&busy) < self.wanted && busy.len() < 2 * self.wanted {
                 match self.choose(&busy, &back_off) {
                     Choice::Dial(id, addrs) => {
                         busy.insert(id.clone());
@@ -159,6 +179,7 @@ impl DeviceLink {
                     back_off.insert(id, BackOff { failures, until });
                 }
                 Ok(()) = routers.changed() => {}
+                Ok(()) = doubted.changed() => {}
                 () = sleep_until(retry_at), if retry_at.is_some() => {}
             }
         }
@@ -166,6 +187,10 @@ impl DeviceLink {
         sessions.shutdown().await;
         self.shared.net.drained().await;
         Ok(())
+    }
+
+    fn doubted_among(&self, busy: &BTreeSet<NodeId>) -> usize {
+        self.shared.doubted.borrow().intersection(busy).count()
     }
 
     /// Picks the router that has failed least, any of those at random.
@@ -225,6 +250,7 @@ async fn session(shared: Arc<Shared>, id: NodeId, addrs: Vec<SocketAddr>) -> (No
         links.retain(|state| state.router != id);
         links.len() != before
     });
+    shared.doubt(&id, false);
     if let Err(error) = result {
         tracing::info!(router = %id, %error, "a link closed");
     }
@@ -241,8 +267,10 @@ async fn converse(shared: &Arc<Shared>, link: &Link, was_up: &mut bool) -> Resul
     announce.mark_changed();
     let mut repeat = tokio::time::interval(ANNOUNCE_EVERY);
     let mut work = JoinSet::new();
+    let mut pulse = std::pin::pin!(look_after(shared, link));
     loop {
         let say = tokio::select! {
+            lost = &mut pulse => return Err(lost),
             Ok(()) = announce.changed() => true,
             _ = repeat.tick() => true,
             Some(_) = work.join_next() => false,
@@ -272,9 +300,50 @@ async fn converse(shared: &Arc<Shared>, link: &Link, was_up: &mut bool) -> Resul
     }
 }
 
+/// Asks the router whether it is there, for as long as the link lives; doubts it while it does not answer.
+async fn look_after(shared: &Arc<Shared>, link: &Link) -> Error {
+    let id = &link.peer.id;
+    loop {
+        tokio::time::sleep(shared.pulse_every()).await;
+        let mut answer = std::pin::pin!(pulse::ask(link.connection.clone(), String::new()));
+        let answered = match tokio::time::timeout(ROUTER_SILENT, &mut answer).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                shared.doubt(id, true);
+                answer.await
+            }
+        };
+        if let Err(lost) = answered {
+            return lost;
+        }
+        shared.doubt(id, false);
+    }
+}
+
+impl Shared {
+    fn pulse_every(&self) -> Duration {
+        let announce = self.announce.borrow();
+        let device = announce.as_ref().and_then(|announce| announce.device.as_ref());
+        let on_battery = device.is_some_and(|d| d.battery_percent.is_some() && d.charging != Some(true));
+        if on_battery { PULSE_EVERY_ON_BATTERY } else { PULSE_EVERY }
+    }
+
+    fn doubt(&self, router: &NodeId, is_silent: bool) {
+        self.doubted.send_if_modified(|doubted| {
+            if is_silent {
+                tracing::info!(%router, "a router does not answer; linking to another beside it");
+                doubted.insert(router.clone())
+            } else {
+                doubted.remove(router)
+            }
+        });
+    }
+}
+
 async fn take_work(shared: Arc<Shared>, link: Link, writer: FrameWriter, mut reader: FrameReader) {
     let result = match reader.kind().await {
-        Ok(StreamKind::Infer) => serve_infer(&link.peer, writer, reader, &shared.inbound).await,
+        Ok(StreamKind::Infer) => serve_infer(&link.peer, writer, reader, &shared.inbound, &shared.work).await,
+        Ok(StreamKind::Pulse) => pulse::answer(&link.peer.id, writer, reader, &shared.work).await,
         Ok(StreamKind::Announce) => Err(Error::Protocol("a router announces nothing".to_owned())),
         Err(error) => Err(error),
     };

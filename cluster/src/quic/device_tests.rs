@@ -89,6 +89,43 @@ async fn the_newest_announcement_goes_out_at_once() {
 }
 
 #[tokio::test]
+async fn a_router_that_answers_nothing_is_doubted_and_another_is_linked_to() {
+    let mut mesh = Mesh::new();
+    let other = serve(Node::start(mesh.identity(Role::Router)), Vec::new());
+    // It accepts connections, as a stopped process's peers believe for a while, and serves none.
+    let silent = Node::start(mesh.root.clone());
+    let device = device(&mut mesh, vec![silent.router_addr()], 1);
+    let connection = device.handle.connection_to(&silent.peer().id, silent.addr()).await;
+    device.handle.learn(other.node.router_addr());
+    let mut links = device.handle.links();
+    let linked = links.wait_for(|links| links.iter().any(|link| link.router == other.node.peer().id));
+    // 1.5 s until it is asked, 1.75 s for its answer; its connection alone would be believed for 15.
+    tokio::time::timeout(2 * PROMPTLY, linked).await.expect("the other is linked to").unwrap();
+    assert!(connection.close_reason().is_none(), "what runs over the doubted link goes on");
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_whether_its_very_request_is_worked_on() {
+    let mut mesh = Mesh::new();
+    let mut router = serve(Node::start(mesh.root.clone()), Vec::new());
+    let mut device = device(&mut mesh, vec![router.node.router_addr()], 1);
+    device.handle.announce(announcement(&device.peer.id, 1));
+    expect_announce(&mut router, 1).await;
+    let answer = router.rpc.open_infer(&device.peer, &request(b"work")).await.unwrap();
+    let (_, _, responder) = expect_infer(&mut device.inbound).await;
+    let asked = async |answer: &InferStream| {
+        tokio::time::timeout(PROMPTLY, answer.pulse()).await.expect("it answers").unwrap()
+    };
+    assert_eq!(asked(&answer).await, Pulse::Working);
+    let again = router.rpc.open_infer(&device.peer, &request(b"more")).await.unwrap();
+    let (_, _, other) = expect_infer(&mut device.inbound).await;
+    drop(responder);
+    assert_eq!(asked(&again).await, Pulse::Working, "another attempt of the same request runs");
+    drop(other);
+    assert_eq!(asked(&again).await, Pulse::Unknown);
+}
+
+#[tokio::test]
 async fn a_device_links_to_a_second_router_that_it_learnt_from_the_first() {
     let mut mesh = Mesh::new();
     let second = Node::start(mesh.identity(Role::Router));

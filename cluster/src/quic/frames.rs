@@ -23,6 +23,8 @@ pub(super) enum StreamKind {
     Infer = 1,
     /// A device's announcements, a router's welcomes.
     Announce = 2,
+    /// One question whether the other end still works on a request.
+    Pulse = 3,
 }
 
 impl StreamKind {
@@ -30,6 +32,7 @@ impl StreamKind {
         match byte {
             1 => Some(Self::Infer),
             2 => Some(Self::Announce),
+            3 => Some(Self::Pulse),
             _ => None,
         }
     }

@@ -6,7 +6,10 @@
 
 use shoal_proto::{InferFrame, InferRequest};
 
+use quinn::Connection;
+
 use super::frames::{FrameReader, FrameWriter, StreamKind};
+use super::pulse::{self, Listed, Pulse};
 use super::{Error, Link, code};
 
 /// Largest body of a request: a prompt with some images.
@@ -20,6 +23,8 @@ pub const FRAME_LIMIT: usize = 8 * 1024 * 1024;
 #[derive(Debug)]
 pub struct InferStream {
     frames: FrameReader,
+    connection: Connection,
+    request_id: String,
 }
 
 impl InferStream {
@@ -34,7 +39,8 @@ impl InferStream {
         }
         let (send, receive) = link.connection.open_bi().await?;
         let (mut writer, frames) = (FrameWriter::new(send), FrameReader::new(receive));
-        let stream = Self { frames };
+        let (connection, request_id) = (link.connection.clone(), request.request_id.clone());
+        let stream = Self { frames, connection, request_id };
         writer.kind(StreamKind::Infer).await?;
         writer.send(request, REQUEST_LIMIT).await?;
         writer.finish()?;
@@ -48,6 +54,21 @@ impl InferStream {
     pub async fn next(&mut self) -> Result<Option<InferFrame>, Error> {
         self.frames.next(FRAME_LIMIT).await
     }
+
+    /// Datagrams that came from the other end so far. They are sent by its process, not by its system: where more come, it
+    /// runs.
+    pub fn datagrams(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
+    /// Asks the other end, beside the answer, whether it still works on the request. Resolves when it says so, which
+    /// may be never: the caller bounds it.
+    ///
+    /// # Errors
+    /// [`Error::Connection`] when the connection is gone.
+    pub fn pulse(&self) -> impl Future<Output = Result<Pulse, Error>> + Send + 'static {
+        pulse::ask(self.connection.clone(), self.request_id.clone())
+    }
 }
 
 impl Drop for InferStream {
@@ -60,11 +81,13 @@ impl Drop for InferStream {
 #[derive(Debug)]
 pub struct Responder {
     writer: FrameWriter,
+    /// As long as this lives, the opener is told that its request is worked on.
+    _listed: Listed,
 }
 
 impl Responder {
-    pub(super) fn new(writer: FrameWriter) -> Self {
-        Self { writer }
+    pub(super) fn new(writer: FrameWriter, listed: Listed) -> Self {
+        Self { writer, _listed: listed }
     }
 
     /// Sends one frame, waiting while the opener reads slowly. If cancelled, only dropping is left.

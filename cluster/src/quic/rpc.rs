@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 
 use super::frames::{FrameReader, FrameWriter, StreamKind};
 use super::infer::REQUEST_LIMIT;
+use super::pulse::{self, WorkList};
 use super::{Alpn, Directory, Error, InferStream, Link, Net, Responder, code};
 use crate::ids::{NodeId, Peer, Role};
 
@@ -70,6 +71,7 @@ struct Inner {
     directory: Arc<dyn Directory>,
     inbound: mpsc::Sender<Inbound>,
     devices: Mutex<BTreeMap<NodeId, Link>>,
+    work: WorkList,
 }
 
 impl fmt::Debug for Rpc {
@@ -82,7 +84,7 @@ impl Rpc {
     /// Makes the RPC side of `net`; what arrives comes out of the receiver.
     pub fn new(net: Net, directory: Arc<dyn Directory>) -> (Self, mpsc::Receiver<Inbound>) {
         let (inbound, receiver) = mpsc::channel(INBOUND);
-        let inner = Inner { net, directory, inbound, devices: Mutex::default() };
+        let inner = Inner { net, directory, inbound, devices: Mutex::default(), work: WorkList::default() };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 
@@ -144,8 +146,9 @@ impl Rpc {
         let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
         let result = match tokio::time::timeout(REQUEST_DEADLINE, reader.kind()).await {
             Ok(Ok(StreamKind::Infer)) if link.peer.role == Role::Router => {
-                serve_infer(&link.peer, writer, reader, &self.inner.inbound).await
+                serve_infer(&link.peer, writer, reader, &self.inner.inbound, &self.inner.work).await
             }
+            Ok(Ok(StreamKind::Pulse)) => pulse::answer(&link.peer.id, writer, reader, &self.inner.work).await,
             Ok(Ok(StreamKind::Announce)) if link.peer.role == Role::Device => {
                 self.serve_device(&link, writer, reader).await
             }
@@ -234,8 +237,10 @@ pub(super) async fn serve_infer(
     mut writer: FrameWriter,
     mut reader: FrameReader,
     inbound: &mpsc::Sender<Inbound>,
+    work: &WorkList,
 ) -> Result<(), Error> {
-    let request = match tokio::time::timeout(REQUEST_DEADLINE, reader.next(REQUEST_LIMIT)).await {
+    let read = reader.next::<InferRequest>(REQUEST_LIMIT);
+    let request = match tokio::time::timeout(REQUEST_DEADLINE, read).await {
         Ok(Ok(Some(request))) => request,
         Ok(Ok(None)) | Err(_) => return Err(Error::Truncated),
         Ok(Err(error)) => {
@@ -244,7 +249,8 @@ pub(super) async fn serve_infer(
             return Err(error);
         }
     };
-    let infer = Inbound::Infer { from: from.clone(), request, responder: Responder::new(writer) };
+    let listed = work.enter(&from.id, &request.request_id);
+    let infer = Inbound::Infer { from: from.clone(), request, responder: Responder::new(writer, listed) };
     match inbound.try_send(infer) {
         Ok(()) => Ok(()),
         Err(mpsc::error::TrySendError::Full(Inbound::Infer { mut responder, .. })) => {
@@ -255,6 +261,7 @@ pub(super) async fn serve_infer(
                 retryable: true,
                 retry_after_ms: RETRY_AFTER_MS,
                 egress: String::new(),
+                unanswered: false,
             };
             responder.send(InferFrame { kind: Some(Kind::Error(error)) }).await?;
             responder.finish().await

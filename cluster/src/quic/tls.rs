@@ -36,8 +36,9 @@ const JOIN_IDLE: Duration = Duration::from_secs(10);
 const INFER_STREAMS: VarInt = VarInt::from_u32(4096);
 /// Gossip messages under way at once from one peer; each is one stream of at most 64 KiB.
 const GOSSIP_STREAMS: VarInt = VarInt::from_u32(256);
-/// Streams that a device may open on its link: the announcements, and one that replaces them.
-pub(super) const DEVICE_STREAMS: VarInt = VarInt::from_u32(2);
+/// Streams that a device may open on its link: the announcements, one that replaces them, and questions whether the
+/// router is there.
+pub(super) const DEVICE_STREAMS: VarInt = VarInt::from_u32(4);
 /// Streams of gRPC: one per channel of the caller, with spares for reconnects.
 const CONTROL_STREAMS: VarInt = VarInt::from_u32(16);
 /// Streams before it is known who calls: one, enough for a joiner.

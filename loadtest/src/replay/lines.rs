@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shoal_routing::{Features, RequestProfile, Tokens};
+use shoal_routing::{Features, RequestProfile, Tokens, Words};
 
 /// The first line: what each arm costs on average.
 #[derive(Debug, Deserialize)]
@@ -44,9 +44,19 @@ pub(super) struct Answer<'a> {
     pub(super) shadow: &'a [usize],
 }
 
-/// Returns the features of a prompt that stands for one of `in_tok` tokens.
-pub(super) fn features(prompt: &str, in_tok: Option<u32>) -> Features {
-    RequestProfile::of_text(prompt, in_tok.map(Tokens)).features
+/// What is learnt from and looked at of a prompt.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Looks {
+    pub(super) features: Features,
+    pub(super) words: Words,
+}
+
+impl Looks {
+    /// Looks at a prompt that stands for one of `in_tok` tokens.
+    pub(super) fn of(prompt: &str, in_tok: Option<u32>) -> Self {
+        let profile = RequestProfile::of_text(prompt, in_tok.map(Tokens));
+        Self { features: profile.features, words: profile.words }
+    }
 }
 
 /// Outcomes by arm: the keys of a JSON object are text, and an arm that was not seen may be null.

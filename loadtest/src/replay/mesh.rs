@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 
 use rand::{Rng, RngExt};
-use shoal_routing::{ArmId, Discriminant, Features, Pack, Posterior, QualitySums, Score};
+use shoal_routing::{
+    ArmId, Discriminant, Pack, PairSalt, PairSearch, PairSums, Posterior, QualitySums, Score, SizeClass,
+    Telling,
+};
+
+use super::lines::Looks;
 
 /// Whom a router shares with when its turn has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -15,7 +20,13 @@ pub enum Mode {
 }
 
 /// Sums of all arms, from one origin.
-type Origin = BTreeMap<ArmId, QualitySums>;
+type Origin = BTreeMap<ArmId, Sums>;
+
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    quality: QualitySums,
+    pairs: PairSums,
+}
 
 /// Some routers with what each knows.
 pub(super) struct Mesh {
@@ -28,6 +39,7 @@ pub(super) struct Mesh {
 struct Router {
     /// Newest known state of each router, this one's own among them.
     origins: Vec<Origin>,
+    search: PairSearch,
     since_shared: usize,
     posterior: Posterior,
     stale: bool,
@@ -37,6 +49,7 @@ impl Mesh {
     pub(super) fn new(nodes: usize, sync: usize, mode: Mode, pack: Pack) -> Self {
         let router = |_| Router {
             origins: vec![Origin::new(); nodes],
+            search: PairSearch::default(),
             since_shared: 0,
             posterior: Posterior::default(),
             stale: true,
@@ -52,9 +65,12 @@ impl Mesh {
     pub(super) fn posterior(&mut self, node: usize) -> &Posterior {
         let router = &mut self.routers[node];
         if router.stale {
-            let mut totals = Origin::new();
+            let (mut totals, mut pairs) = (BTreeMap::new(), BTreeMap::new());
             for (arm, sums) in router.origins.iter().flatten() {
-                totals.entry(arm.clone()).or_default().add(sums, 1.0);
+                let total: &mut QualitySums = totals.entry(arm.clone()).or_default();
+                total.add(&sums.quality, 1.0);
+                let total: &mut PairSums = pairs.entry(arm.clone()).or_default();
+                total.add(&sums.pairs, |_| 1.0);
             }
             for arm in self.pack.arms.keys() {
                 if let Some(prior) = self.pack.prior_of(arm) {
@@ -62,15 +78,23 @@ impl Mesh {
                 }
             }
             let fitted = Discriminant::fit_with(&totals, &self.pack.classes);
-            router.posterior = Posterior::default().with_qualities(fitted);
+            router.posterior = Posterior::default()
+                .with_qualities(fitted)
+                .with_pairs(Telling::of(PairSalt::default(), &pairs));
             router.stale = false;
         }
         &router.posterior
     }
 
-    pub(super) fn learn(&mut self, node: usize, arm: &ArmId, features: &Features, score: Score) {
+    pub(super) fn learn(&mut self, node: usize, arm: &ArmId, size: SizeClass, looks: &Looks, score: Score) {
         let router = &mut self.routers[node];
-        router.origins[node].entry(arm.clone()).or_default().record(features, score);
+        let sums = router.origins[node].entry(arm.clone()).or_default();
+        let placed = router.posterior.place(&looks.features, &looks.words);
+        let foreseen = router.posterior.foresee(arm, size, &placed);
+        let teaches = router.search.record(arm, &mut sums.pairs, &looks.words, score, &foreseen);
+        // What teaches nothing still makes a newer state.
+        let weight = if teaches { 1.0 } else { 0.0 };
+        sums.quality.record_weighted(&looks.features, score, weight);
         router.stale = true;
     }
 
@@ -108,7 +132,7 @@ impl Mesh {
         for (origin, state) in sent.into_iter().enumerate() {
             for (arm, sums) in state {
                 let known = router.origins[origin].entry(arm).or_default();
-                if sums.newness(known).is_gt() {
+                if sums.quality.newness(&known.quality).is_gt() {
                     *known = sums;
                     router.stale = true;
                 }

@@ -18,10 +18,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_routing::bandit::{SizeClass, prior};
 use shoal_routing::{
-    ArmId, ArmStats, ArmView, Belief, Features, MicroUsd, ModelSpec, Policy, Posterior, Score, Thompson,
+    ArmId, ArmStats, ArmView, Belief, MicroUsd, ModelSpec, Policy, Posterior, Score, Thompson, Words,
 };
 
-use self::lines::{Answer, Head, Outcome, Request};
+use self::lines::{Answer, Head, Looks, Outcome, Request};
 use self::mesh::Mesh;
 pub use self::mesh::Mode;
 use self::models::Models;
@@ -86,6 +86,8 @@ pub struct Options {
     pub lambda: f64,
     /// Leading dimensions of the embedding that are used, 0 to 16.
     pub dim: usize,
+    /// Learn by pairs of words, too.
+    pub words: bool,
     /// Seed of all randomness.
     pub seed: u64,
     /// A file to learn from first.
@@ -125,8 +127,8 @@ pub fn run(options: &Options, input: impl BufRead, mut output: impl Write) -> Re
         }
         let request: Request = parse(at, &line)?;
         let node = request.node.unwrap_or(served) % options.nodes;
-        let features = replay.features(&request);
-        let choice = replay.choose(node, &features, request.shadow_ok);
+        let looks = replay.looks(&request.prompt, request.in_tok);
+        let choice = replay.choose(node, &looks, request.shadow_ok);
         let answer = Answer {
             id: &request.id,
             arm: replay.models.arms[choice.index].index,
@@ -143,7 +145,7 @@ pub fn run(options: &Options, input: impl BufRead, mut output: impl Write) -> Re
         }
         if !options.frozen {
             for (arm, y) in outcome.y.into_iter().flatten() {
-                replay.learn(node, arm, &features, y).with_context(|| format!("line {at}"))?;
+                replay.learn(node, arm, &looks, y).with_context(|| format!("line {at}"))?;
             }
         }
         replay.mesh.served(node, &mut replay.rng);
@@ -173,6 +175,7 @@ struct Replay {
     policy: Choice,
     lambda: f64,
     dim: usize,
+    words: bool,
     frozen: bool,
     mesh: Mesh,
     rng: StdRng,
@@ -202,23 +205,28 @@ impl Replay {
             policy: options.policy,
             lambda: options.lambda,
             dim: options.dim,
+            words: options.words,
             frozen: options.frozen,
             rng: StdRng::seed_from_u64(options.seed),
         })
     }
 
-    fn features(&self, request: &Request) -> Features {
-        let features = lines::features(&request.prompt, request.in_tok);
-        if self.policy == Choice::Blind { Features::default() } else { features.truncated(self.dim) }
+    fn looks(&self, prompt: &str, in_tok: Option<u32>) -> Looks {
+        if self.policy == Choice::Blind {
+            return Looks::default();
+        }
+        let looks = Looks::of(prompt, in_tok);
+        let words = if self.words { looks.words } else { Words::default() };
+        Looks { features: looks.features.truncated(self.dim), words }
     }
 
-    fn choose(&mut self, node: usize, features: &Features, shadow_ok: bool) -> Chosen {
+    fn choose(&mut self, node: usize, looks: &Looks, shadow_ok: bool) -> Chosen {
         let exploration = match self.policy {
             Choice::Greedy => 0.0,
             _ => Thompson::default().exploration,
         };
         let lambda = self.lambda;
-        let (mut index, beliefs) = self.select(node, features, lambda, exploration);
+        let (mut index, beliefs) = self.select(node, looks, lambda, exploration);
         match self.policy {
             Choice::Random => index = self.rng.random_range(0..beliefs.len()),
             Choice::Fixed(arm) => index = self.models.position(arm).unwrap_or(index),
@@ -242,15 +250,9 @@ impl Replay {
     }
 
     /// Asks the policy, at a price. Returns its choice and what is believed of each arm.
-    fn select(
-        &mut self,
-        node: usize,
-        features: &Features,
-        lambda: f64,
-        exploration: f64,
-    ) -> (usize, Vec<Belief>) {
+    fn select(&mut self, node: usize, looks: &Looks, lambda: f64, exploration: f64) -> (usize, Vec<Belief>) {
         let posterior: &Posterior = self.mesh.posterior(node);
-        let placed = posterior.qualities().place(features);
+        let placed = posterior.place(&looks.features, &looks.words);
         let views: Vec<ArmView<'_>> = self
             .models
             .arms
@@ -270,10 +272,11 @@ impl Replay {
         (selection.index, views.iter().map(|view| view.answer).collect())
     }
 
-    fn learn(&mut self, node: usize, arm: usize, features: &Features, y: f64) -> Result<()> {
+    fn learn(&mut self, node: usize, arm: usize, looks: &Looks, y: f64) -> Result<()> {
         let position = self.models.position(arm)?;
         let score = Score::new(y).map_err(|error| anyhow::anyhow!("outcome of arm {arm}: {error}"))?;
-        self.mesh.learn(node, &self.models.arms[position].id, features, score);
+        let arm = &self.models.arms[position];
+        self.mesh.learn(node, &arm.id, arm.size, looks, score);
         Ok(())
     }
 }

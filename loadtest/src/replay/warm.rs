@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::Deserialize;
-use shoal_routing::Features;
 
-use super::{Choice, Replay, lines};
+use super::Replay;
+use super::lines::Looks;
 
 /// Rows between two fits.
 const BATCH: usize = 16;
@@ -36,7 +36,7 @@ struct Row {
 /// Learns from every row of a file, in an order drawn from the seed.
 pub(super) fn learn(replay: &mut Replay, path: &Path, full: bool) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let mut rows: Vec<(Features, Vec<f64>)> = Vec::new();
+    let mut rows: Vec<(Looks, Vec<f64>)> = Vec::new();
     let widest = replay.models.arms.iter().map(|arm| arm.index).max().unwrap_or_default();
     for (at, line) in BufReader::new(file).lines().enumerate() {
         let place = || format!("{} line {}", path.display(), at + 1);
@@ -48,8 +48,7 @@ pub(super) fn learn(replay: &mut Replay, path: &Path, full: bool) -> Result<()> 
         if row.y.len() <= widest {
             bail!("{}: {} outcomes, but arm {widest} may be chosen", place(), row.y.len());
         }
-        let features = lines::features(&row.prompt, row.in_tok).truncated(replay.dim);
-        rows.push((if replay.policy == Choice::Blind { Features::default() } else { features }, row.y));
+        rows.push((replay.looks(&row.prompt, row.in_tok), row.y));
     }
     rows.shuffle(&mut replay.rng);
     // The rows are dealt to the routers as requests would be.
@@ -59,19 +58,19 @@ pub(super) fn learn(replay: &mut Replay, path: &Path, full: bool) -> Result<()> 
         let chosen: Vec<BTreeSet<usize>> = batch
             .iter()
             .enumerate()
-            .map(|(at, (features, _))| {
+            .map(|(at, (looks, _))| {
                 if full {
                     return (0..replay.models.arms.len()).collect();
                 }
                 let price = 10f64.powf(replay.rng.random_range(PRICES.0..PRICES.1));
-                BTreeSet::from([replay.select(node(at), features, price, EXPLORATION).0])
+                BTreeSet::from([replay.select(node(at), looks, price, EXPLORATION).0])
             })
             .collect();
-        for (at, ((features, y), chosen)) in batch.iter().zip(chosen).enumerate() {
+        for (at, ((looks, y), chosen)) in batch.iter().zip(chosen).enumerate() {
             for position in chosen {
                 let arm = replay.models.arms[position].index;
                 replay
-                    .learn(node(at), arm, features, y[arm])
+                    .learn(node(at), arm, looks, y[arm])
                     .with_context(|| format!("in {}", path.display()))?;
             }
             replay.mesh.served(node(at), &mut replay.rng);

@@ -2,8 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::request::{Request, Tool};
-use crate::{script::Script, words::Words};
+use super::request::{Path, Request, Tool};
+use crate::{
+    script::Script,
+    words::{Words, broken_off_at},
+};
 
 /// Characters of a tool call's arguments in one piece of a stream.
 const ARGUMENT_PIECE: usize = 8;
@@ -13,6 +16,8 @@ const ARGUMENT_PIECE: usize = 8;
 pub(super) struct Choice {
     /// Tokens, in order; their concatenation is the text, or the arguments of the tool call.
     pub(super) pieces: Vec<String>,
+    /// Words of the thought before it, in order.
+    pub(super) thought: Vec<String>,
     /// Name of the tool called, if the answer is a call.
     pub(super) tool: Option<String>,
     /// `stop`, `length` or `tool_calls`.
@@ -27,11 +32,15 @@ impl Choice {
 
 /// The choices for `request` under `script`; `seq` makes the nonces of attempts differ.
 pub(super) fn plan(request: &Request, script: &Script, nonce: u16) -> Vec<Choice> {
+    let thinks = matches!(request.path, Path::Chat | Path::Ollama) && !request.no_thoughts;
+    let thought: Vec<String> =
+        (0..if thinks { script.think } else { 0 }).map(|i| format!("hm{i} ")).collect();
     (0..request.n)
         .map(|index| match called_tool(request, script) {
             Some(tool) => call(tool),
             None => text(request, script, nonce.wrapping_add(index as u16)),
         })
+        .map(|choice| Choice { thought: thought.clone(), ..choice })
         .collect()
 }
 
@@ -45,12 +54,14 @@ fn called_tool<'a>(request: &'a Request, script: &Script) -> Option<&'a Tool> {
 }
 
 fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
+    // Greedy engines with the same weights would go on alike; here the words are told to by their nonce.
+    let (nonce, begun) = request.continued.as_deref().and_then(broken_off_at).unwrap_or((nonce, 0));
     let words = Words::new(&request.prompt, nonce);
     let allowed = request.max_tokens.unwrap_or(usize::MAX);
     let wanted = script.say.as_ref().map_or(script.tokens, |text| text.split_inclusive(' ').count());
     let mut pieces: Vec<String> = match &script.say {
         Some(text) => text.split_inclusive(' ').take(allowed).map(str::to_owned).collect(),
-        None => (0..wanted.min(allowed))
+        None => (begun..wanted.min(allowed.saturating_add(begun)))
             .map(|i| if i == 0 { words.word(i) } else { format!(" {}", words.word(i)) })
             .collect(),
     };
@@ -61,10 +72,10 @@ fn text(request: &Request, script: &Script, nonce: u16) -> Choice {
             truncate(&mut pieces, at);
             "stop"
         }
-        None if allowed < wanted => "length",
+        None if allowed.saturating_add(begun) < wanted => "length",
         None => "stop",
     };
-    Choice { pieces, tool: None, finish }
+    Choice { pieces, thought: Vec::new(), tool: None, finish }
 }
 
 /// Keeps the first `at` bytes; the text is ASCII, so any cut is a character's edge.
@@ -82,6 +93,7 @@ fn call(tool: &Tool) -> Choice {
     let characters: Vec<char> = arguments.chars().collect();
     Choice {
         pieces: characters.chunks(ARGUMENT_PIECE).map(|piece| piece.iter().collect()).collect(),
+        thought: Vec::new(),
         tool: Some(tool.name.clone()),
         finish: "tool_calls",
     }
@@ -108,7 +120,6 @@ fn sample(schema: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stub::request::Path;
 
     fn request(more: Value) -> Request {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
@@ -148,6 +159,25 @@ mod tests {
         let choices = plan(&request(json!({"stop": ["w0003"]})), &script(8), 1);
         assert_eq!(crate::words::verify("hi", &choices[0].text()), Ok(3));
         assert_eq!(choices[0].finish, "stop");
+    }
+
+    #[test]
+    fn a_begun_answer_is_gone_on_with_in_its_own_words() {
+        let whole = plan(&request(json!({})), &script(8), 7)[0].text();
+        let begun: String = whole.split_inclusive(' ').take(3).collect();
+        let going_on = |more: Value| {
+            let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": begun.trim_end()}]);
+            let mut fields =
+                json!({"messages": messages, "continue_final_message": true, "add_generation_prompt": false});
+            for (key, value) in more.as_object().expect("an object") {
+                fields[key] = value.clone();
+            }
+            plan(&request(fields), &script(8), 8).remove(0)
+        };
+        let rest = going_on(json!({}));
+        assert_eq!((format!("{}{}", begun.trim_end(), rest.text()), rest.finish), (whole, "stop"));
+        let cut = going_on(json!({"max_tokens": 2}));
+        assert_eq!((cut.pieces.len(), cut.finish), (2, "length"));
     }
 
     #[test]

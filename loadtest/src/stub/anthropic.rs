@@ -168,8 +168,10 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Request, String> {
         stop: stops.filter_map(|stop| stop.as_str().map(str::to_owned)).collect(),
         n: 1,
         logprobs: None,
+        continued: None,
         tools: tools(&body["tools"])?,
         must_call,
+        no_thoughts: false,
         fields,
     })
 }

@@ -20,6 +20,7 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/openai/deployments/{deployment}/chat/completions", post(deployed))
         .route("/openai/v1/chat/completions", post(infer::chat))
         .route("/openai/v1/responses", post(responses::create))
+        .nest("/openai", super::audio::router())
 }
 
 #[derive(Deserialize)]

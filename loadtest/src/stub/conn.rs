@@ -2,33 +2,76 @@
 
 use std::{
     io,
+    net::Shutdown,
+    os::fd::AsFd,
     pin::Pin,
     sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{extract::connect_info::Connected, serve::IncomingStream, serve::Listener};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Breaks one connection: every later read and write of it fails.
 #[derive(Clone, Debug)]
-pub(super) struct KillSwitch(CancellationToken);
+pub(super) struct KillSwitch {
+    token: CancellationToken,
+    /// The same socket once more, for bytes that no HTTP server would write.
+    raw: Option<Arc<std::net::TcpStream>>,
+}
 
 impl KillSwitch {
     /// Breaks the connection.
     pub(super) fn kill(&self) {
-        self.0.cancel();
+        self.token.cancel();
+    }
+
+    /// Writes past the HTTP server: each piece after its pause. The server must not have written a head yet.
+    ///
+    /// # Errors
+    /// When the client has gone.
+    pub(super) async fn write(&self, pieces: &[(Duration, Vec<u8>)]) -> io::Result<()> {
+        let raw = self.raw.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let mut socket = TcpStream::from_std(raw.try_clone()?)?;
+        for (pause, bytes) in pieces {
+            if !pause.is_zero() {
+                tokio::time::sleep(*pause).await;
+            }
+            socket.write_all(bytes).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the sending side in order (FIN), then breaks the connection.
+    pub(super) fn finish(&self) {
+        if let Some(raw) = &self.raw {
+            // A client that has gone already needs no farewell.
+            let _ = raw.shutdown(Shutdown::Write);
+        }
+        self.kill();
+    }
+
+    /// Breaks the connection by a reset (RST), as a crashed host does.
+    pub(super) fn reset(&self) {
+        if let Some(raw) = &self.raw
+            && let Ok(socket) = raw.try_clone().and_then(TcpStream::from_std)
+        {
+            let _ = socket.set_zero_linger();
+        }
+        self.kill();
     }
 }
 
 impl Connected<IncomingStream<'_, KillableListener>> for KillSwitch {
     fn connect_info(stream: IncomingStream<'_, KillableListener>) -> Self {
-        KillSwitch(stream.io().token.clone())
+        let raw = stream.io().inner.as_fd().try_clone_to_owned().ok().map(|fd| Arc::new(fd.into()));
+        KillSwitch { token: stream.io().token.clone(), raw }
     }
 }
 

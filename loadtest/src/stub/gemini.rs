@@ -193,8 +193,10 @@ fn parse(model: &str, stream: bool, body: &[u8]) -> Result<Request, String> {
         stop: stops.filter_map(|stop| stop.as_str().map(str::to_owned)).collect(),
         n: number("candidateCount").unwrap_or(1).clamp(1, 8),
         logprobs: None,
+        continued: None,
         tools: tools(&body["tools"]),
         must_call: (calling["mode"] == "ANY").then_some(named),
+        no_thoughts: false,
         fields,
     })
 }

@@ -1,6 +1,7 @@
 //! One generating request from body to answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::{
     Json,
@@ -17,6 +18,7 @@ use super::{
     body::{self, Cut, Framing, Outgoing},
     conn::KillSwitch,
     error,
+    faults::{self, Last, Parts},
     log::{End, Entry, Guard, Phase},
     ollama,
     render::Envelope,
@@ -49,7 +51,7 @@ pub(super) async fn infer(shared: &Arc<Shared>, connection: Connection, path: Pa
         Ok((request, script))
     });
     let (request, script) = match parsed {
-        Ok(parsed) => parsed,
+        Ok((request, script)) => (request, in_the_mood(shared, script)),
         Err(Refusal(message, param)) => {
             shared.log.open(entry(path, None, None)).end(End::Refused, 400);
             return error(StatusCode::BAD_REQUEST, &message, "invalid_request_error", param);
@@ -63,6 +65,23 @@ pub(super) async fn infer(shared: &Arc<Shared>, connection: Connection, path: Pa
         return refuse(guard, error(StatusCode::NOT_FOUND, &message, "model_not_found", Some("model")));
     }
     serve(shared, connection, request, script, guard).await
+}
+
+/// The script as it is now: slowed down, refusing everybody, or spared since the fault has hit often enough.
+fn in_the_mood(shared: &Shared, mut script: Script) -> Script {
+    if let (Some(times), Some(tag)) = (script.times, &script.tag)
+        && shared.options.ledger.count(tag) >= times
+    {
+        script = script.spared();
+    }
+    let slower = shared.mood.slower.load(Ordering::Relaxed).max(1);
+    script.ttft *= slower;
+    script.itl *= slower;
+    match shared.mood.refuses.load(Ordering::Relaxed) {
+        0 => {}
+        status => script.status = Some(status),
+    }
+    script
 }
 
 async fn serve(
@@ -98,6 +117,10 @@ async fn serve(
     if script.hang == Some(0) {
         return std::future::pending().await;
     }
+    if let Some(fault) = script.fault {
+        tokio::time::sleep_until(first).await;
+        return raw(connection, fault, script.fault_at, &envelope, &choices, guard).await;
+    }
     if request.stream {
         let lines = request.path == Path::Ollama;
         let mut frames = if lines { ollama::frames(&envelope, &choices) } else { envelope.frames(&choices) };
@@ -123,6 +146,40 @@ async fn serve(
         _ => envelope.body(&choices),
     };
     whole(&script, guard, body, super::render::tokens_of(&choices))
+}
+
+/// Writes a scripted fault past the HTTP server.
+async fn raw(
+    connection: KillSwitch,
+    fault: &str,
+    at: usize,
+    envelope: &Envelope<'_>,
+    choices: &[answer::Choice],
+    mut guard: Guard,
+) -> Response {
+    let (mut before, mut after, mut tokens) = (Vec::new(), Vec::new(), 0);
+    for frame in envelope.frames(choices) {
+        let is_before = tokens < at;
+        tokens += frame.tokens as usize;
+        if is_before { before.push(frame.payload) } else { after.push(frame.payload) }
+    }
+    let whole = envelope.body(choices).to_string();
+    let plan = faults::plan(fault, &Parts { stream: envelope.request.stream, before, after, whole });
+    guard.phase(if at > 0 { Phase::Decode } else { Phase::Prefill });
+    guard.sent(at as u64);
+    // A client that goes while this is written is what some faults are about.
+    let _ = connection.write(&plan.pieces).await;
+    if plan.last == Last::Hang {
+        // Dropped, and so logged as `client_gone`, when the client goes.
+        return std::future::pending().await;
+    }
+    guard.end(End::Fault, 200);
+    match plan.last {
+        Last::Fin => connection.finish(),
+        Last::Reset => connection.reset(),
+        Last::Hang => {}
+    }
+    StatusCode::NO_CONTENT.into_response()
 }
 
 pub(super) fn whole(script: &Script, mut guard: Guard, body: serde_json::Value, tokens: usize) -> Response {
@@ -180,13 +237,24 @@ pub(super) fn nonce(shared: &Shared, seq: u64) -> u16 {
 
 pub(super) fn entry(path: Path, request: Option<&Request>, tag: Option<String>) -> Entry {
     Entry {
-        seq: 0,
-        path: path.as_str(),
         model: request.map(|request| request.model.clone()).unwrap_or_default(),
         stream: request.is_some_and(|request| request.stream),
         tag,
-        prompt: None,
         fields: request.map(|request| request.fields.clone()).unwrap_or_default(),
+        ..blank(path.as_str())
+    }
+}
+
+/// The entry of a request that just came.
+pub(super) fn blank(path: &'static str) -> Entry {
+    Entry {
+        seq: 0,
+        path,
+        model: String::new(),
+        stream: false,
+        tag: None,
+        prompt: None,
+        fields: Vec::new(),
         phase: Phase::Queued,
         end: End::Open,
         tokens_sent: 0,

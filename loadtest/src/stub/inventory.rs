@@ -32,6 +32,11 @@ pub(super) fn router(kind: Kind) -> Router<Arc<Shared>> {
             .route("/health", get(|| async { StatusCode::OK }))
             .route("/version", get(|| async { Json(json!({"version": "0.11.0"})) }))
             .route("/metrics", get(vllm_metrics)),
+        Kind::Sglang => common
+            .route("/health", get(|| async { StatusCode::OK }))
+            .route("/get_model_info", get(sglang_model))
+            .route("/get_server_info", get(sglang_server))
+            .route("/metrics", get(sglang_metrics)),
         Kind::Lmstudio => common.route("/api/v0/models", get(lmstudio_models)),
         Kind::LfoHttp | Kind::LfoTcp => Router::new(),
     }
@@ -43,12 +48,16 @@ fn describe(shared: &Shared, id: &str) -> Value {
         Kind::Ollama => "library",
         Kind::LlamaCpp => "llamacpp",
         Kind::Vllm => "vllm",
+        Kind::Sglang => "sglang",
         Kind::Lmstudio => "organization_owner",
         Kind::LfoHttp | Kind::LfoTcp => "lfo",
     };
     let mut model = json!({"id": id, "object": "model", "created": shared.started_unix, "owned_by": owner});
+    if let Some(digest) = &shared.options.digest {
+        model["digest"] = digest.as_str().into();
+    }
     match shared.options.kind {
-        Kind::Vllm => model["max_model_len"] = shared.options.context.into(),
+        Kind::Vllm | Kind::Sglang => model["max_model_len"] = shared.options.context.into(),
         Kind::LlamaCpp => model["meta"] = json!({"n_ctx_train": shared.options.context, "n_vocab": 49152}),
         Kind::Openai
         | Kind::Azure
@@ -113,6 +122,32 @@ async fn vllm_metrics(State(shared): State<Arc<Shared>>) -> String {
     format!(
         "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{engine=\"0\"}} {running}.0\n\
          vllm:num_requests_waiting{{engine=\"0\"}} {waiting}.0\nvllm:kv_cache_usage_perc{{engine=\"0\"}} {share}\n"
+    )
+}
+
+/// It serves one model; what the name says tells whether that makes vectors.
+async fn sglang_model(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let model = shared.options.models.first().cloned().unwrap_or_default();
+    Json(json!({"model_path": model, "tokenizer_path": model, "is_generation": !model.contains("embed"),
+        "preferred_sampling_params": null, "has_image_understanding": model.contains("vl"),
+        "has_audio_understanding": false}))
+}
+
+async fn sglang_server(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({"model_path": shared.options.models.first(), "context_length": shared.options.context,
+        "max_running_requests": shared.options.slots, "version": "0.5.6", "internal_states": []}))
+}
+
+/// The lines of SGLang's metrics that tell its load.
+async fn sglang_metrics(State(shared): State<Arc<Shared>>) -> String {
+    let model = shared.options.models.first().map_or("", String::as_str);
+    let running = shared.options.slots.saturating_sub(shared.slots.available_permits());
+    let share = running as f64 / shared.options.slots.max(1) as f64;
+    let waiting = shared.log.snapshot().counts.open.saturating_sub(running as u64);
+    format!(
+        "# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs{{model_name=\"{model}\"}} {running}.0\n\
+         sglang:num_queue_reqs{{model_name=\"{model}\"}} {waiting}.0\n\
+         sglang:token_usage{{model_name=\"{model}\"}} {share}\n"
     )
 }
 

@@ -116,6 +116,11 @@ impl Log {
         Snapshot { counts: state.counts, requests: state.entries.iter().cloned().collect() }
     }
 
+    /// Requests of a tag, oldest first.
+    pub fn tagged(&self, tag: &str) -> Vec<Entry> {
+        self.lock().entries.iter().filter(|entry| entry.tag.as_deref() == Some(tag)).cloned().collect()
+    }
+
     /// Forgets finished requests and sums.
     pub(super) fn clear(&self) {
         let mut state = self.lock();

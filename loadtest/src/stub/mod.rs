@@ -5,9 +5,12 @@
 
 mod answer;
 mod anthropic;
+mod audio;
 mod azure;
 mod body;
 mod conn;
+mod embeddings;
+pub mod faults;
 mod gemini;
 mod infer;
 mod inventory;
@@ -21,7 +24,7 @@ mod responses;
 use std::{
     net::SocketAddr,
     sync::Arc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -56,6 +59,8 @@ pub enum Kind {
     LlamaCpp,
     /// vLLM.
     Vllm,
+    /// SGLang.
+    Sglang,
     /// LM Studio.
     Lmstudio,
     /// OpenAI's API as Azure hosts it, a provider.
@@ -93,6 +98,10 @@ pub struct Options {
     pub script: Script,
     /// Bearer key that requests must carry, if any.
     pub key: Option<String>,
+    /// Digest of the weights that it tells in its list of models, if any.
+    pub digest: Option<String>,
+    /// Counts requests by tag, for faults that hit only the first (`times`); shared by stubs that count together.
+    pub ledger: Arc<faults::Ledger>,
 }
 
 impl Default for Options {
@@ -105,8 +114,19 @@ impl Default for Options {
             kind: Kind::Openai,
             script: Script::default(),
             key: None,
+            digest: None,
+            ledger: Arc::default(),
         }
     }
+}
+
+/// What a test may change while a stub runs.
+#[derive(Debug, Default)]
+struct Mood {
+    /// Times by which the scripted pace is lengthened; 0 means 1.
+    slower: AtomicU32,
+    /// HTTP status with which every request is refused; 0 means none.
+    refuses: AtomicU16,
 }
 
 /// What every handler shares.
@@ -117,6 +137,7 @@ struct Shared {
     started_unix: u64,
     /// Connections accepted, those that read this log among them.
     connections: Arc<AtomicU64>,
+    mood: Arc<Mood>,
 }
 
 /// A running stub; dropping it stops it and breaks its connections.
@@ -127,6 +148,7 @@ pub struct Stub {
     log: Arc<Log>,
     server: JoinHandle<()>,
     kill: tokio_util::sync::CancellationToken,
+    mood: Arc<Mood>,
 }
 
 impl Stub {
@@ -144,7 +166,9 @@ impl Stub {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or(Duration::ZERO)
             .as_secs();
+        let mood = Arc::new(Mood::default());
         let shared = Arc::new(Shared {
+            mood: Arc::clone(&mood),
             slots: Arc::new(Semaphore::new(if options.kind.is_phone() { 1 } else { options.slots.max(1) })),
             log: Arc::clone(&log),
             started_unix,
@@ -154,7 +178,14 @@ impl Stub {
         let kind = shared.options.kind;
         if kind == Kind::LfoTcp {
             let app = lfo::app(listener, shared, kill.clone());
-            return Ok(Self { address, kind, log, server: crate::tasks::spawn_named("stub", app), kill });
+            return Ok(Self {
+                address,
+                kind,
+                log,
+                server: crate::tasks::spawn_named("stub", app),
+                kill,
+                mood,
+            });
         }
         let listener = conn::KillableListener::new(listener, kill.clone(), connections);
         let app = router(shared).into_make_service_with_connect_info::<conn::KillSwitch>();
@@ -163,7 +194,7 @@ impl Stub {
                 tracing::error!(%error, "stub stopped");
             }
         });
-        Ok(Self { address, kind, log, server, kill })
+        Ok(Self { address, kind, log, server, kill, mood })
     }
 
     /// URL as a router takes it: without a trailing slash and without `/v1`, `lfo+http` or `lfo+tcp` for a phone.
@@ -179,6 +210,16 @@ impl Stub {
     /// Address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Lengthens the scripted times of every later request by this factor.
+    pub fn slow_down(&self, factor: u32) {
+        self.mood.slower.store(factor, Ordering::Relaxed);
+    }
+
+    /// Refuses every later request with this HTTP status, or no longer.
+    pub fn refuse(&self, status: Option<u16>) {
+        self.mood.refuses.store(status.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// What it saw so far.
@@ -210,6 +251,8 @@ fn router(shared: Arc<Shared>) -> Router {
             .route("/v1/chat/completions", post(infer::chat))
             .route("/v1/completions", post(infer::completion))
             .route("/v1/responses", post(responses::create))
+            .route("/v1/embeddings", post(embeddings::make))
+            .merge(audio::router())
             .merge(inventory::router(kind)),
     };
     api.layer(middleware::from_fn_with_state(Arc::clone(&shared), require_key))

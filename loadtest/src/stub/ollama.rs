@@ -27,6 +27,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Request, Refusal> {
         out.insert("stop".into(), options["stop"].clone());
     }
     let mut request = Request::parse(Path::Chat, Value::from(out).to_string().as_bytes())?;
+    request.no_thoughts = body["think"] == false;
     let mut fields: Vec<String> =
         body.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
     fields.extend(options.as_object().into_iter().flatten().map(|(name, _)| format!("options.{name}")));
@@ -40,6 +41,9 @@ pub(super) fn parse(body: &[u8]) -> Result<Request, Refusal> {
 pub(super) fn body(envelope: &Envelope<'_>, choices: &[Choice]) -> Value {
     let choice = &choices[0];
     let mut body = line(envelope, said(choice, &choice.text()));
+    if !choice.thought.is_empty() {
+        body["message"]["thinking"] = choice.thought.concat().into();
+    }
     finish(&mut body, envelope, choices);
     logprobs(&mut body, envelope, &choice.pieces);
     body
@@ -49,6 +53,11 @@ pub(super) fn body(envelope: &Envelope<'_>, choices: &[Choice]) -> Value {
 pub(super) fn frames(envelope: &Envelope<'_>, choices: &[Choice]) -> Vec<Frame> {
     let choice = &choices[0];
     let mut frames = Vec::new();
+    for word in &choice.thought {
+        let payload =
+            line(envelope, json!({"role": "assistant", "content": "", "thinking": word})).to_string();
+        frames.push(Frame { payload, due: 0, tokens: 0 });
+    }
     if choice.tool.is_some() {
         let payload = line(envelope, said(choice, &choice.text())).to_string();
         frames.push(Frame { payload, due: 0, tokens: choice.pieces.len() as u64 });

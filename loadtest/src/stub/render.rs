@@ -59,12 +59,15 @@ impl Envelope<'_> {
         if self.request.path == Path::Completion {
             return json!({"index": index, "text": choice.text(), "logprobs": logprobs, "finish_reason": finish});
         }
-        let message = match &choice.tool {
+        let mut message = match &choice.tool {
             None => json!({"role": "assistant", "content": choice.text(), "refusal": null}),
             Some(name) => json!({"role": "assistant", "content": null, "tool_calls": [
                 {"id": self.call_id(index), "type": "function",
                  "function": {"name": name, "arguments": choice.text()}}]}),
         };
+        if !choice.thought.is_empty() {
+            message["reasoning_content"] = choice.thought.concat().into();
+        }
         json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
     }
 
@@ -74,6 +77,12 @@ impl Envelope<'_> {
         if self.request.path == Path::Chat {
             for (index, choice) in choices.iter().enumerate() {
                 frames.push(self.frame(index, self.opening(index, choice), Value::Null, Value::Null, 0, 0));
+            }
+        }
+        for (index, choice) in choices.iter().enumerate() {
+            for word in &choice.thought {
+                let delta = json!({"reasoning_content": word});
+                frames.push(self.frame(index, delta, Value::Null, Value::Null, 0, 0));
             }
         }
         let longest = choices.iter().map(|choice| choice.pieces.len()).max().unwrap_or(0);

@@ -49,9 +49,13 @@ pub(super) struct Request {
     pub(super) n: usize,
     /// `Some(k)`: logprobs asked for, with `k` alternatives.
     pub(super) logprobs: Option<usize>,
+    /// Text of the assistant's last message, to be gone on with (`continue_final_message`).
+    pub(super) continued: Option<String>,
     pub(super) tools: Vec<Tool>,
     /// `tool_choice` demands a call; of this tool, if it names one.
     pub(super) must_call: Option<Option<String>>,
+    /// The client wants no thoughts.
+    pub(super) no_thoughts: bool,
     pub(super) fields: Vec<String>,
 }
 
@@ -85,8 +89,10 @@ impl Request {
             stop: stop(&body["stop"])?,
             n: positive(&body, "n")?.unwrap_or(1).min(16),
             logprobs: logprobs(path, &body)?,
+            continued: continued(&body)?,
             tools: tools(&body["tools"])?,
             must_call: must_call(&body["tool_choice"]),
+            no_thoughts: body["reasoning_effort"] == "none" || body["think"] == false,
             fields,
         })
     }
@@ -140,6 +146,20 @@ fn chat_prompt(messages: &Value) -> Result<(String, usize), Refusal> {
         }
     }
     Ok((prompt, tokens))
+}
+
+fn continued(body: &Value) -> Result<Option<String>, Refusal> {
+    if !boolean(body, "continue_final_message")? {
+        return Ok(None);
+    }
+    if body["add_generation_prompt"] != false {
+        return Err(wrong("add_generation_prompt", "false beside continue_final_message"));
+    }
+    let last = body["messages"].as_array().and_then(|messages| messages.last());
+    match last.filter(|message| message["role"] == "assistant") {
+        Some(message) => text_of(&message["content"]).map(Some),
+        None => Err(wrong("continue_final_message", "an assistant's message to go on with")),
+    }
 }
 
 fn completion_prompt(prompt: &Value) -> Result<(String, usize), Refusal> {

@@ -132,8 +132,10 @@ fn parse(body: &[u8]) -> Result<Request, String> {
         stop: Vec::new(),
         n: 1,
         logprobs: None,
+        continued: None,
         tools: tools.filter_map(tool).collect(),
         must_call,
+        no_thoughts: false,
         fields,
     })
 }

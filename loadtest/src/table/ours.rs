@@ -10,9 +10,9 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use shoal_routing::{
-    ArmId, DataClass, Discriminant, LoadBook, ModelChoice, ModelSpec, Observations, Offer, Posterior,
-    Preference, QualitySums, Registry, Request, RequestProfile, Reward, Router, Score, Snapshot, Thompson,
-    Tokens, UpstreamId,
+    ArmId, DataClass, Discriminant, LoadBook, ModelChoice, ModelSpec, Observations, Offer, PairSalt,
+    PairSearch, PairSums, Posterior, Preference, QualitySums, Registry, Request, RequestProfile, Reward,
+    Router, Score, SizeClass, Snapshot, Telling, Thompson, Tokens, UpstreamId,
 };
 
 use super::PREFERENCES;
@@ -25,7 +25,7 @@ const BATCH: usize = 16;
 #[derive(Clone)]
 pub(super) struct Learnt {
     registry: Arc<Registry>,
-    arms: BTreeMap<ArmId, usize>,
+    arms: BTreeMap<ArmId, (usize, SizeClass)>,
     router: Router,
     loads: Arc<LoadBook>,
     /// Nothing is ever measured here, so the time stands still.
@@ -33,6 +33,8 @@ pub(super) struct Learnt {
     max_output: Tokens,
     seen: Observations,
     sums: BTreeMap<ArmId, QualitySums>,
+    pairs: BTreeMap<ArmId, PairSums>,
+    search: PairSearch,
     posterior: Posterior,
     since_fitted: usize,
 }
@@ -83,13 +85,15 @@ impl Learnt {
             lengths().map(|tokens| u64::from(*tokens)).sum::<u64>().div_ceil(lengths().count().max(1) as u64);
         Self {
             registry: Arc::new(registry),
-            arms: set.arms.iter().enumerate().map(|(at, arm)| (arm.id.clone(), at)).collect(),
+            arms: set.arms.iter().enumerate().map(|(at, arm)| (arm.id.clone(), (at, arm.size))).collect(),
             router: Router::new(Thompson::default()),
             loads: Arc::default(),
             now: Instant::now(),
             max_output: Tokens::from_len(usize::try_from(mean).unwrap_or(usize::MAX)),
             seen: Observations::default(),
             sums: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            search: PairSearch::default(),
             posterior: Posterior::default(),
             since_fitted: 0,
         }
@@ -111,16 +115,21 @@ impl Learnt {
             .router
             .decide(&request, &profile, &snapshot, self.now, rng)
             .expect("devices serve every class of data");
-        let arm = self.arms[&decision.arm];
-        self.learn(&decision.arm, &profile, Score::clamped(row.y[arm]));
+        let (arm, size) = self.arms[&decision.arm];
+        self.learn(&decision.arm, size, &profile, Score::clamped(row.y[arm]));
         arm
     }
 
-    fn learn(&mut self, arm: &ArmId, profile: &RequestProfile, score: Score) {
+    fn learn(&mut self, arm: &ArmId, size: SizeClass, profile: &RequestProfile, score: Score) {
+        let placed = self.posterior.place(&profile.features, &profile.words);
+        let foreseen = self.posterior.foresee(arm, size, &placed);
+        let told = self.pairs.entry(arm.clone()).or_default();
+        let teaches = self.search.record(arm, told, &profile.words, score, &foreseen);
         let origin: Arc<str> = "node".into();
         self.seen.record(&origin, 1, arm, Reward::Valid, None);
         self.seen.record(&origin, 1, arm, Reward::Scored(score), None);
-        self.sums.entry(arm.clone()).or_default().record(&profile.features, score);
+        let weight = if teaches { 1.0 } else { 0.0 };
+        self.sums.entry(arm.clone()).or_default().record_weighted(&profile.features, score, weight);
         self.since_fitted += 1;
         if self.since_fitted >= BATCH {
             self.fit();
@@ -128,7 +137,9 @@ impl Learnt {
     }
 
     fn fit(&mut self) {
-        self.posterior = self.seen.posterior().with_qualities(Discriminant::fit(&self.sums));
+        let pairs = Telling::of(PairSalt::default(), &self.pairs);
+        self.posterior =
+            self.seen.posterior().with_qualities(Discriminant::fit(&self.sums)).with_pairs(pairs);
         self.since_fitted = 0;
     }
 }

@@ -17,7 +17,7 @@
 //!
 //! Reading order: [`units`], [`class`], [`ids`], [`request`], [`choice`], [`tokens`], [`embed`], [`domain`],
 //! [`profile`], [`features`], [`registry`], [`rules`], [`outcome`], [`bandit`], [`balance`], [`breaker`], [`limit`],
-//! [`router`], [`confidence`], [`calibration`], [`escalate`].
+//! [`router`], [`failover`], [`confidence`], [`calibration`], [`escalate`].
 
 pub mod admission;
 pub mod balance;
@@ -30,7 +30,9 @@ pub mod confidence;
 pub mod domain;
 pub mod embed;
 pub mod escalate;
+pub mod failover;
 pub mod features;
+pub mod hedge;
 pub mod ids;
 pub mod limit;
 pub mod outcome;
@@ -49,9 +51,9 @@ pub use admission::{Asking, Entered, Line, MAX_WAIT, Priority, Shed};
 pub use balance::{Balancer, ConcurrencyLimit, Forecast, InFlight, Load, LoadBook, PeakEwma, Straight, Work};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
-    Form, Grading, Judged, LengthBias, Level, Observations, Pack, Placed, Policy, Posterior, Proportion,
-    Quality, QualitySums, Reading, RetryBook, Reward, Scrutiny, Selection, Sign, SignKind, SizeClass,
-    Suspicion, Testimony, Thompson,
+    Form, Grading, Judged, LengthBias, Level, Observations, Pack, PairKey, PairSalt, PairSearch, PairSum,
+    PairSums, Placed, Policy, Posterior, Proportion, Quality, QualitySums, Reading, RetryBook, Reward,
+    Scrutiny, Selection, Sign, SignKind, SizeClass, Suspicion, Telling, Testimony, Thompson,
 };
 pub use breaker::{Admission, CircuitBreaker};
 pub use calibration::{Calibration, Curve, DomainReliability, Reliability};
@@ -61,14 +63,16 @@ pub use confidence::{Confidence, Flaw, Repetition, SignalFold, Signals, TokenSig
 pub use domain::Domain;
 pub use embed::Embedding;
 pub use escalate::{
-    EscalationPolicy, EscalationReason, Grounds, HeldPrefix, Hold, JudgeInput, Ladder, Verdict, ladder,
+    EscalationPolicy, EscalationReason, Grounds, HeldPrefix, Hold, JudgeInput, Ladder, Prospect, Verdict,
+    ladder,
 };
+pub use failover::{Candidates, Choice, Tries};
 pub use features::Features;
 pub use ids::{ArmId, UpstreamId};
 pub use limit::{MAX_ATTEMPTS, MAX_HOPS, RetryBudget, RetryKind, RetryPermit};
 pub use outcome::{FinishReason, Outcome, OutcomeStatus};
-pub use profile::{Language, RequestProfile, Surface, Task, Tolerance};
-pub use registry::{ModelSpec, Offer, Power, Registry, Route, Zone, edit_distance};
+pub use profile::{Language, RequestProfile, Surface, Task, Tolerance, Words};
+pub use registry::{Craft, ModelSpec, Offer, Power, Registry, Route, Zone, edit_distance};
 pub use request::{Message, MessageRole, Needs, Request};
 pub use router::{
     Considered, Decision, Fallback, NoRoute, Permitted, Planned, Removal, Removed, RouteReason, Router,
@@ -76,4 +80,4 @@ pub use router::{
 };
 pub use rules::{Alias, Keyword, Plan, Rules, Sticky, Subject, Target, Targets, When};
 pub use tokens::count_tokens;
-pub use units::{MicroUsd, OutOfRange, Price, Score, Tokens};
+pub use units::{MicroUsd, OutOfRange, Price, Score, SoundPrice, SoundWork, Tokens};

@@ -1,11 +1,14 @@
 //! How often a request may be tried again, so that retries never become the load that keeps a host down.
 //!
-//! Two bounds hold together: a token bucket per class of fault (the AWS SDKs' scheme: a retry costs, a success
+//! Two bounds hold together: a token bucket per class of fault and quota group (the AWS SDKs' scheme: a retry costs, a success
 //! pays back a little), and a share of the requests under way (Envoy's retry budget). Both live at the entry
 //! node; a router that was forwarded to does not retry beyond what it was told.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::ids::UpstreamId;
 
 /// Upstreams that one request may try.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -45,25 +48,43 @@ impl RetryKind {
     }
 }
 
-#[derive(Debug)]
+/// Quota groups with a bucket of their own; more share one.
+const MAX_GROUPS: usize = 256;
+
+/// The bucket of groups beyond [`MAX_GROUPS`].
+const OTHERS: &str = "";
+
+/// The group of the mesh's own devices: what they have in common is the mesh.
+const DEVICES: &str = "devices";
+
+#[derive(Debug, Default)]
 struct Budget {
-    /// Tokens left, by kind.
-    tokens: [u32; 2],
+    /// Tokens left, by quota group and kind; a group that is missing has full buckets.
+    tokens: BTreeMap<Arc<str>, [u32; 2]>,
     active: u32,
     retrying: u32,
 }
 
-/// Budget of retries that all requests of a node share. Clones share it.
-#[derive(Debug, Clone)]
-pub struct RetryBudget {
-    state: Arc<Mutex<Budget>>,
+impl Budget {
+    fn bucket(&mut self, group: &str) -> &mut [u32; 2] {
+        let is_known = self.tokens.contains_key(group);
+        let group = if is_known || self.tokens.len() < MAX_GROUPS { group } else { OTHERS };
+        self.tokens.entry(group.into()).or_insert([CAPACITY; 2])
+    }
 }
 
-impl Default for RetryBudget {
-    fn default() -> Self {
-        let budget = Budget { tokens: [CAPACITY; 2], active: 0, retrying: 0 };
-        Self { state: Arc::new(Mutex::new(budget)) }
+/// What shares a quota with an upstream: all models of a provider its account, all devices the mesh.
+fn group_of(upstream: &UpstreamId) -> &str {
+    match upstream {
+        UpstreamId::Provider(name) => name,
+        UpstreamId::Device(_) | UpstreamId::Peer(_) => DEVICES,
     }
+}
+
+/// Budget of retries that all requests of a node share. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct RetryBudget {
+    state: Arc<Mutex<Budget>>,
 }
 
 impl RetryBudget {
@@ -74,26 +95,33 @@ impl RetryBudget {
         ActiveRequest { budget: self.clone() }
     }
 
-    /// Pays one token back into every bucket: call it for each request that succeeded at its first attempt.
-    pub fn deposit(&self) {
-        for tokens in &mut self.lock().tokens {
+    /// Pays one token back into the buckets of an upstream's group: call it for each request that succeeded there at its
+    /// first attempt.
+    pub fn deposit(&self, upstream: &UpstreamId) {
+        for tokens in self.lock().bucket(group_of(upstream)) {
             *tokens = (*tokens + 1).min(CAPACITY);
         }
     }
 
-    /// Asks for a retry. `None` = the budget is spent; give the client the error at once.
+    /// Asks for a retry at an upstream. `None` = the budget of its group is spent; give the client the error at once.
     ///
     /// The retry counts as under way until the permit drops.
-    pub fn try_retry(&self, kind: RetryKind) -> Option<RetryPermit> {
+    pub fn try_retry(&self, kind: RetryKind, upstream: &UpstreamId) -> Option<RetryPermit> {
         let mut budget = self.lock();
         let allowed = (budget.active.saturating_mul(MAX_RETRY_PERCENT) / 100).max(MIN_RETRIES);
-        let left = budget.tokens[kind as usize].checked_sub(kind.cost())?;
         if budget.retrying >= allowed {
             return None;
         }
-        budget.tokens[kind as usize] = left;
+        let tokens = &mut budget.bucket(group_of(upstream))[kind as usize];
+        *tokens = tokens.checked_sub(kind.cost())?;
         budget.retrying += 1;
         Some(RetryPermit { budget: self.clone() })
+    }
+
+    /// True when no retry of this kind is paid for at an upstream: only requests that succeed at once bring one, so waiting
+    /// does not.
+    pub fn is_spent(&self, kind: RetryKind, upstream: &UpstreamId) -> bool {
+        self.lock().bucket(group_of(upstream))[kind as usize] < kind.cost()
     }
 
     fn lock(&self) -> MutexGuard<'_, Budget> {
@@ -141,20 +169,40 @@ pub fn backoff(attempt: u32, jitter: f64) -> Duration {
 mod tests {
     use super::*;
 
+    fn device() -> UpstreamId {
+        UpstreamId::Device("d".into())
+    }
+
+    #[test]
+    fn a_provider_that_is_down_spends_its_own_bucket_alone() {
+        let (budget, provider) = (RetryBudget::default(), UpstreamId::Provider("openai".into()));
+        while budget.try_retry(RetryKind::Transient, &provider).is_some() {}
+        assert!(budget.try_retry(RetryKind::Transient, &device()).is_some());
+        assert!(budget.try_retry(RetryKind::Transient, &UpstreamId::Provider("groq".into())).is_some());
+        budget.deposit(&device());
+        assert!(budget.try_retry(RetryKind::Transient, &provider).is_none());
+        for n in 0..2 * MAX_GROUPS {
+            budget.try_retry(RetryKind::Throttle, &UpstreamId::Provider(format!("p{n}").into()));
+        }
+        assert!(budget.lock().tokens.len() <= MAX_GROUPS + 1);
+    }
+
     #[test]
     fn a_quiet_node_may_retry_but_only_a_few_at_once() {
         let budget = RetryBudget::default();
-        let permits: Vec<_> = (0..5).map_while(|_| budget.try_retry(RetryKind::Transient)).collect();
+        let permits: Vec<_> =
+            (0..5).map_while(|_| budget.try_retry(RetryKind::Transient, &device())).collect();
         assert_eq!(permits.len(), MIN_RETRIES as usize);
         drop(permits);
-        assert!(budget.try_retry(RetryKind::Transient).is_some());
+        assert!(budget.try_retry(RetryKind::Transient, &device()).is_some());
     }
 
     #[test]
     fn retries_under_way_are_a_fifth_of_the_requests_under_way() {
         let budget = RetryBudget::default();
         let active: Vec<_> = (0..100).map(|_| budget.enter()).collect();
-        let permits: Vec<_> = (0..100).map_while(|_| budget.try_retry(RetryKind::Throttle)).collect();
+        let permits: Vec<_> =
+            (0..100).map_while(|_| budget.try_retry(RetryKind::Throttle, &device())).collect();
         assert_eq!(permits.len(), 20);
         drop((active, permits));
         assert_eq!(budget.lock().active, 0);
@@ -164,13 +212,16 @@ mod tests {
     #[test]
     fn an_empty_bucket_refuses_its_own_class_until_successes_refill_it() {
         let budget = RetryBudget::default();
-        let spent = (0..1_000).take_while(|_| budget.try_retry(RetryKind::Transient).is_some()).count();
+        let spent =
+            (0..1_000).take_while(|_| budget.try_retry(RetryKind::Transient, &device()).is_some()).count();
         assert_eq!(spent, (CAPACITY / RetryKind::Transient.cost()) as usize);
-        assert!(budget.try_retry(RetryKind::Throttle).is_some());
+        assert!(budget.is_spent(RetryKind::Transient, &device()));
+        assert!(!budget.is_spent(RetryKind::Throttle, &device()));
+        assert!(budget.try_retry(RetryKind::Throttle, &device()).is_some());
         for _ in 0..RetryKind::Transient.cost() {
-            budget.deposit();
+            budget.deposit(&device());
         }
-        assert!(budget.try_retry(RetryKind::Transient).is_some());
+        assert!(budget.try_retry(RetryKind::Transient, &device()).is_some());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::bandit::prior::{self, SizeClass};
 use crate::class::DataClass;
 use crate::ids::{ArmId, UpstreamId};
-use crate::units::{Price, Tokens};
+use crate::units::{Price, SoundPrice, Tokens};
 
 /// Tag that engines add to a name without one; `llama3.2` finds `llama3.2:latest`.
 const DEFAULT_TAG: &str = ":latest";
@@ -29,6 +29,8 @@ pub struct ModelSpec {
     pub engine: Arc<str>,
     /// Context length.
     pub context: Option<Tokens>,
+    /// Longest answer.
+    pub max_output: Option<Tokens>,
     /// Digest of the weights, hexadecimal.
     pub digest: Option<Arc<str>>,
     /// Name of the quantisation, "Q4_K_M".
@@ -45,8 +47,12 @@ pub struct ModelSpec {
     pub embeddings: Option<bool>,
     /// Can be held to a JSON schema.
     pub schema: Option<bool>,
-    /// Takes sound.
+    /// Takes sound in a chat.
     pub audio: Option<bool>,
+    /// Writes down what is said in a recording.
+    pub transcription: Option<bool>,
+    /// Reads a text aloud.
+    pub speech: Option<bool>,
     /// The engine itself forwards to somewhere else: counts as cloud.
     pub remote: bool,
 }
@@ -58,6 +64,7 @@ impl ModelSpec {
             id: id.into(),
             engine: engine.into(),
             context: None,
+            max_output: None,
             digest: None,
             quantization: None,
             size_bytes: None,
@@ -67,6 +74,8 @@ impl ModelSpec {
             embeddings: None,
             schema: None,
             audio: None,
+            transcription: None,
+            speech: None,
             remote: false,
         }
     }
@@ -76,11 +85,53 @@ impl ModelSpec {
         ArmId::new(&self.id, self.digest.as_deref())
     }
 
-    /// True when its name says that it makes vectors, not text; such a model is never chosen to chat.
-    pub fn is_embedder(&self) -> bool {
-        const MARKS: [&str; 6] = ["embed", "bge-", "minilm", "e5-", "gte-", "arctic-"];
-        self.embeddings != Some(false) && MARKS.iter().any(|mark| self.id.to_ascii_lowercase().contains(mark))
+    /// Returns what it was made for, by its name where the upstream does not say; a model of another craft is never
+    /// chosen to chat.
+    pub fn craft(&self) -> Craft {
+        const VECTORS: [&str; 6] = ["embed", "bge-", "minilm", "e5-", "gte-", "arctic-"];
+        const TRANSCRIPTS: [&str; 7] =
+            ["whisper", "transcribe", "parakeet", "canary-", "moonshine", "sensevoice", "-asr"];
+        const SPEECH: [&str; 7] = ["tts", "kokoro", "piper", "orpheus", "chatterbox", "vibevoice", "parler-"];
+        let id = self.id.to_ascii_lowercase();
+        let is_named = |can: Option<bool>, marks: &[&str]| {
+            can != Some(false) && marks.iter().any(|mark| id.contains(mark))
+        };
+        // Who says that a model handles recordings and not that it takes tools does not mean one to chat with.
+        let is_said = |can: Option<bool>| can == Some(true) && self.tools != Some(true);
+        if is_named(self.embeddings, &VECTORS) {
+            Craft::Vectors
+        } else if is_said(self.transcription) || is_named(self.transcription, &TRANSCRIPTS) {
+            Craft::Transcripts
+        } else if is_said(self.speech) || is_named(self.speech, &SPEECH) {
+            Craft::Speech
+        } else {
+            Craft::Text
+        }
     }
+
+    /// True when it can be asked for what a craft makes: it was made for it, or the upstream says so.
+    pub fn makes(&self, craft: Craft) -> bool {
+        let said = match craft {
+            Craft::Text => None,
+            Craft::Vectors => self.embeddings,
+            Craft::Transcripts => self.transcription,
+            Craft::Speech => self.speech,
+        };
+        said.unwrap_or_else(|| self.craft() == craft)
+    }
+}
+
+/// What a model makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Craft {
+    /// Text, in answer to text.
+    Text,
+    /// Vectors of texts.
+    Vectors,
+    /// Texts of recordings.
+    Transcripts,
+    /// Recordings of texts.
+    Speech,
 }
 
 /// How a node reaches an upstream.
@@ -146,6 +197,8 @@ pub struct Offer {
     pub draining: bool,
     /// What it charges; `None` = nothing.
     pub price: Option<Price>,
+    /// What it charges for sound; nothing is known of it where both measures are 0.
+    pub sound_price: SoundPrice,
     /// May see data of class `internal`. Matters for providers and remote models only.
     pub internal_ok: bool,
 }
@@ -167,6 +220,7 @@ impl Offer {
             kv_use: None,
             draining: false,
             price: None,
+            sound_price: SoundPrice::default(),
             internal_ok: true,
         }
     }
@@ -243,6 +297,7 @@ impl Offer {
             (Some(ours), Some(theirs)) => Some(ours.max_of_each(theirs)),
             (ours, theirs) => ours.or(theirs),
         };
+        self.sound_price = self.sound_price.max_of_each(other.sound_price);
     }
 }
 
@@ -252,7 +307,7 @@ pub(crate) struct ArmEntry {
     pub(crate) id: ArmId,
     pub(crate) model: Arc<str>,
     pub(crate) size: SizeClass,
-    pub(crate) embedder: bool,
+    pub(crate) craft: Craft,
     pub(crate) offers: Vec<Arc<Offer>>,
 }
 
@@ -292,7 +347,7 @@ impl Registry {
                 id,
                 model: offers[0].model.id.clone(),
                 size: prior::size_class(&offers[0].model),
-                embedder: offers[0].model.is_embedder(),
+                craft: offers[0].model.craft(),
                 offers,
             })
             .collect();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::choice::ModelChoice;
 use crate::class::{DataClass, Mode, Preference};
+use crate::registry::Craft;
 use crate::units::{MicroUsd, Tokens};
 
 /// Who wrote a message.
@@ -38,12 +39,31 @@ pub struct Needs {
     pub schema: bool,
     /// A message holds an image.
     pub vision: bool,
-    /// A message holds sound.
+    /// A message of a chat holds sound.
     pub audio: bool,
     /// Vectors are wanted, not text.
     pub embeddings: bool,
     /// The caller wants log probabilities.
     pub logprobs: bool,
+    /// What is said in a recording is to be written down.
+    pub transcription: bool,
+    /// A text is to be read aloud.
+    pub speech: bool,
+}
+
+impl Needs {
+    /// Returns what is to be made.
+    pub fn craft(&self) -> Craft {
+        if self.embeddings {
+            Craft::Vectors
+        } else if self.transcription {
+            Craft::Transcripts
+        } else if self.speech {
+            Craft::Speech
+        } else {
+            Craft::Text
+        }
+    }
 }
 
 /// One request, as far as routing cares.

@@ -83,6 +83,50 @@ impl Price {
     }
 }
 
+/// Milliseconds of a minute, by which sound is charged.
+const MILLIS_PER_MINUTE: u128 = 60_000;
+
+/// What a provider charges for sound, heard or spoken, in micro-USD. 0 = not by this measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SoundPrice {
+    /// For a minute of it.
+    pub per_minute: MicroUsd,
+    /// For a million characters that are read aloud.
+    pub per_million_chars: MicroUsd,
+}
+
+/// How much there is of what sound is charged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SoundWork {
+    /// Length of the recording, milliseconds.
+    pub millis: u64,
+    /// Characters that are read aloud.
+    pub chars: u64,
+}
+
+impl SoundPrice {
+    /// Returns what the work costs, rounded up to a whole micro-USD; `None` where neither measure is charged.
+    pub fn cost(&self, work: SoundWork) -> Option<MicroUsd> {
+        let rounded = |rate: MicroUsd, amount: u64, per: u128| {
+            let cost = (u128::from(rate.0) * u128::from(amount)).div_ceil(per);
+            MicroUsd(u64::try_from(cost).unwrap_or(u64::MAX))
+        };
+        let is_charged = *self != Self::default();
+        is_charged.then(|| {
+            rounded(self.per_minute, work.millis, MILLIS_PER_MINUTE)
+                + rounded(self.per_million_chars, work.chars, TOKENS_PER_QUOTE)
+        })
+    }
+
+    /// Returns the higher of two prices, by each measure.
+    pub fn max_of_each(self, other: Self) -> Self {
+        Self {
+            per_minute: self.per_minute.max(other.per_minute),
+            per_million_chars: self.per_million_chars.max(other.per_million_chars),
+        }
+    }
+}
+
 /// A quality or confidence between 0 (worthless) and 1 (perfect).
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default)]
 pub struct Score(f64);
@@ -133,6 +177,16 @@ mod tests {
         for bad in [-0.01, 1.01, f64::NAN, f64::INFINITY] {
             assert!(Score::new(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn sound_costs_by_the_minute_or_by_the_character() {
+        let work = SoundWork { millis: 90_000, chars: 1_000 };
+        assert_eq!(SoundPrice::default().cost(work), None);
+        let heard = SoundPrice { per_minute: MicroUsd(6_000), ..SoundPrice::default() };
+        assert_eq!(heard.cost(work), Some(MicroUsd(9_000)));
+        let spoken = SoundPrice { per_million_chars: MicroUsd(15_000_001), ..SoundPrice::default() };
+        assert_eq!(spoken.cost(work), Some(MicroUsd(15_001)), "rounded up");
     }
 
     #[test]

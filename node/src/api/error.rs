@@ -89,14 +89,19 @@ impl ApiError {
     }
 }
 
+/// Pause for who met an upstream that is full and did not say for how long.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
 impl From<UpstreamError> for ApiError {
     fn from(error: UpstreamError) -> Self {
+        // Clients hammer where they are told nothing. An empty purse fills in no moment.
+        let is_full = matches!(error.status, 429 | 503) && error.code != "insufficient_quota";
         Self {
+            retry_after: error.retry_after.or(is_full.then_some(FULL_PAUSE)),
             status: error.status,
             code: error.code,
             param: None,
             message: error.message,
-            retry_after: error.retry_after,
             egress: EgressMark::default(),
         }
     }
@@ -118,5 +123,28 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_told_to_come_back_is_told_when() {
+        let header = |status, code| {
+            let error = UpstreamError::retryable(status, code, "no");
+            let response = ApiError::from(error).into_response();
+            response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(header(429, "rate_limit_exceeded").as_deref(), Some("1"));
+        assert_eq!(header(503, "overloaded").as_deref(), Some("1"));
+        assert_eq!(header(429, "insufficient_quota"), None);
+        assert_eq!(header(502, "upstream_error"), None);
+        let told = UpstreamError {
+            retry_after: Some(Duration::from_secs(7)),
+            ..UpstreamError::new(503, "overloaded", "no")
+        };
+        assert_eq!(ApiError::from(told).into_response().headers()[header::RETRY_AFTER], "7");
     }
 }

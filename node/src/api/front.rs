@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 
+use super::idempotency::Answers;
 use super::responses::Keeper;
 use crate::node::Node;
 use crate::pipeline::Pipeline;
@@ -26,6 +27,8 @@ pub struct Front {
     pub claude_model: Option<Arc<str>>,
     /// Responses that clients may go on from.
     pub responses: Keeper,
+    /// Answers that clients may ask for again by `Idempotency-Key`.
+    pub answers: Answers,
 }
 
 impl Front {

@@ -20,10 +20,12 @@ use shoal_routing::{DataClass, Decision, MAX_ATTEMPTS};
 use super::auth::Caller;
 use super::error::ApiError;
 use super::front::Front;
+use super::idempotency::Verdict;
 use super::parse::{self, Floor};
 use super::relay::{self, Asked};
 use super::sse;
-use super::voice::{OpenAi, Voice};
+use super::unread::Unread;
+use super::voice::{Noting, OpenAi, Voice};
 use crate::pipeline::{Failed, Job, Origin, Purpose, Running, Whole};
 use crate::store::{Considered, ProfileRecord, Removed};
 use crate::upstream::ApiPath;
@@ -165,13 +167,18 @@ pub(super) async fn serve(
         Ok(accepted) => accepted.answer(front).await,
         Err(error) => refused(error.into_response(), "none"),
     };
+    sign(&mut response, headers, &id, started);
+    response
+}
+
+/// Says which request an answer is to, and how long its headers took.
+pub(super) fn sign(response: &mut Response, headers: &HeaderMap, id: &str, started: Instant) {
     let out = response.headers_mut();
-    put(out, "x-request-id", &id);
+    put(out, "x-request-id", id);
     put(out, "openai-processing-ms", &started.elapsed().as_millis().to_string());
     if let Some(theirs) = headers.get("x-request-id").filter(|v| v.len() <= 128) {
         out.insert(HeaderName::from_static("x-client-request-id"), theirs.clone());
     }
-    response
 }
 
 /// A request with its ticket, and how its answer is to look.
@@ -209,7 +216,7 @@ fn accept(
 }
 
 /// A request of a client, just come.
-fn origin(caller: &Caller, id: Arc<str>) -> Origin {
+pub(super) fn origin(caller: &Caller, id: Arc<str>) -> Origin {
     Origin {
         id,
         hop: 0,
@@ -222,22 +229,25 @@ fn origin(caller: &Caller, id: Arc<str>) -> Origin {
 
 impl Accepted {
     async fn answer(self, front: &Front) -> Response {
-        let Self { job, stream, asked, mut voice, warnings } = self;
+        let Self { job, stream, asked, voice, warnings } = self;
+        let verdict = Verdict::default();
+        let mut voice: Box<dyn Voice> = Box::new(Noting { voice, verdict: verdict.clone() });
         let pipeline = front.pipeline.clone();
         let run: Run = Box::pin(async move { pipeline.run(job).await });
         let answered = if stream {
-            streamed(run, asked, voice).await
+            streamed(run, asked, voice, front.pipeline.limits.sockets.write_idle).await
         } else {
             run.await.map(|running| match running {
                 Running::Whole(answer) => whole(answer, voice.as_mut()),
                 // `run` gives a stream only to those who asked for one.
-                Running::Stream(_) => {
+                Running::Stream(_) | Running::Sound(_) => {
                     ApiError::new(500, "internal_error", "a stream came unasked").into_response()
                 }
             })
         };
         let mut response = answered
             .unwrap_or_else(|failed| refused(ApiError::from(failed.error).into_response(), &failed.egress));
+        response.extensions_mut().insert(verdict);
         if !warnings.is_empty() {
             put(response.headers_mut(), "x-shoal-warnings", &warnings);
         }
@@ -248,7 +258,7 @@ impl Accepted {
 /// Refuses a compressed body, which would only look like broken JSON.
 pub(super) fn refuse_compressed(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.contains_key(header::CONTENT_ENCODING) {
-        let message = "compressed request bodies are not accepted; send plain JSON";
+        let message = "compressed request bodies are not accepted; send them plain";
         return Err(ApiError::new(415, "unsupported_encoding", message));
     }
     Ok(())
@@ -285,20 +295,25 @@ fn whole(answer: Whole, voice: &mut dyn Voice) -> Response {
 type Run = Pin<Box<dyn Future<Output = Result<Running, Failed>> + Send>>;
 type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
-async fn streamed(mut run: Run, asked: Asked, voice: Box<dyn Voice>) -> Result<Response, Failed> {
+async fn streamed(
+    mut run: Run,
+    asked: Asked,
+    voice: Box<dyn Voice>,
+    write_idle: Duration,
+) -> Result<Response, Failed> {
     match tokio::time::timeout(HEADER_HOLD, &mut run).await {
         Ok(Ok(running)) => {
             let mut record = running.ticket().record.clone();
             // The record learns of it with the first payload, which is only read after the headers.
             record.egress = running.ticket().egress().text();
             let stream_type = voice.stream_type();
-            let mut response = event_stream(stream_type, relayed(running, asked, voice));
+            let mut response = event_stream(stream_type, relayed(running, asked, voice), write_idle);
             describe(&mut response, &record);
             Ok(response)
         }
         Ok(Err(failed)) => Err(failed),
         // What is unknown yet is left out of the headers; the metadata will have it.
-        Err(_) => Ok(event_stream(voice.stream_type(), Box::pin(late_frames(run, asked, voice)))),
+        Err(_) => Ok(event_stream(voice.stream_type(), Box::pin(late_frames(run, asked, voice)), write_idle)),
     }
 }
 
@@ -306,7 +321,7 @@ fn relayed(running: Running, asked: Asked, mut voice: Box<dyn Voice>) -> Frames 
     match running {
         Running::Stream(stream) => Box::pin(relay::frames(stream, asked, voice)),
         // `run` gives a whole body only to those who asked for one.
-        Running::Whole(_) => {
+        Running::Whole(_) | Running::Sound(_) => {
             let error = ApiError::new(500, "internal_error", "a whole answer came unasked");
             Box::pin(stream::iter(last_words(voice.as_mut(), &error)))
         }
@@ -354,9 +369,8 @@ fn late_frames(run: Run, asked: Asked, voice: Box<dyn Voice>) -> impl Stream<Ite
     first.chain(waiting)
 }
 
-fn event_stream(stream_type: HeaderValue, frames: Frames) -> Response {
-    let frames = frames.map(Ok::<Bytes, std::convert::Infallible>);
-    let mut response = Response::new(HttpBody::from_stream(frames));
+fn event_stream(stream_type: HeaderValue, frames: Frames, write_idle: Duration) -> Response {
+    let mut response = Response::new(HttpBody::from_stream(Unread::limited(frames, write_idle)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, stream_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -364,7 +378,7 @@ fn event_stream(stream_type: HeaderValue, frames: Frames) -> Response {
     response
 }
 
-fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
+pub(super) fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
     let headers = response.headers_mut();
     put(headers, "x-shoal-model", &record.model);
     put(headers, "x-shoal-upstream", &record.upstream);
@@ -372,12 +386,12 @@ fn describe(response: &mut Response, record: &crate::store::RequestRecord) {
     put(headers, "x-shoal-egress", &record.egress);
 }
 
-fn refused(mut response: Response, egress: &str) -> Response {
+pub(super) fn refused(mut response: Response, egress: &str) -> Response {
     put(response.headers_mut(), "x-shoal-egress", egress);
     response
 }
 
-fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+pub(super) fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
     // A model's name may hold characters that no header can carry; the body has it anyway.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);

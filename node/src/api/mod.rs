@@ -3,6 +3,7 @@
 //! JSON is parsed here and nowhere behind it; errors become OpenAI-shaped bodies here and nowhere else.
 
 pub mod admin;
+mod audio;
 pub mod auth;
 pub mod body;
 pub mod chat_body;
@@ -10,13 +11,16 @@ pub mod chat_chunk;
 pub(crate) mod clouds;
 pub mod error;
 mod feedback;
+pub mod form;
 pub mod front;
+pub mod idempotency;
 pub mod inference;
 mod kept;
 mod messages;
 mod ollama;
 mod packs;
 pub mod parse;
+mod per_ip;
 pub mod relay;
 pub mod responses;
 pub mod serve;
@@ -26,6 +30,7 @@ mod stall;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod unread;
 pub mod views;
 pub mod voice;
 
@@ -78,8 +83,12 @@ pub fn admin(node: Arc<Node>) -> Router {
 
 fn protected(node: &Arc<Node>) -> Router<Arc<Node>> {
     // The base URL works with and without `/v1`, since clients differ in what they append.
-    let mut router =
-        inference::routes().merge(messages::routes()).merge(responses::routes()).merge(ollama::routes());
+    let mut router = inference::routes()
+        .merge(audio::routes())
+        .merge(messages::routes())
+        .merge(responses::routes())
+        .merge(ollama::routes())
+        .layer(middleware::from_fn_with_state(node.front.clone(), idempotency::answer_once));
     for prefix in ["/v1", ""] {
         router = router
             .route(&format!("{prefix}/feedback"), post(feedback::give))
@@ -108,7 +117,10 @@ fn finish(router: Router<Arc<Node>>, node: Arc<Node>) -> Router {
                 .layer(middleware::from_fn_with_state(node.front.clone(), name_node))
                 .layer(middleware::from_fn(shape::tell_errors))
                 .layer(CatchPanicLayer::custom(panicked))
-                .layer(middleware::from_fn(stall::limit_body_silence)),
+                .layer(middleware::from_fn_with_state(
+                    node.config.limits.sockets.body_idle,
+                    stall::limit_body_silence,
+                )),
         )
         .with_state(node)
 }

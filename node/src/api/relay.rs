@@ -150,7 +150,7 @@ impl Relay {
         let r = &stream.ticket().record;
         let object = match self.asked.path {
             ApiPath::Completions => "text_completion",
-            ApiPath::ChatCompletions | ApiPath::Embeddings => "chat.completion.chunk",
+            _ => "chat.completion.chunk",
         };
         let mut chunk = json!({
             "id": r.id, "object": object, "created": r.started_ms / 1000, "model": r.model,

@@ -15,16 +15,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::stall::WriteIdle;
+use super::per_ip::PerIp;
+use super::stall::Impatient;
 use super::tls::Tls;
 use crate::tasks::{self, TaskKind};
 
-/// Wait for a request's header; a slow-loris client holds a connection no longer.
-const HEADER_WAIT: Duration = Duration::from_secs(10);
-/// Wait for running answers when the node stops.
-pub const DRAIN_WAIT: Duration = Duration::from_secs(120);
-/// Connections at once: beyond it new ones wait in the system's queue.
-const MAX_CONNECTIONS: usize = 10_000;
+/// Time in which answers that were still running at the end of the drain say so to their clients.
+pub const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections of the admin socket at once: commands of people, and a dashboard.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
 /// Pause after an accept that failed for want of file descriptors.
@@ -32,43 +29,106 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two pings of an HTTP/2 connection, and the wait for their answer.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
+/// What one client may hold of the sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketLimits {
+    /// Wait for a connection's first bytes, and for a request's header; a slow-loris client is held no longer.
+    pub header: Duration,
+    /// Wait between two pieces of a request's body.
+    pub body_idle: Duration,
+    /// Time in which a client must take some byte of what waits for it.
+    pub write_idle: Duration,
+    /// Connections at once: beyond it new ones wait in the system's queue.
+    pub connections: usize,
+    /// Connections at once from one address; `None` = the default, and none for this host itself.
+    pub connections_per_ip: Option<usize>,
+}
+
+impl Default for SocketLimits {
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(10),
+            body_idle: Duration::from_secs(30),
+            write_idle: Duration::from_secs(60),
+            connections: 10_000,
+            connections_per_ip: None,
+        }
+    }
+}
+
+/// Bounds of a server, and how long it waits for running answers when it stops.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// What one client may hold.
+    pub sockets: SocketLimits,
+    /// Wait for running answers.
+    pub drain: Duration,
+}
+
 /// Accepts TCP connections until shutdown, then waits for running answers; with `tls` each makes its handshake first.
-pub async fn tcp(listener: TcpListener, tls: Option<Tls>, app: Router, shutdown: CancellationToken) {
+pub async fn tcp(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    app: Router,
+    bounds: Bounds,
+    shutdown: CancellationToken,
+) {
+    let limits = bounds.sockets;
+    let per_ip = PerIp::new(limits.connections_per_ip);
     let accept = async || {
-        let (stream, _) = listener.accept().await?;
+        let (stream, guest) = loop {
+            let (stream, from) = listener.accept().await?;
+            // Closed at once: whoever holds that many waits for himself.
+            match per_ip.enter(from.ip()) {
+                Some(guest) => break (stream, guest),
+                None => metrics::counter!("shoal_refused_connections_total").increment(1),
+            }
+        };
         // Without this the second answer of a connection waits 40 ms for the client's delayed acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
-        Ok(stream)
+        Ok((stream, guest))
     };
     let stop = shutdown.clone();
-    let start = |stream, place: Place| match &tls {
-        None => drop(tasks::spawn(TaskKind::Relay, converse(stream, app.clone(), place))),
+    let start = |(stream, guest), place: Place| match &tls {
+        None => {
+            let served = converse(stream, app.clone(), place, limits);
+            tasks::spawn(TaskKind::Relay, async move {
+                let _until_it_ends = guest;
+                served.await;
+            });
+        }
         Some(tls) => {
             let (tls, app, stop) = (tls.clone(), app.clone(), stop.clone());
             tasks::spawn(TaskKind::Relay, async move {
+                let _until_it_ends = guest;
                 let secured = tokio::select! {
                     secured = tls.accept(stream) => secured,
                     () = stop.cancelled() => None,
                 };
                 if let Some(stream) = secured {
-                    converse(stream, app, place).await;
+                    converse(stream, app, place, limits).await;
                 }
             });
         }
     };
-    serve(accept, MAX_CONNECTIONS, start, shutdown).await;
+    serve(accept, limits.connections, bounds.drain, start, shutdown).await;
 }
 
 /// Accepts connections on the admin socket until shutdown.
 #[cfg(unix)]
-pub async fn unix(listener: tokio::net::UnixListener, app: Router, shutdown: CancellationToken) {
+pub async fn unix(
+    listener: tokio::net::UnixListener,
+    app: Router,
+    bounds: Bounds,
+    shutdown: CancellationToken,
+) {
     let accept = async || Ok(listener.accept().await?.0);
     let start = |stream, place: Place| {
-        tasks::spawn(TaskKind::Relay, converse(stream, app.clone(), place));
+        tasks::spawn(TaskKind::Relay, converse(stream, app.clone(), place, bounds.sockets));
     };
-    serve(accept, MAX_ADMIN_CONNECTIONS, start, shutdown).await;
+    serve(accept, MAX_ADMIN_CONNECTIONS, bounds.drain, start, shutdown).await;
 }
 
 /// A connection's place among those served at once, and its ear for the node's end.
@@ -80,6 +140,7 @@ struct Place {
 async fn serve<I, F>(
     accept: impl Fn() -> F,
     limit: usize,
+    drain: Duration,
     start: impl Fn(I, Place),
     shutdown: CancellationToken,
 ) where
@@ -103,18 +164,18 @@ async fn serve<I, F>(
             () = shutdown.cancelled() => break,
         }
     }
-    if tokio::time::timeout(DRAIN_WAIT, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(drain + FAREWELL, graceful.shutdown()).await.is_err() {
         tracing::warn!("some answers were still running when the drain time ended");
     }
 }
 
 /// Serves one connection until it ends.
-async fn converse<I>(io: I, app: Router, place: Place)
+async fn converse<I>(io: I, app: Router, place: Place, limits: SocketLimits)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_WAIT).max_headers(100);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.header).max_headers(100);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -122,7 +183,7 @@ where
         .max_header_list_size(64 << 10)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
-    let io = TokioIo::new(WriteIdle::new(io));
+    let io = TokioIo::new(Impatient::new(io, limits.header, limits.write_idle));
     let connection = builder.serve_connection(io, TowerToHyperService::new(app)).into_owned();
     let Place { watcher, _permit } = place;
     // A client that speaks no HTTP or goes away is its own affair.

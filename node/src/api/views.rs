@@ -223,12 +223,17 @@ pub(crate) async fn router(State(node): State<Arc<Node>>) -> Json<Value> {
         "believed": learnt.quality.iter().map(|(arm, quality)| {
             json!({"arm": arm.as_str(), "quality": quality_view(quality)})
         }).collect::<Vec<_>>(),
-        "calibration": learnt.gains.calibration().arms().map(|(arm, seen)| calibration_view(arm, seen))
-            .collect::<Vec<_>>(),
+        "calibration": calibration(&node),
         "priors": {"arms": learnt.priors.arms.len(), "classes": learnt.priors.classes.0.len()},
         "evaluator": {"pairs": learnt.agreement.pairs, "belief": learnt.agreement.belief()},
         "origins": origins(&learnt),
     }))
+}
+
+/// How far each judged arm's confidence can be trusted.
+pub(crate) fn calibration(node: &Node) -> Vec<Value> {
+    let learnt = node.pipeline.sinks.feedback.learnt();
+    learnt.gains.calibration().arms().map(|(arm, seen)| calibration_view(arm, seen)).collect()
 }
 
 fn origins(learnt: &Learnt) -> Vec<Value> {
@@ -265,6 +270,7 @@ fn arm_view(arm: &ArmId, evidence: &ArmEvidence) -> Value {
         "judged": evidence.reliability.count(),
         "ece": evidence.reliability.total().ece(),
         "quality": quality_view(&evidence.quality),
+        "word_pairs": evidence.pairs.len(),
     })
 }
 
@@ -415,7 +421,8 @@ fn device_view(node: &Node, id: &str, d: &DeviceInfo, nodes: Vec<String>, direct
             json!({
                 "id": m.id, "engine": m.engine, "context_length": m.context_length, "quantization": m.quantization,
                 "digest": m.digest, "size_bytes": m.size_bytes, "tools": m.tools, "vision": m.vision,
-                "logprobs": m.logprobs, "embeddings": m.embeddings, "remote": m.remote, "resident": m.resident,
+                "logprobs": m.logprobs, "embeddings": m.embeddings, "schema": m.schema, "audio": m.audio,
+                "transcription": m.transcription, "speech": m.speech, "remote": m.remote, "resident": m.resident,
                 "ttft_ms": load.ttft_ms, "ms_per_token": load.ms_per_token, "breaker": load.breaker,
             })
         })

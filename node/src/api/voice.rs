@@ -11,6 +11,7 @@ use http::HeaderValue;
 use shoal_routing::{DataClass, Tokens};
 
 use super::error::ApiError;
+use super::idempotency::Verdict;
 use super::sse;
 
 /// Says one answer in the words of one API.
@@ -42,6 +43,43 @@ pub trait Voice: Send {
     /// Returns the media type of a stream.
     fn stream_type(&self) -> HeaderValue {
         HeaderValue::from_static("text/event-stream")
+    }
+}
+
+/// Another voice that also notes whether a stream ended with an error.
+pub(super) struct Noting {
+    pub(super) voice: Box<dyn Voice>,
+    pub(super) verdict: Verdict,
+}
+
+impl Voice for Noting {
+    fn accepted(&mut self, request_id: &str, prompt_tokens: Tokens, class: DataClass) {
+        self.voice.accepted(request_id, prompt_tokens, class);
+    }
+
+    fn whole(&mut self, answer: Bytes) -> Result<Bytes, ApiError> {
+        self.voice.whole(answer)
+    }
+
+    fn payload(&mut self, payload: &[u8], out: &mut VecDeque<Bytes>) {
+        self.voice.payload(payload, out);
+    }
+
+    fn end(&mut self, out: &mut VecDeque<Bytes>) {
+        self.voice.end(out);
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut VecDeque<Bytes>) {
+        self.verdict.failed();
+        self.voice.fail(error, out);
+    }
+
+    fn keep_alive(&self) -> Option<Bytes> {
+        self.voice.keep_alive()
+    }
+
+    fn stream_type(&self) -> HeaderValue {
+        self.voice.stream_type()
     }
 }
 

@@ -403,12 +403,28 @@ pub struct CloudAddArgs {
 pub enum RouterCommand {
     /// Say what another policy, or a pack, would have earned on this node's judged decisions.
     Eval(RouterEvalArgs),
+    /// Show how far the models' confidence can be trusted: what was said of answers, and how many were good.
+    Calibration(RouterCalibrationArgs),
     /// Make a pack of judged answers: this node's own, or JSON lines.
     Train(RouterTrainArgs),
     /// Write what the mesh has learnt to a pack, signed by this node.
     Export(RouterExportArgs),
     /// Check a pack, show what it would have earned here, and adopt it.
     Import(RouterImportArgs),
+}
+
+/// `shoal router calibration`
+#[derive(Debug, Clone, Args)]
+pub struct RouterCalibrationArgs {
+    /// One model only, as the tables name it.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The bins of each domain, too.
+    #[arg(long)]
+    pub domains: bool,
+    /// Where the node is.
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 /// `shoal router eval`

@@ -51,6 +51,9 @@ pub(super) async fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     for attempt in v["attempt_log"].as_array().into_iter().flatten() {
         show::line(format!("{:<14} {}", "attempt", show::clean(&attempt_line(attempt))));
     }
+    if let Some(line) = opinion_line(&v["agreement"]) {
+        show::line(format!("{:<14} {}", "second opinion", show::clean(&line)));
+    }
     explain_choice(&v);
     Ok(())
 }
@@ -80,8 +83,10 @@ fn explain_choice(v: &Value) {
         let mut text =
             format!("{}: score {:.3}", show::text(other, "model"), number("score").unwrap_or(f64::NAN));
         if let (Some(quality), Some(deviation)) = (number("quality"), number("deviation")) {
-            text +=
-                &format!(", quality {quality:.2} ± {deviation:.2} ({} judged)", show::text(other, "judged"));
+            let pair =
+                if other["by_pair"].as_bool().unwrap_or_default() { "; a pair of words spoke" } else { "" };
+            let judged = show::text(other, "judged");
+            text += &format!(", quality {quality:.2} ± {deviation:.2} ({judged} judged{pair})");
         }
         if let (Some(cost), Some(latency)) = (number("cost_usd"), number("latency_ms")) {
             text += &format!(", {cost:.6} usd, {:.1} s", latency / 1e3);
@@ -93,6 +98,18 @@ fn explain_choice(v: &Value) {
         let at = if at.is_empty() || at == "-" { String::new() } else { format!(" at {at}") };
         say("left out", format!("{}{at}: {}", show::text(removed, "model"), show::text(removed, "why")));
     }
+}
+
+/// What another model said of the first answer, and what that cost in tokens and time.
+fn opinion_line(agreement: &Value) -> Option<String> {
+    let skipped = agreement["skipped"].as_str()?;
+    let cost = format!("{} tokens, {}", agreement["tokens"], show::millis(&agreement["duration_ms"]));
+    let who = format!("{} on {}", show::text(agreement, "model"), show::text(agreement, "upstream"));
+    Some(match (agreement["share"].as_f64(), skipped) {
+        (Some(share), _) => format!("{who} says {:.0} % of it, too; {cost}", share * 100.0),
+        (None, "unlike") => format!("{who} said what does not compare; {cost}"),
+        (None, why) => format!("none: {}", why.replace('_', " ")),
+    })
 }
 
 /// Who was asked, how it ended, and what is known of an answer that was not good enough.

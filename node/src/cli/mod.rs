@@ -1,10 +1,12 @@
 //! The command line: parses, dispatches, and says what went wrong with a next step.
 
 pub mod args;
+mod calibration;
 pub mod client;
 mod cloud;
 mod commands;
 mod config;
+mod desk;
 mod dev;
 mod doctor;
 pub mod exit;

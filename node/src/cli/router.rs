@@ -4,17 +4,16 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use data_encoding::BASE64;
-use reqwest::Method;
 use serde_json::{Value, json};
 use shoal_cluster::identity::Identity;
 
-use super::args::{
-    ClientArgs, RouterCommand, RouterEvalArgs, RouterExportArgs, RouterImportArgs, RouterTrainArgs,
-};
-use super::client::{NodeClient, home};
+use super::args::{RouterCommand, RouterEvalArgs, RouterExportArgs, RouterImportArgs, RouterTrainArgs};
+use super::client::home;
+use super::desk::Place;
 use super::exit::{CliError, Exit};
-use super::{parse_duration, show};
+use super::{calibration, parse_duration, show};
 use crate::evaluate::MAX_DECISIONS;
+use crate::pack::desk::{Eval, Export, Import};
 use crate::pack::rows::{self, Row};
 use crate::pack::train::{self, Report};
 use crate::pack::{self, Header, RouterPack, Source};
@@ -22,6 +21,7 @@ use crate::store::{decision_log_at, unix_ms};
 
 pub(super) async fn run(command: RouterCommand) -> Result<(), CliError> {
     match command {
+        RouterCommand::Calibration(args) => calibration::show(&args).await,
         RouterCommand::Eval(args) => eval(&args).await,
         RouterCommand::Train(args) => train(&args),
         RouterCommand::Export(args) => export(&args).await,
@@ -32,11 +32,9 @@ pub(super) async fn run(command: RouterCommand) -> Result<(), CliError> {
 async fn eval(args: &RouterEvalArgs) -> Result<(), CliError> {
     let since_s = parse_duration(&args.since)?.as_secs();
     let pack = args.pack.as_deref().map(read_file).transpose()?;
-    let node = admin(&args.client)?;
-    let body = json!({
-        "policy": policy_word(&args.policy), "since_s": since_s, "pack": pack.map(|bytes| BASE64.encode(&bytes)),
-    });
-    let v = node.json(Method::POST, "/admin/v1/router/eval", Some(body)).await?;
+    let wish =
+        Eval { policy: policy_word(&args.policy), since_s, pack: pack.map(|bytes| BASE64.encode(&bytes)) };
+    let v = Place::find(&args.client)?.eval(wish).await?;
     if args.client.json {
         show::json(&v);
     } else {
@@ -129,8 +127,7 @@ fn file_rows(args: &RouterTrainArgs) -> Result<(Vec<Row>, Vec<Source>), CliError
 }
 
 async fn export(args: &RouterExportArgs) -> Result<(), CliError> {
-    let node = admin(&args.client)?;
-    let mut v = node.json(Method::POST, "/admin/v1/router/export", Some(json!({"name": args.name}))).await?;
+    let mut v = Place::find(&args.client)?.export(Export { name: args.name.clone() }).await?;
     let bytes = v["pack"].as_str().and_then(|text| BASE64.decode(text.as_bytes()).ok());
     let bytes = bytes.ok_or_else(|| CliError::failure("the node sent no pack; update it to this version"))?;
     write_file(&args.out, &bytes)?;
@@ -150,9 +147,9 @@ async fn export(args: &RouterExportArgs) -> Result<(), CliError> {
 }
 
 async fn import(args: &RouterImportArgs) -> Result<(), CliError> {
-    let node = admin(&args.client)?;
+    let place = Place::find(&args.client)?;
     let Some(file) = &args.file else {
-        let v = node.json(Method::DELETE, "/admin/v1/router/pack", None).await?;
+        let v = place.remove().await?;
         if args.client.json {
             show::json(&v);
         } else {
@@ -160,14 +157,13 @@ async fn import(args: &RouterImportArgs) -> Result<(), CliError> {
         }
         return Ok(());
     };
-    let pack = BASE64.encode(&read_file(file)?);
-    let ask = |adopt: bool| {
-        let body = json!({
-            "pack": pack, "key": args.key, "allow_unsigned": args.allow_unsigned, "adopt": adopt,
-        });
-        node.json(Method::POST, "/admin/v1/router/pack", Some(body))
+    let mut wish = Import {
+        pack: BASE64.encode(&read_file(file)?),
+        key: args.key.clone(),
+        allow_unsigned: args.allow_unsigned,
+        adopt: false,
     };
-    let v = ask(false).await?;
+    let v = place.import(&wish).await?;
     if !args.client.json {
         print_pack(&v);
         print_estimate(&v["estimate"], "with the pack");
@@ -180,7 +176,8 @@ async fn import(args: &RouterImportArgs) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    let v = ask(true).await?;
+    wish.adopt = true;
+    let v = place.import(&wish).await?;
     if args.client.json {
         show::json(&v);
     } else {
@@ -200,12 +197,6 @@ fn agreed(quiet: bool) -> Result<bool, CliError> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).map_err(CliError::failure)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-fn admin(args: &ClientArgs) -> Result<NodeClient, CliError> {
-    let node = NodeClient::find(args)?;
-    node.require_admin()?;
-    Ok(node)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, CliError> {

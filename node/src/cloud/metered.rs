@@ -12,7 +12,7 @@ use futures_util::stream::{self, BoxStream};
 use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shoal_routing::{MicroUsd, Price, Tokens};
+use shoal_routing::{MicroUsd, Offer, Price, Tokens};
 use tower::{Service, ServiceExt};
 
 use super::prices::Quote;
@@ -21,6 +21,7 @@ use super::traffic::{Call, Traffic};
 use crate::api::body::{Body, Edit, Text};
 use crate::egress::EgressMark;
 use crate::pipeline::tap::Tap;
+use crate::sound::{self, Bill, Ear};
 use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
 
 /// Limit given to an answer that has none, in tokens: room for a long answer and a model's thoughts before it.
@@ -61,8 +62,13 @@ impl<S> Metered<S> {
 
     /// Wraps the way to a node that has the provider's key, and pays it: here only a key that has a budget pays, at the
     /// price that the node told.
-    pub fn forwarded(inner: S, price: Price) -> Self {
-        Self { inner, purse: None, quote: Quote::unknown(price), traffic: Traffic::default() }
+    pub fn forwarded(inner: S, offer: &Offer) -> Self {
+        let quote = Quote {
+            sound: offer.sound_price,
+            max_output: offer.model.max_output,
+            ..Quote::unknown(offer.price.unwrap_or_default())
+        };
+        Self { inner, purse: None, quote, traffic: Traffic::default() }
     }
 }
 
@@ -85,12 +91,7 @@ where
             return Box::pin(inner.oneshot(request));
         }
         Box::pin(async move {
-            let Bounded { body, input, output, times } = bounded(request.path, &request.body, &quote)?;
-            let price = Price {
-                input_per_million: MicroUsd(quote.price.input_per_million.0.saturating_mul(times)),
-                output_per_million: MicroUsd(quote.price.output_per_million.0.saturating_mul(times)),
-            };
-            let most = price.cost(input, output);
+            let Priced { body, most, count } = priced(&request, &quote)?;
             // The key's own money first: what the provider's purse then refuses goes back to it.
             let payer = match &request.payer {
                 Some(payer) => Some(payer.reserve(most).await?),
@@ -101,26 +102,26 @@ where
                 None => None,
             };
             let reservations = [provider, payer];
-            let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
             // What another node says of its answer may be anything; more than was set aside for it, no key pays.
             let at_most = if purse.is_some() { MicroUsd(u64::MAX) } else { most };
-            let mut meter = Meter { reservations, price, prompt, at_most, tap: Tap::default(), asking: None };
-            let streamed = request.stream;
+            let mut meter = Meter { reservations, at_most, count, asking: None };
             // Who goes away before the first word of an answer saves nothing: a whole one is made to its end, and a
             // stream's prompt is read.
-            let left = if streamed { meter.cost() } else { most };
-            meter.asking = Some((request.egress.clone(), left));
+            let left = if request.stream { meter.count.cost() } else { most };
+            let egress = request.egress.of_attempt();
+            meter.asking = Some((egress.clone(), left));
             let call = traffic.begin(Instant::now());
-            let answer = inner.oneshot(UpstreamRequest { body, ..request }).await;
+            let answer = inner.oneshot(UpstreamRequest { body, egress: egress.clone(), ..request }).await;
             meter.asking = None;
             match answer {
-                Ok(UpstreamResponse { served_by, events }) => {
-                    Ok(UpstreamResponse { served_by, events: meter.watch(events, streamed, call) })
+                Ok(UpstreamResponse { served_by, media, events }) => {
+                    meter.count.answered(media.as_deref());
+                    Ok(UpstreamResponse { served_by, media, events: meter.watch(events, call) })
                 }
                 Err(error) => {
-                    // Who broke off or fell silent may have read the prompt, and bills it; who refused does not.
-                    if matches!(&*error.code, "upstream_timeout" | "upstream_interrupted") {
-                        meter.book();
+                    // Who took it and said nothing may have answered all of it, and bills it; who refused does not.
+                    if error.unanswered && egress.was_sent() {
+                        meter.spent(most);
                     }
                     call.failed(&error);
                     Err(error)
@@ -128,6 +129,30 @@ where
             }
         })
     }
+}
+
+/// A request with what is set aside for it.
+struct Priced {
+    body: Bytes,
+    most: MicroUsd,
+    count: Count,
+}
+
+fn priced(request: &UpstreamRequest, quote: &Quote) -> Result<Priced, UpstreamError> {
+    if request.path.is_sound() {
+        let work = sound::work(request.path, request.media.as_deref(), &request.body);
+        let bill = Bill { tokens: quote.price, sound: quote.sound, work };
+        let count = Count::Sound { bill, ear: Ear::new(None) };
+        return Ok(Priced { body: request.body.clone(), most: bill.most(), count });
+    }
+    let Bounded { body, input, output, times } = bounded(request.path, &request.body, quote)?;
+    let price = Price {
+        input_per_million: MicroUsd(quote.price.input_per_million.0.saturating_mul(times)),
+        output_per_million: MicroUsd(quote.price.output_per_million.0.saturating_mul(times)),
+    };
+    let prompt = Tokens(Tokens::from_len(body.len()).0 / BYTES_PER_TOKEN);
+    let count = Count::Tokens { price, prompt, tap: Box::default(), streamed: request.stream };
+    Ok(Priced { body, most: price.cost(input, output), count })
 }
 
 /// A request whose price has a bound.
@@ -187,16 +212,69 @@ fn bounded(path: ApiPath, bytes: &Bytes, quote: &Quote) -> Result<Bounded, Upstr
     Ok(Bounded { body, input, output: Tokens(each.0.saturating_mul(n)), times })
 }
 
+/// What an answer is counted by as it passes.
+enum Count {
+    Tokens {
+        price: Price,
+        /// Tokens of the prompt as estimated here.
+        prompt: Tokens,
+        tap: Box<Tap>,
+        streamed: bool,
+    },
+    Sound {
+        bill: Bill,
+        ear: Ear,
+    },
+}
+
+impl Count {
+    /// Notes of which media type the answer is.
+    fn answered(&mut self, media: Option<&str>) {
+        if let Self::Sound { ear, .. } = self {
+            *ear = Ear::new(media);
+        }
+    }
+
+    fn read(&mut self, payload: &Bytes) {
+        match self {
+            Self::Tokens { tap, streamed: true, .. } => {
+                tap.inspect(payload);
+            }
+            Self::Tokens { tap, streamed: false, .. } => {
+                tap.inspect_body(payload);
+            }
+            Self::Sound { ear, .. } => ear.hear(payload),
+        }
+    }
+
+    fn end(&mut self) {
+        if let Self::Sound { ear, .. } = self {
+            ear.end();
+        }
+    }
+
+    fn cost(&self) -> MicroUsd {
+        let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
+        match self {
+            Self::Tokens { price, prompt, tap, .. } => match tap.usage {
+                // What the provider says that it bills counts for more than its list.
+                Some(usage) => usage.billed.unwrap_or_else(|| {
+                    price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens))
+                }),
+                None => price.cost(*prompt, tokens(tap.content_payloads)),
+            },
+            Self::Sound { bill, ear } => bill.settled(&ear.usage()),
+        }
+    }
+}
+
 /// Reads counts as an answer passes, and keeps the reservations told.
 struct Meter {
     /// At the provider, and of the key that asks.
     reservations: [Option<Reservation>; 2],
-    price: Price,
-    /// Tokens of the prompt as estimated here.
-    prompt: Tokens,
     /// More is not booked, whatever the answer counts.
     at_most: MicroUsd,
-    tap: Tap,
+    count: Count,
     /// While nobody answered yet: whether the request was sent, and what is booked if it is given up then.
     asking: Option<(EgressMark, MicroUsd)>,
 }
@@ -205,7 +283,6 @@ impl Meter {
     fn watch(
         mut self,
         events: BoxStream<'static, Result<Event, UpstreamError>>,
-        streamed: bool,
         call: Call,
     ) -> BoxStream<'static, Result<Event, UpstreamError>> {
         self.book();
@@ -214,16 +291,14 @@ impl Meter {
             let event = events.next().await?;
             match &event {
                 Ok(Event::Chunk(payload)) => {
-                    if streamed {
-                        meter.tap.inspect(payload);
-                    } else {
-                        meter.tap.inspect_body(payload);
-                    }
+                    meter.count.read(payload);
                     meter.book();
                     Some((event, Some((meter, events, call))))
                 }
                 // The meter goes, and settles, with the last event.
                 Ok(Event::End { .. }) => {
+                    meter.count.end();
+                    meter.book();
                     call.answered(Instant::now());
                     Some((event, None))
                 }
@@ -237,28 +312,18 @@ impl Meter {
     }
 
     fn book(&mut self) {
-        self.spent(self.cost().min(self.at_most));
+        self.spent(self.count.cost().min(self.at_most));
     }
 
     fn spent(&mut self, cost: MicroUsd) {
         self.reservations.iter_mut().flatten().for_each(|reservation| reservation.spent(cost));
-    }
-
-    fn cost(&self) -> MicroUsd {
-        let tokens = |n: u64| Tokens(u32::try_from(n).unwrap_or(u32::MAX));
-        match self.tap.usage {
-            Some(usage) => {
-                self.price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens))
-            }
-            None => self.price.cost(self.prompt, tokens(self.tap.content_payloads)),
-        }
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
         if let Some((egress, cost)) = self.asking.take()
-            && !egress.is_blank()
+            && egress.was_sent()
         {
             self.spent(cost);
         }

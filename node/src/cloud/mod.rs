@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
-use shoal_routing::{ModelSpec, Offer, UpstreamId};
+use shoal_routing::{Craft, ModelSpec, Offer, UpstreamId};
 use tokio::sync::watch;
 
 pub use budget::Budget;
@@ -286,12 +286,15 @@ impl Clouds {
             let mut spec = ModelSpec::new(id.clone(), kind.as_str());
             spec.context = quote.context;
             let can = quote.abilities;
-            spec.tools = can.tools.or(Some(true));
+            spec.tools = can.tools;
             spec.vision = can.vision;
             spec.logprobs = can.logprobs;
             spec.embeddings = can.embeddings;
             spec.schema = can.schema;
             spec.audio = can.audio;
+            spec.transcription = can.transcription;
+            spec.speech = can.speech;
+            spec.max_output = quote.max_output;
             match kind {
                 // What the API itself has no word for, whatever the model.
                 Kind::Anthropic => {
@@ -306,8 +309,15 @@ impl Clouds {
                     }
                 }
             }
+            if matches!(kind, Kind::Anthropic | Kind::Gemini) {
+                (spec.transcription, spec.speech) = (Some(false), Some(false));
+            }
+            if spec.craft() == Craft::Text {
+                spec.tools = can.tools.or(Some(true));
+            }
             let mut offer = Offer::new(UpstreamId::Provider(name.as_str().into()), Arc::new(spec));
             offer.price = Some(quote.price);
+            offer.sound_price = quote.sound;
             offer.internal_ok = *internal_ok;
             offer
         };

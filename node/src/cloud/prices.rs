@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use shoal_routing::{MicroUsd, Price, Tokens};
+use shoal_routing::{MicroUsd, Price, SoundPrice, Tokens};
 
 use crate::upstream::provider::Api;
 
@@ -48,6 +48,14 @@ pub struct PriceEntry {
     pub logprobs: Option<bool>,
     /// Makes embeddings.
     pub embeddings: Option<bool>,
+    /// Writes recordings down. Like the next: not said = what its name says.
+    pub transcription: Option<bool>,
+    /// Reads texts aloud.
+    pub speech: Option<bool>,
+    /// US dollars per minute of a recording, in the request or in the answer.
+    pub minute: Option<f64>,
+    /// US dollars per million characters that are read aloud.
+    pub million_chars: Option<f64>,
     /// Takes temperature and the like; reasoning models refuse them. Default true.
     pub sampling: Option<bool>,
     /// Anthropic's: decides itself how long it thinks, by effort. Default false: it is given a budget.
@@ -69,6 +77,10 @@ pub struct Abilities {
     pub logprobs: Option<bool>,
     /// Makes embeddings.
     pub embeddings: Option<bool>,
+    /// Writes recordings down.
+    pub transcription: Option<bool>,
+    /// Reads texts aloud.
+    pub speech: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -90,6 +102,8 @@ struct Fallback {
 pub struct Quote {
     /// What it charges.
     pub price: Price,
+    /// What it charges for sound.
+    pub sound: SoundPrice,
     /// False when the price is the fallback.
     pub known: bool,
     /// Context length.
@@ -111,6 +125,7 @@ impl Quote {
     pub fn unknown(price: Price) -> Self {
         Self {
             price,
+            sound: SoundPrice::default(),
             known: false,
             context: None,
             max_output: None,
@@ -162,6 +177,10 @@ impl Prices {
         let bad = || Error { provider: entry.provider.clone(), model: entry.model.clone() };
         let quote = Quote {
             price: price(entry.input, entry.output).ok_or_else(bad)?,
+            sound: SoundPrice {
+                per_minute: micro(entry.minute.unwrap_or(0.0)).ok_or_else(bad)?,
+                per_million_chars: micro(entry.million_chars.unwrap_or(0.0)).ok_or_else(bad)?,
+            },
             known: true,
             context: entry.context.map(Tokens),
             max_output: entry.max_output.map(Tokens),
@@ -172,6 +191,8 @@ impl Prices {
                 schema: entry.schema,
                 logprobs: entry.logprobs,
                 embeddings: entry.embeddings,
+                transcription: entry.transcription,
+                speech: entry.speech,
             },
             api: entry.api,
             sampling: entry.sampling.unwrap_or(true),
@@ -196,11 +217,12 @@ impl Prices {
     }
 }
 
+fn micro(usd: f64) -> Option<MicroUsd> {
+    let fits = (0.0..=MAX_USD_PER_MILLION).contains(&usd);
+    fits.then(|| MicroUsd((usd * 1e6).round() as u64))
+}
+
 fn price(input: f64, output: f64) -> Option<Price> {
-    let micro = |usd: f64| {
-        let fits = (0.0..=MAX_USD_PER_MILLION).contains(&usd);
-        fits.then(|| MicroUsd((usd * 1e6).round() as u64))
-    };
     Some(Price { input_per_million: micro(input)?, output_per_million: micro(output)? })
 }
 

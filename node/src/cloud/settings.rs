@@ -133,6 +133,11 @@ pub const KNOWN: &[Known] = &[
     },
 ];
 
+/// True for what can be an `api-version` of Azure.
+pub(crate) fn is_version(text: &str) -> bool {
+    (1..=MAX_VERSION).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
 /// Settings that cannot be right; the text names the setting and never a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("provider '{provider}': {message}")]
@@ -175,10 +180,6 @@ impl FileProvider {
             return Err(wrong(format!("its models must be at most {MAX_MODELS} names without spaces")));
         }
         let kind = self.kind.or(known.map(|known| known.kind)).unwrap_or(Kind::OpenAi);
-        let is_version = |text: &String| {
-            (1..=MAX_VERSION).contains(&text.len())
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        };
         if self.api_version.as_ref().is_some_and(|version| kind != Kind::Azure || !is_version(version)) {
             return Err(wrong(
                 "its api_version must be a date such as 2024-10-21, and is for kind azure".into(),

@@ -15,6 +15,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::device::testing::{self, chat, collect};
+use crate::egress::EgressMark;
 use crate::upstream::{Event, ServedBy, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// A key that must show nowhere.
@@ -288,6 +289,46 @@ async fn providers_come_and_go_and_a_key_stays_with_its_server() {
     assert!(matches!(scene.clouds.remove("own"), Err(Error::Unknown(_))));
 }
 
+/// The offer of another node's model at a price.
+fn priced(price: Price) -> Offer {
+    let model = ModelSpec::new("own/m", "openai");
+    Offer { price: Some(price), ..Offer::new(UpstreamId::Provider("own".into()), Arc::new(model)) }
+}
+
+#[tokio::test]
+async fn who_gets_no_answer_pays_for_what_may_have_been_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let price = Price { input_per_million: MicroUsd(1_000_000), output_per_million: MicroUsd(2_000_000) };
+    let silent = || UpstreamError::retryable(504, "upstream_timeout", "silence").without_answer();
+    let refused = || UpstreamError::retryable(503, "overloaded", "no");
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":100}"#;
+    let most = body.len() as u64 + 200;
+    for (account, sent, error, expected) in
+        [("silent", true, silent(), most), ("unsent", false, silent(), 0), ("refused", true, refused(), 0)]
+    {
+        let purse = Purse::new(Owner::Key(account.into()), "1usd/day".parse().unwrap(), store.clone());
+        let way = tower::service_fn(move |request: UpstreamRequest| {
+            if sent {
+                request.egress.handed_to(&"own".into());
+            }
+            std::future::ready(Err::<UpstreamResponse, _>(error.clone()))
+        });
+        let before = EgressMark::default();
+        before.handed_to(&"an earlier attempt".into());
+        let payer = Some(purse.clone());
+        let request = UpstreamRequest { payer, body: body.into(), egress: before.clone(), ..chat(false) };
+        Metered::forwarded(way, &priced(price)).oneshot(request).await.unwrap_err();
+        assert_eq!(before.text().contains("own"), sent, "the request's own mark learns of it");
+        let settled = async {
+            while purse.balance().unwrap().spent.0 != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(testing::PATIENCE, settled).await.expect(account);
+    }
+}
+
 #[tokio::test]
 async fn who_goes_away_before_an_answer_pays_for_what_was_sent() {
     let dir = tempfile::tempdir().unwrap();
@@ -309,7 +350,7 @@ async fn who_goes_away_before_an_answer_pays_for_what_was_sent() {
         });
         let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":100}"#;
         let request = UpstreamRequest { payer: Some(purse.clone()), body: body.into(), ..chat(stream) };
-        let mut answer = Metered::forwarded(silent, price).oneshot(request);
+        let mut answer = Metered::forwarded(silent, &priced(price)).oneshot(request);
         while asked.load(Ordering::SeqCst) == 0 {
             assert!((&mut answer).now_or_never().is_none(), "nobody answers");
             tokio::task::yield_now().await;
@@ -341,13 +382,13 @@ async fn a_key_pays_no_more_than_was_set_aside_whatever_another_node_counts() {
         let answer = ANSWER.replace("\"completion_tokens\":20", "\"completion_tokens\":400000");
         let events = [Ok(Event::Chunk(answer.into())), Ok(Event::End { complete: true })];
         let by = ServedBy { upstream: "own".into(), upstream_id: "own".into(), model: "own/m".into() };
-        let answer = UpstreamResponse { served_by: by, events: stream::iter(events).boxed() };
+        let answer = UpstreamResponse { served_by: by, media: None, events: stream::iter(events).boxed() };
         std::future::ready(Ok::<_, UpstreamError>(answer))
     });
     let body = r#"{"model":"m","messages":[],"max_tokens":100}"#;
     let request = UpstreamRequest { payer: Some(purse.clone()), body: body.into(), ..chat(false) };
     let most = body.len() as u64 + 200;
-    collect(Metered::forwarded(way, price).oneshot(request).await.unwrap()).await;
+    collect(Metered::forwarded(way, &priced(price)).oneshot(request).await.unwrap()).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(purse.balance().unwrap().spent, MicroUsd(most));
 }
@@ -364,11 +405,11 @@ async fn a_key_pays_also_where_another_node_has_the_providers() {
         count.fetch_add(1, Ordering::SeqCst);
         let events = [Ok(Event::Chunk(ANSWER.into())), Ok(Event::End { complete: true })];
         let by = ServedBy { upstream: "own".into(), upstream_id: "own".into(), model: "own/m".into() };
-        let answer = UpstreamResponse { served_by: by, events: stream::iter(events).boxed() };
+        let answer = UpstreamResponse { served_by: by, media: None, events: stream::iter(events).boxed() };
         std::future::ready(Ok::<_, UpstreamError>(answer))
     });
     let ask = |payer: Option<Purse>| {
-        Metered::forwarded(way.clone(), price).oneshot(UpstreamRequest { payer, ..chat(false) })
+        Metered::forwarded(way.clone(), &priced(price)).oneshot(UpstreamRequest { payer, ..chat(false) })
     };
     collect(ask(Some(purse.clone())).await.unwrap()).await;
     let settled = async {

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::escalation::FileEscalation;
 use super::judging::{FileEvaluator, FileLearning};
+use super::reliability::{FileHedging, FileIdempotency, FileResume};
 use super::rules::{FileAlias, FileRoute, FileSticky, FileTarget, FileWhen};
 use super::{Error, FileApi, FileTls, Limits, TlsMode};
+use crate::api::serve::SocketLimits;
 use crate::cloud::{FileProvider, PriceEntry};
 
 /// Variables that begin with `SHOAL_` but are not settings of a node.
@@ -67,6 +70,14 @@ pub struct FileConfig {
     pub evaluator: FileEvaluator,
     /// What is done to learn more.
     pub learning: FileLearning,
+    /// Answers that may be asked for again by `Idempotency-Key`.
+    pub idempotency: FileIdempotency,
+    /// A second device beside one that is late.
+    pub hedging: FileHedging,
+    /// Streams that break off.
+    pub resume: FileResume,
+    /// What may be spent to find out whether an answer is good enough.
+    pub escalation: FileEscalation,
     /// Sizes, counts and waits.
     pub limits: FileLimits,
 }
@@ -106,6 +117,20 @@ pub struct FileLimits {
     pub between_chunks_s: u64,
     /// Days that request history, and responses to go on from, are kept. Default 30.
     pub history_days: u32,
+    /// Seconds that a client may take for a request's header, and to begin at all. Default 10.
+    pub header_s: u64,
+    /// Seconds between two pieces of a request's body; on average a KiB a second must come. Default 30.
+    pub body_idle_s: u64,
+    /// Seconds in which a client must take some byte of what waits for it. Default 60.
+    pub write_idle_s: u64,
+    /// Connections to the API at once. Default 10000.
+    pub connections: u64,
+    /// Of them, from one address (IPv6: one /64). Default 256, and no bound for this host itself, where a proxy may
+    /// stand in front; a number here counts for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_per_ip: Option<u64>,
+    /// Seconds for running answers when the node stops; the rest end with an error. Default 120.
+    pub drain_s: u64,
 }
 
 impl Default for FileLimits {
@@ -116,6 +141,12 @@ impl Default for FileLimits {
             first_byte_s: 300,
             between_chunks_s: 30,
             history_days: 30,
+            header_s: 10,
+            body_idle_s: 30,
+            write_idle_s: 60,
+            connections: 10_000,
+            connections_per_ip: None,
+            drain_s: 120,
         }
     }
 }
@@ -143,6 +174,17 @@ impl FileLimits {
                 3600,
             )?),
             history_days: in_range("history_days", u64::from(self.history_days), 1, 3650)? as u32,
+            sockets: SocketLimits {
+                header: Duration::from_secs(in_range("header_s", self.header_s, 1, 3600)?),
+                body_idle: Duration::from_secs(in_range("body_idle_s", self.body_idle_s, 1, 3600)?),
+                write_idle: Duration::from_secs(in_range("write_idle_s", self.write_idle_s, 1, 3600)?),
+                connections: in_range("connections", self.connections, 1, 1_000_000)? as usize,
+                connections_per_ip: match self.connections_per_ip {
+                    Some(most) => Some(in_range("connections_per_ip", most, 1, 1_000_000)? as usize),
+                    None => None,
+                },
+            },
+            drain: Duration::from_secs(in_range("drain_s", self.drain_s, 1, 86_400)?),
             max_local_tokens: None,
         })
     }
@@ -264,6 +306,10 @@ impl FileConfig {
             }],
             evaluator: FileEvaluator { model: Some("auto:local".into()), ..FileEvaluator::default() },
             learning: FileLearning::default(),
+            idempotency: FileIdempotency::default(),
+            hedging: FileHedging::default(),
+            resume: FileResume::default(),
+            escalation: FileEscalation { agreement: true, ..FileEscalation::default() },
             limits: FileLimits::default(),
         }
     }

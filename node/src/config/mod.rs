@@ -4,10 +4,12 @@
 //! understood beside them. Nothing else in the package reads the environment. An unknown key is an error that names the nearest known one, since a typing mistake in a
 //! safety setting must not be silent.
 
+mod escalation;
 mod file;
 mod judging;
 mod lfo_env;
 mod paths;
+mod reliability;
 mod rules;
 mod tls;
 
@@ -17,15 +19,19 @@ use std::time::Duration;
 
 use shoal_routing::{Rules, Tokens};
 
+use crate::api::idempotency::IdempotencySettings;
+use crate::api::serve::SocketLimits;
 use crate::cloud::settings::configured;
 use crate::cloud::{PriceEntry, ProviderSettings};
 use crate::device::lfo;
-use crate::judging::{EvaluatorSettings, LearningSettings};
+use crate::judging::{AgreementSettings, EvaluatorSettings, LearningSettings};
 
+pub use escalation::FileEscalation;
 pub use file::{FileConfig, FileDevice, FileLimits, FileRouter};
 pub use judging::{FileEvaluator, FileLearning};
 pub use lfo_env::{DEFAULT_MAX_LOCAL_TOKENS, LfoManners};
 pub use paths::{default_config_files, default_data_dir};
+pub use reliability::{FileHedging, FileIdempotency, FileResume};
 pub(crate) use rules::check as rules_of;
 pub use rules::{FileAlias, FileRoute, FileSticky, FileTarget, FileWhen};
 pub(crate) use tls::is_dns_name;
@@ -134,6 +140,14 @@ pub struct Config {
     pub evaluator: Option<EvaluatorSettings>,
     /// What is done to learn more.
     pub learning: LearningSettings,
+    /// Answers that may be asked for again.
+    pub idempotency: IdempotencySettings,
+    /// Share of streamed chats that may be hedged.
+    pub hedging_share: f64,
+    /// Streams that break off are gone on with elsewhere, where the request does not say.
+    pub resume: bool,
+    /// How second opinions are asked for; `None` = they are not.
+    pub agreement: Option<AgreementSettings>,
     /// Sizes, counts and waits.
     pub limits: Limits,
 }
@@ -153,6 +167,10 @@ pub struct Limits {
     pub history_days: u32,
     /// Longest prompt that mode `auto` sends to a device while a provider may take it; `None` = the model's context.
     pub max_local_tokens: Option<Tokens>,
+    /// What one client may hold of the API's sockets.
+    pub sockets: SocketLimits,
+    /// Time for running answers when the node stops.
+    pub drain: Duration,
 }
 
 impl Config {
@@ -212,6 +230,10 @@ impl Config {
             rules: rules::check(file.routes, file.aliases)?,
             learning: file.learning.check(evaluator.as_ref())?,
             evaluator,
+            idempotency: file.idempotency.check()?,
+            hedging_share: file.hedging.check()?,
+            resume: file.resume.enabled,
+            agreement: file.escalation.check()?,
             limits: Limits {
                 max_local_tokens: lfo.as_ref().map(|manners| Tokens(manners.max_local_tokens)),
                 ..file.limits.into_limits()?

@@ -28,6 +28,8 @@ pub(super) struct Facts {
     pub(super) models: Vec<Value>,
     /// Of `/shoal/v1/providers`.
     pub(super) providers: Vec<Value>,
+    /// Under `calibration` of `/shoal/v1/router`.
+    pub(super) calibration: Vec<Value>,
     /// In progress, newest first.
     pub(super) active: Vec<RequestRecord>,
     /// Finished, newest first.
@@ -48,6 +50,7 @@ pub(super) async fn overview(node: &Arc<Node>) -> Result<Facts, ApiError> {
         devices: list(views::devices(state()).await.0, "devices"),
         models: list(views::mesh_models(state()).await.0, "models"),
         providers: list(clouds::list(state()).await?.0, "providers"),
+        calibration: views::calibration(node),
         active,
         recent,
         now_ms: unix_ms(),

@@ -5,6 +5,7 @@
 //! policy can forbid all else. Names come from the mesh and are hostile: templates escape them, and `text::clean`
 //! takes out what would steer a reader's eye.
 
+mod calibration;
 mod events;
 mod gather;
 mod login;

@@ -7,8 +7,8 @@ use maud::{DOCTYPE, Markup, html};
 use serde_json::Value;
 
 use super::gather::Facts;
-use super::providers;
 use super::text::{self, NONE};
+use super::{calibration, providers};
 use crate::pipeline::ticket::IN_PROGRESS;
 use crate::store::RequestRecord;
 
@@ -27,11 +27,12 @@ pub(super) enum Section {
     Nodes,
     Models,
     Learnt,
+    Confidence,
 }
 
 impl Section {
     /// In the page's order.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Summary,
         Self::Devices,
         Self::Providers,
@@ -39,6 +40,7 @@ impl Section {
         Self::Nodes,
         Self::Models,
         Self::Learnt,
+        Self::Confidence,
     ];
 
     /// The element's id, by which the script finds it.
@@ -51,6 +53,7 @@ impl Section {
             Self::Nodes => "nodes",
             Self::Models => "models",
             Self::Learnt => "learnt",
+            Self::Confidence => "confidence",
         }
     }
 }
@@ -92,6 +95,7 @@ pub(super) fn section(section: Section, facts: &Facts) -> Markup {
         Section::Nodes => nodes(&facts.nodes),
         Section::Models => models(&facts.models),
         Section::Learnt => learnt(&facts.status["statistics"]),
+        Section::Confidence => calibration::section(&facts.calibration),
     }
 }
 

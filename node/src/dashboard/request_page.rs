@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::page::{brand, document, outcome, state};
 use super::text;
 use crate::pipeline::ticket::IN_PROGRESS;
-use crate::store::{AttemptRecord, REJECTED, RequestRecord};
+use crate::store::{AgreementRecord, AttemptRecord, REJECTED, RequestRecord};
 
 /// Renders the page of a request.
 pub(super) fn render(r: &RequestRecord, now_ms: u64) -> Markup {
@@ -57,6 +57,7 @@ fn where_and_why(r: &RequestRecord) -> Markup {
                 (fact("Rejected", &format!("{} tokens of answers that were not good enough", text::count(r.rejected_tokens))))
             }
             (fact("Confidence", &confidence(r)))
+            @if let Some(agreement) = &r.agreement { (fact("Second opinion", &opinion(agreement))) }
             (fact("Left the mesh", match r.egress.as_str() { "" | "none" => "no".to_owned(), to => format!("to {}", text::clean(to)) }.as_str()))
             (fact("Finish", &text::or_none(&r.finish_reason)))
             @if !r.error.is_empty() { (fact("Error", &text::clean(&r.error))) }
@@ -71,6 +72,17 @@ fn confidence(r: &RequestRecord) -> String {
         (calibrated, raw) => {
             format!("{} calibrated, {} as observed", text::share(calibrated), text::share(raw))
         }
+    }
+}
+
+/// What another model said of the first answer, and what that cost.
+fn opinion(a: &AgreementRecord) -> String {
+    let cost = format!("{} tokens, {}", text::count(a.tokens), text::millis(a.duration_ms as f64));
+    let who = text::or_none(&a.model);
+    match (a.share, a.skipped.as_str()) {
+        (Some(share), _) => format!("{who} says {:.0} % of it, too ({cost})", share * 100.0),
+        (None, "unlike") => format!("{who} said what does not compare ({cost})"),
+        (None, why) => format!("none: {}", text::clean(&why.replace('_', " "))),
     }
 }
 

@@ -63,6 +63,9 @@ fn evil_facts() -> Facts {
             "name": EVIL, "kind": EVIL, "models": [EVIL], "breakers": {EVIL: EVIL}, "budget": format!("1usd/{EVIL}"),
             "budget_usd": 1.0, "spent_usd": f64::MAX, "requests": u64::MAX, "failed": u64::MAX, "p50_ms": f64::MAX,
         })],
+        calibration: vec![
+            json!({"arm": EVIL, "judged": u64::MAX, "ece": f64::MAX, "domains": [{"domain": EVIL}, {"domain": EVIL}]}),
+        ],
         active: vec![evil_record("in progress")],
         recent: vec![evil_record(EVIL)],
         now_ms: 1_700_000_000_000,

@@ -181,7 +181,8 @@ impl Asker<'_> {
         } else if owner("vllm") {
             (EngineKind::Vllm, describe::served(listed, "vllm"), describe::BATCHING_SLOTS)
         } else if owner("sglang") {
-            (EngineKind::Sglang, describe::served(listed, "sglang"), describe::BATCHING_SLOTS)
+            let info = self.optional("/get_model_info").await?;
+            (EngineKind::Sglang, describe::sglang(listed, &info), describe::BATCHING_SLOTS)
         } else if ollama["version"].is_string()
             && let tags = self.get("/api/tags").await?
             && tags["models"].is_array()

@@ -123,7 +123,7 @@ impl Dispatch {
             let _held_until_the_events_are_dropped = &slot;
             event
         });
-        UpstreamResponse { served_by, events: events.boxed() }
+        UpstreamResponse { served_by, media: answer.media, events: events.boxed() }
     }
 }
 
@@ -137,6 +137,7 @@ struct Picked<'a> {
 
 /// Runs a request up to its first content, or to the end of an answer that is not streamed.
 async fn begun(upstream: BoxUpstream, request: UpstreamRequest) -> UpstreamResult {
+    let is_sound = request.path.is_sound();
     let streamed = request.stream;
     let mut answer = upstream.oneshot(request).await?;
     let mut held = Vec::new();
@@ -153,6 +154,8 @@ async fn begun(upstream: BoxUpstream, request: UpstreamRequest) -> UpstreamResul
                 let message = "the engine ended its answer before it began";
                 return Err(UpstreamError::retryable(502, "upstream_interrupted", message));
             }
+            // Errors of these come as errors.
+            Event::Chunk(_) if is_sound => true,
             // An error object goes on to whoever asked: the engine lives and has its reason.
             Event::Chunk(payload) if streamed => {
                 !matches!(tap.inspect(payload), Payload::Lifecycle | Payload::Usage)

@@ -36,9 +36,14 @@ impl Generator for Embedded {
             digest: info.sha256.clone().unwrap_or_default(),
             quantization: info.quantization.clone(),
             size_bytes: info.size_bytes,
-            tools: info.takes_tools,
-            logprobs: true,
-            embeddings: info.pooling.is_some(),
+            tools: Some(info.takes_tools),
+            logprobs: Some(true),
+            embeddings: Some(info.pooling.is_some()),
+            schema: Some(true),
+            vision: Some(false),
+            audio: Some(false),
+            transcription: Some(false),
+            speech: Some(false),
             ..ModelInfo::default()
         }
     }

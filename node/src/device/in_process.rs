@@ -238,6 +238,10 @@ impl<G: Generator> InProcess<G> {
             ApiPath::ChatCompletions => parse::chat(&request.body)?,
             ApiPath::Completions => parse::completion(&request.body)?,
             ApiPath::Embeddings => return self.embeddings(request).await,
+            ApiPath::Transcriptions | ApiPath::Translations | ApiPath::Speech => {
+                let message = "the embedded engine takes and makes no recordings";
+                return Err(UpstreamError::retryable(400, "unsupported", message));
+            }
         };
         let writer = Writer::new(&request, &parsed, SystemTime::now());
         let served_by = self.served_by();
@@ -254,7 +258,7 @@ impl<G: Generator> InProcess<G> {
             let body = whole(writer, steps).await?;
             stream::iter([Ok(Event::Chunk(body)), Ok(Event::End { complete: true })]).boxed()
         };
-        Ok(UpstreamResponse { served_by, events })
+        Ok(UpstreamResponse { served_by, media: None, events })
     }
 
     /// Takes a slot and starts to generate on a blocking thread.

@@ -1,12 +1,14 @@
 //! The cluster package as the device side sees it: the few traits of this folder, put onto its types.
 
+use futures_util::future::BoxFuture;
 use shoal_cluster::ids::Peer;
-use shoal_cluster::quic::{DeviceHandle, Error, Inbound, InferStream, Responder, RouterAddr, Rpc};
+use shoal_cluster::quic::{self, DeviceHandle, Error, Inbound, InferStream, Responder, RouterAddr, Rpc};
 use shoal_proto::{DeviceAnnounce, InferFrame, InferRequest};
 use tokio::sync::{mpsc, watch};
 
 use super::agent::{Mesh, Work};
 use crate::upstream::UpstreamError;
+use crate::upstream::pulse::Pulse;
 use crate::upstream::reply::{Gone, Respond};
 use crate::upstream::tunnel::{Frames, Interrupted, Opener};
 
@@ -45,6 +47,23 @@ impl Respond for Responder {
 impl Frames for InferStream {
     async fn next(&mut self) -> Result<Option<InferFrame>, Interrupted> {
         InferStream::next(self).await.map_err(|error| Interrupted(error.to_string()))
+    }
+
+    fn heard(&self) -> u64 {
+        self.datagrams()
+    }
+
+    fn pulse(&self) -> BoxFuture<'static, Pulse> {
+        let asked = InferStream::pulse(self);
+        Box::pin(async move {
+            match asked.await {
+                Ok(quic::Pulse::Working) => Pulse::Working,
+                Ok(quic::Pulse::Unknown) => Pulse::Unknown,
+                Ok(quic::Pulse::Unasked) => Pulse::Unasked,
+                // The answer's own stream tells of a lost connection, and why.
+                Err(_) => std::future::pending().await,
+            }
+        })
     }
 }
 

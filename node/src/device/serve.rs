@@ -11,6 +11,7 @@ use shoal_proto::InferRequest;
 use tower::ServiceExt;
 
 use super::slots::Slots;
+use crate::sound;
 use crate::upstream::reply::{Gone, Reply, Respond};
 use crate::upstream::wire::from_wire;
 use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest, UpstreamResponse};
@@ -60,17 +61,19 @@ fn overloaded(leaving: bool) -> UpstreamError {
 }
 
 async fn run<R: Respond>(request: UpstreamRequest, mut reply: Reply<R>, upstream: BoxUpstream) -> Ending {
-    let stream = request.stream;
+    let (stream, is_sound) = (request.stream, request.path.is_sound());
     let answered = tokio::select! {
         biased;
         () = reply.cancelled() => return Ending::Cancelled,
         answered = upstream.oneshot(request) => answered,
     };
-    let UpstreamResponse { served_by, mut events } = match answered {
+    let UpstreamResponse { served_by, media, mut events } = match answered {
         Ok(answer) => answer,
         Err(error) => return told(reply.fail(&error).await, Ending::Failed),
     };
-    if reply.head(served_by, String::new()).await.is_err() {
+    // What a sound is told in is what it is; of texts the request says it.
+    let stream = if is_sound { sound::is_events(media.as_deref()) } else { stream };
+    if reply.head_of(served_by, String::new(), media.as_deref()).await.is_err() {
         return Ending::Cancelled;
     }
     loop {

@@ -159,11 +159,31 @@ pub fn models(engines: &[Engine]) -> Vec<ModelInfo> {
         if same && dropped.resident == Some(true) {
             kept.resident = Some(true);
         }
+        if same {
+            keep_what_both_say(kept, dropped);
+        }
         // One of them leaves the mesh, so the name as a whole has to count as leaving it.
         kept.remote |= same && dropped.remote;
         same
     });
     models
+}
+
+/// Leaves of what a model is said to be able to do only that which both of its engines say: either may be asked.
+fn keep_what_both_say(kept: &mut ModelInfo, other: &ModelInfo) {
+    let pairs = [
+        (&mut kept.tools, other.tools),
+        (&mut kept.vision, other.vision),
+        (&mut kept.logprobs, other.logprobs),
+        (&mut kept.embeddings, other.embeddings),
+        (&mut kept.schema, other.schema),
+        (&mut kept.audio, other.audio),
+        (&mut kept.transcription, other.transcription),
+        (&mut kept.speech, other.speech),
+    ];
+    for (kept, other) in pairs {
+        *kept = kept.filter(|can| other == Some(*can));
+    }
 }
 
 #[cfg(not(feature = "embedded"))]

@@ -79,6 +79,7 @@ pub(crate) fn chat(stream: bool) -> UpstreamRequest {
         path: ApiPath::ChatCompletions,
         model: Arc::from("m"),
         body: Bytes::from_static(br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#),
+        media: None,
         stream,
         deadline: None,
         data_class: DataClass::Internal,
@@ -87,6 +88,7 @@ pub(crate) fn chat(stream: bool) -> UpstreamRequest {
         attempts_left: 1,
         device: None,
         egress: Default::default(),
+        commitment: Default::default(),
         payer: None,
     }
 }

@@ -1,6 +1,7 @@
 //! What a request says of itself about leaving the mesh: nothing until egress has sent it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cloud::is_provider_name;
@@ -16,21 +17,35 @@ const UNKNOWN: &str = "unknown";
 /// intention: a request refused for an empty purse never left. What a device's engine sends on is out of our
 /// sight, so there the attempt itself counts.
 #[derive(Debug, Clone, Default)]
-pub struct EgressMark(Arc<Mutex<BTreeSet<Arc<str>>>>);
+pub struct EgressMark {
+    names: Arc<Mutex<BTreeSet<Arc<str>>>>,
+    /// Written with the names, but of one attempt alone.
+    was_sent: Arc<AtomicBool>,
+}
 
 impl EgressMark {
     /// Returns `none`, or the providers separated by commas.
     pub fn text(&self) -> String {
-        let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if sent.is_empty() {
             return "none".into();
         }
         sent.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(",")
     }
 
+    /// Returns the same mark for one attempt, which tells by itself whether it was sent.
+    pub(crate) fn of_attempt(&self) -> Self {
+        Self { names: self.names.clone(), was_sent: Arc::default() }
+    }
+
+    /// True once the attempt whose mark it is was sent.
+    pub(crate) fn was_sent(&self) -> bool {
+        self.was_sent.load(Ordering::Relaxed)
+    }
+
     /// True while the request was sent nowhere.
     pub(crate) fn is_blank(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Notes that the request goes to a device whose engine sends it out of the mesh.
@@ -53,7 +68,8 @@ impl EgressMark {
 
     /// Notes that the request goes out.
     pub(super) fn sent_to(&self, provider: &Arc<str>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(provider.clone());
+        self.was_sent.store(true, Ordering::Relaxed);
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(provider.clone());
     }
 }
 

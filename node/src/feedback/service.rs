@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use shoal_cluster::keyspace::Value;
 use shoal_proto::SignedBlob;
-use shoal_routing::escalate::gain::{AnswerSignals, GainModel};
+use shoal_routing::escalate::gain::GainModel;
 use shoal_routing::{
-    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Judged, Outcome, Pack, Posterior, Reward,
-    Scrutiny, Testimony,
+    ArmEvidence, ArmId, Discriminant, Evidence as Origins, Judged, Outcome, Pack, PairSalt, PairSearch,
+    Posterior, Reward, Scrutiny, Telling, Testimony,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::agreement::Pairs;
 use super::{Announce, Evidence, FeedbackHandle, Judgement, Learnt, OriginState};
+use crate::pack::size_of;
 use crate::replication::statistics;
 use crate::store::{Error, Learning, Store};
 
@@ -47,6 +48,9 @@ pub struct Service {
     me: Arc<str>,
     /// Own sums, exact; what is published is rounded.
     own: Testimony,
+    /// Key of the mesh's pairs of words, and where they are looked for.
+    salt: PairSalt,
+    search: PairSearch,
     pairs: Pairs,
     /// Everybody's, own ones as published.
     origins: Origins,
@@ -80,6 +84,8 @@ impl Service {
         let handle = FeedbackHandle { queue: sender, snapshot: snapshot.clone() };
         let mut service = Self {
             own: Testimony::resume(generation, stored.own.into_iter().collect()),
+            salt: PairSalt::default(),
+            search: PairSearch::default(),
             pairs: Pairs::new(stored.agreement),
             origins: Origins::default(),
             scrutiny: Scrutiny::default(),
@@ -104,6 +110,13 @@ impl Service {
         service.unsaved_origins.clear();
         service.show();
         Ok((service, handle))
+    }
+
+    /// Tells pairs of words apart under the key of this mesh.
+    pub fn with_salt(mut self, salt: PairSalt) -> Self {
+        (self.salt, self.search) = (salt, PairSearch::new(salt));
+        self.show();
+        self
     }
 
     /// Begins with what was learnt elsewhere.
@@ -211,12 +224,20 @@ impl Service {
     }
 
     fn take_judgement(&mut self, judgement: &Judgement) {
-        let Judgement { request, arm, score, raw, features, domain, by } = judgement;
+        let Judgement { request, arm, score, seen, features, words, domain, by } = judgement;
         self.pairs.note(request, *by, *score);
-        let signals = AnswerSignals { raw: *raw, out_tokens: None };
-        let judged = Judged { features: *features, domain: *domain, signals };
+        let mut judged = Judged { features: *features, domain: *domain, signals: *seen };
         // What decisions rested on, or nearly: the newest snapshot.
-        self.own.record_judgement(arm, &judged, *score, &self.snapshot.load().gains);
+        let shown = self.snapshot.load();
+        if let Some(features) = features {
+            let told = &mut self.own.arms.entry(arm.clone()).or_default().pairs;
+            let placed = shown.posterior.place(features, words);
+            let foreseen = shown.posterior.foresee(arm, size_of(arm), &placed);
+            if !self.search.record(arm, told, words, *score, &foreseen) {
+                judged.features = None;
+            }
+        }
+        self.own.record_judgement(arm, &judged, *score, &shown.gains);
         self.judged_since += 1;
         self.unsaved_arms.insert(arm.clone());
     }
@@ -292,6 +313,7 @@ impl Service {
         } else {
             Discriminant::fit_with(&quality, &self.priors.classes)
         };
+        let pairs = Telling::of(self.salt, believed.iter().map(|(arm, evidence)| (arm, &evidence.pairs)));
         let issued = |origin| self.blobs.get(origin).map_or(0, |blob| blob.issued_unix_ms);
         let origins = self.origins.origins().map(|(origin, testimony)| OriginState {
             origin: origin.clone(),
@@ -300,7 +322,7 @@ impl Service {
             testimony: testimony.clone(),
         });
         self.snapshot.store(Arc::new(Learnt {
-            posterior: Posterior::of(stats).with_qualities(qualities),
+            posterior: Posterior::of(stats).with_qualities(qualities).with_pairs(pairs),
             quality,
             gains,
             totals: self.origins.totals(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::page::{Page, quoted, shown};
-use super::places::{Key, Place, place};
+use super::places::{Key, Place, Spoken, place};
 use super::tables::{budget, keys_of, settings};
 use super::{Error, Imported};
 use crate::cloud::settings::KNOWN;
@@ -91,6 +91,7 @@ pub(super) struct Provider {
     /// Name and base URL before it was told from another account at the same place.
     pub(super) place: (String, Option<String>),
     pub(super) base: Option<String>,
+    pub(super) spoken: Spoken,
     pub(super) variable: Option<String>,
     pub(super) models: Vec<String>,
     pub(super) prices: Vec<(String, f64, f64)>,
@@ -142,15 +143,15 @@ impl Import<'_> {
             Some((text, None)) => Some(text.to_owned()),
             None => None,
         };
-        let target = match place(&model, base.as_deref(), &key) {
+        let target = match place(&model, base.as_deref(), &key, params["api_version"].as_str()) {
             Err(why) => {
                 self.notes.push(format!("{what} is left out: {why}"));
                 return;
             }
             Ok(Place::Device { url, model }) => Target::Device { device: self.device(url), model },
-            Ok(Place::Provider { name, base, variable, model }) => {
+            Ok(Place::Provider { name, base, spoken, variable, model }) => {
                 let literal = key == Key::Literal;
-                let index = self.provider(name, base, variable, literal);
+                let index = self.provider(name, base, spoken, variable, literal);
                 let provider = &mut self.providers[index];
                 if !provider.models.contains(&model) {
                     provider.models.push(model.clone());
@@ -194,11 +195,13 @@ impl Import<'_> {
         &mut self,
         name: String,
         base: Option<String>,
+        spoken: Spoken,
         variable: Option<String>,
         literal: bool,
     ) -> usize {
         let place = (name.clone(), base.clone());
-        let same = |other: &Provider| other.place == place && other.variable == variable;
+        let same =
+            |other: &Provider| other.place == place && other.spoken == spoken && other.variable == variable;
         if let Some(index) = self.providers.iter().position(same) {
             self.providers[index].literal |= literal;
             return index;
@@ -217,6 +220,7 @@ impl Import<'_> {
             name: free,
             place,
             base,
+            spoken,
             variable,
             models: Vec::new(),
             prices: Vec::new(),
@@ -276,6 +280,12 @@ impl Provider {
         page.set("name", &self.name);
         if let Some(base) = &self.base {
             page.set("base_url", base);
+        }
+        if let Some(kind) = self.spoken.kind {
+            page.set("kind", kind.as_str());
+        }
+        if let Some(version) = &self.spoken.version {
+            page.set("api_version", version);
         }
         if self.literal {
             let usual = KNOWN.iter().find(|known| known.name == self.name).map(|known| known.key_env);

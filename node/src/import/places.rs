@@ -2,12 +2,12 @@
 
 use reqwest::Url;
 
-use crate::cloud::settings::KNOWN;
+use crate::cloud::settings::{KNOWN, is_version};
 use crate::upstream::http_client::Reach;
+use crate::upstream::provider::Kind;
 
 /// Providers with an OpenAI-compatible API: LiteLLM's prefix, base URL, usual variable of the key.
 const COMPATIBLE: &[(&str, &str, &str)] = &[
-    ("anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY"),
     ("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
     ("cohere", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY"),
     ("cohere_chat", "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY"),
@@ -109,6 +109,8 @@ pub(super) enum Place {
         name: String,
         /// Its base URL; `None` = known by its name.
         base: Option<String>,
+        /// How it is spoken to.
+        spoken: Spoken,
         /// Variable of its key; `None` = the usual one of a known name, or none at all.
         variable: Option<String>,
         /// Its name for the model.
@@ -116,11 +118,31 @@ pub(super) enum Place {
     },
 }
 
-/// Finds the place of a deployment.
+/// How a provider is spoken to, where its name does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Spoken {
+    /// Its API; `None` = what its name tells, OpenAI's else.
+    pub(super) kind: Option<Kind>,
+    /// Azure's `api-version`; `None` = the newer addresses without one.
+    pub(super) version: Option<String>,
+}
+
+impl Spoken {
+    fn by(kind: Kind) -> Self {
+        Self { kind: Some(kind), version: None }
+    }
+}
+
+/// Finds the place of a deployment; `version` is Azure's.
 ///
 /// # Errors
 /// Why it has none, as the end of "… is left out: "; holds no value of the file but the provider's prefix.
-pub(super) fn place(model: &str, base: Option<&str>, key: &Key) -> Result<Place, String> {
+pub(super) fn place(
+    model: &str,
+    base: Option<&str>,
+    key: &Key,
+    version: Option<&str>,
+) -> Result<Place, String> {
     let (prefix, name) = match model.split_once('/') {
         Some((prefix, name)) if is_prefix(prefix) => (prefix, name),
         _ => (unprefixed(model, base)?, model),
@@ -133,8 +155,21 @@ pub(super) fn place(model: &str, base: Option<&str>, key: &Key) -> Result<Place,
     if prefix == "azure" || prefix == "azure_ai" {
         let url = base.ok_or("an Azure deployment needs its api_base, which is not in the file")?;
         let host = url.host_str().unwrap_or_default();
-        let compatible = format!("https://{host}/openai/v1");
-        return Ok(provider(provider_name(host), Some(compatible), key, "AZURE_API_KEY", model));
+        let base = format!("https://{host}");
+        // The other prefix is for models that are only there under the newer addresses.
+        let version = version.filter(|version| prefix == "azure" && is_version(version));
+        let spoken = Spoken { version: version.map(str::to_owned), ..Spoken::by(Kind::Azure) };
+        return Ok(provider(provider_name(host), Some(base), spoken, key, "AZURE_API_KEY", model));
+    }
+    if let Some(url) = base.as_ref().filter(|_| prefix == "anthropic") {
+        let place = at_url(url.as_str(), key, model)?;
+        return match place {
+            Place::Provider { name, base, variable, model, .. } => {
+                let base = base.map(|base| base.trim_end_matches("/v1").to_owned());
+                Ok(Place::Provider { name, base, spoken: Spoken::by(Kind::Anthropic), variable, model })
+            }
+            Place::Device { .. } => Err("no device speaks Anthropic's API without a key".into()),
+        };
     }
     if let Some((_, usual)) = ENGINES.iter().find(|(engine, _)| *engine == prefix) {
         let missing = || format!("'{prefix}' needs an api_base, which is not in the file");
@@ -149,22 +184,31 @@ pub(super) fn place(model: &str, base: Option<&str>, key: &Key) -> Result<Place,
             Key::Variable(name) if name != known.key_env => Some(name.clone()),
             Key::Variable(_) | Key::Absent | Key::Literal => None,
         };
-        return Ok(Place::Provider { name: known.name.into(), base: None, variable, model });
+        let (name, spoken) = (known.name.into(), Spoken::default());
+        return Ok(Place::Provider { name, base: None, spoken, variable, model });
     }
     match COMPATIBLE.iter().find(|(compatible, _, _)| *compatible == prefix) {
         Some((name, base, variable)) => {
-            Ok(provider(provider_name(name), Some((*base).to_owned()), key, variable, model))
+            let base = Some((*base).to_owned());
+            Ok(provider(provider_name(name), base, Spoken::default(), key, variable, model))
         }
         None => Err(format!("there is no provider of the kind '{prefix}' here")),
     }
 }
 
-fn provider(name: String, base: Option<String>, key: &Key, usual: &str, model: String) -> Place {
+fn provider(
+    name: String,
+    base: Option<String>,
+    spoken: Spoken,
+    key: &Key,
+    usual: &str,
+    model: String,
+) -> Place {
     let variable = match key {
         Key::Variable(variable) => variable.clone(),
         Key::Absent | Key::Literal => usual.to_owned(),
     };
-    Place::Provider { name, base, variable: Some(variable), model }
+    Place::Provider { name, base, spoken, variable: Some(variable), model }
 }
 
 /// A server by its address: a device if it is near and wants no key, else a provider.
@@ -185,7 +229,7 @@ fn at_url(url: &str, key: &Key, model: String) -> Result<Place, String> {
         Key::Literal => Some(variable_of(&name)),
         Key::Absent => None,
     };
-    Ok(Place::Provider { name, base: Some(url), variable, model })
+    Ok(Place::Provider { name, base: Some(url), spoken: Spoken::default(), variable, model })
 }
 
 fn check_base(text: &str) -> Result<Url, String> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{Config, check_file};
+use crate::upstream::provider::Kind;
 
 /// A literal key that must show nowhere.
 const CANARY: &str = "sk-canary-5e1d";
@@ -69,10 +70,9 @@ general_settings:
     let provider = |name: &str| config.providers.iter().find(|provider| provider.name == name).unwrap();
     assert_eq!(provider("openai").models, ["gpt-4o", "gpt-4o-mini"]);
     assert_eq!(provider("openai").budget.to_string(), "20usd/day");
-    assert_eq!(
-        provider("my-endpoint-openai-azure").base.as_str(),
-        "https://my-endpoint.openai.azure.com/openai/v1"
-    );
+    assert_eq!(provider("my-endpoint-openai-azure").base.as_str(), "https://my-endpoint.openai.azure.com/");
+    let azure = provider("my-endpoint-openai-azure");
+    assert_eq!((azure.kind, azure.api_version.as_deref()), (Kind::Azure, Some("2024-02-01")));
     assert_eq!(config.prices.len(), 1);
     assert_eq!((config.prices[0].input, config.prices[0].output), (0.15, 0.6));
     for said in ["latency-based-routing", "redis_password", "master_key"] {
@@ -163,6 +163,36 @@ environment_variables: {SECRET: sk-canary-5e1d}
         assert!(imported.text.contains(said), "'{said}' is not in:\n{}", imported.text);
     }
     assert!(imported.notes >= 9);
+}
+
+#[test]
+fn vendors_with_apis_of_their_own_are_spoken_to_in_them() {
+    let yaml = r#"
+model_list:
+  - model_name: a
+    litellm_params: {model: anthropic/claude-sonnet-4, api_key: os.environ/ANTHROPIC_API_KEY}
+  - model_name: b
+    litellm_params: {model: claude-sonnet-4, api_base: "https://claude.proxy.example/v1", api_key: os.environ/PROXY_KEY}
+  - model_name: c
+    litellm_params: {model: azure_ai/phi-4, api_base: "https://x.services.ai.azure.com/models", api_key: os.environ/A, api_version: "2024-05-01-preview"}
+  - model_name: d
+    litellm_params: {model: azure/whisper, api_base: "https://x.services.ai.azure.com", api_key: os.environ/A, api_version: "2024-10-21"}
+"#;
+    let (_, config) = round_trip(yaml);
+    let told: Vec<_> = config
+        .providers
+        .iter()
+        .map(|p| (p.name.as_str(), p.kind, p.base.as_str(), p.api_version.as_deref()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("anthropic", Kind::Anthropic, "https://api.anthropic.com/", None),
+            ("claude-proxy-example", Kind::Anthropic, "https://claude.proxy.example/", None),
+            ("x-services-ai-azure", Kind::Azure, "https://x.services.ai.azure.com/", None),
+            ("x-services-ai-azure-2", Kind::Azure, "https://x.services.ai.azure.com/", Some("2024-10-21")),
+        ]
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use rand::RngExt;
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{ArmId, Confidence, DataClass, Grading, ModelChoice, Offer, Score, Tokens};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -244,10 +245,13 @@ impl Service {
             let sinks = &self.asker.pipeline.sinks;
             sinks.witness.judged(sample.arm.clone());
             metrics::counter!("shoal_judgements_total", "by" => "evaluator").increment(1);
-            let Sample { id: request, arm, raw, parsed, .. } = sample;
+            let Sample { id: request, arm, raw, tokens, parsed, .. } = sample;
+            let seen = AnswerSignals { raw, out_tokens: (tokens > 0).then_some(tokens as f64) };
             let (features, domain) = (Some(parsed.profile.features), parsed.profile.domain);
+            let words = parsed.profile.words;
             let by = JudgedBy::Evaluator;
-            let judgement = Judgement { request, arm, score: reading.score, raw, features, domain, by };
+            let judgement =
+                Judgement { request, arm, score: reading.score, seen, features, words, domain, by };
             sinks.feedback.judge(judgement).await;
         }
     }
@@ -372,7 +376,7 @@ impl Asker {
         let graded = match result {
             Ok(Ok(Running::Whole(whole))) => read(whole),
             // `run` gives a stream only to those who asked for one.
-            Ok(Ok(Running::Stream(_))) => Err(Skipped::Failed.into()),
+            Ok(Ok(Running::Stream(_) | Running::Sound(_))) => Err(Skipped::Failed.into()),
             Ok(Err(failed)) if failed.error.status == 400 => Err(Asked::Refused),
             Ok(Err(_)) => Err(Skipped::Failed.into()),
             Err(Aside::Crowded) => Err(Skipped::Busy.into()),

@@ -37,5 +37,16 @@ impl Default for LearningSettings {
     }
 }
 
+/// How second opinions are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgreementSettings {
+    /// Second opinions asked for in an hour, at most.
+    pub per_hour: u32,
+    /// Asked for at once, at least 1.
+    pub max_concurrent: usize,
+    /// Longest that a client is kept waiting by one.
+    pub wait: Duration,
+}
+
 /// Calls in an hour where nobody says otherwise: one in 15 s, which a small device can bear.
 pub const DEFAULT_PER_HOUR: u32 = 240;

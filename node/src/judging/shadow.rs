@@ -126,6 +126,8 @@ async fn to_the_end(pipeline: &Pipeline, job: Job) -> bool {
             whole.complete();
             true
         }
+        // Shadows are chats.
+        Ok(Running::Sound(_)) => false,
         Ok(Running::Stream(mut stream)) => loop {
             match stream.next().await {
                 Step::Payload(..) => {}

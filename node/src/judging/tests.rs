@@ -56,6 +56,7 @@ async fn play_from(scene: &Scene, json: &str, headers: &HeaderMap, floor: Floor)
     let Ok(job) = scene.chat_from(json, headers, floor, None) else { return };
     match scene.pipeline.run(job).await {
         Err(_) => {}
+        Ok(Running::Sound(_)) => panic!("sound came unasked"),
         Ok(Running::Whole(answer)) => answer.complete(),
         Ok(Running::Stream(mut stream)) => loop {
             match stream.next().await {

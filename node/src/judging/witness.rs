@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rand::{Rng, RngExt};
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{
     ArmId, Confidence, Domain, Features, Fingerprint, FinishReason, Flaw, Form, Proportion, RequestProfile,
-    RetryBook, Score, Sign, SignKind, SignalFold, Signals,
+    RetryBook, Score, Sign, SignKind, SignalFold, Signals, Words,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -48,10 +49,17 @@ pub(crate) struct Answered {
     pub(crate) purpose: Purpose,
 }
 
+impl Answered {
+    fn seen(&self) -> AnswerSignals {
+        let out_tokens = (self.tokens > 0).then_some(self.tokens as f64);
+        AnswerSignals { raw: self.raw, out_tokens }
+    }
+}
+
 enum Event {
     Asked { who: Arc<str>, body: Bytes, looks: Looks },
     Answered(Box<Answered>),
-    Rejected { arm: ArmId, asked: Box<Asked>, signals: Signals },
+    Rejected { arm: ArmId, asked: Box<Asked>, signals: Signals, seen: AnswerSignals },
     Judged { arm: ArmId },
     Explicit { id: Arc<str>, arm: ArmId, score: Score },
 }
@@ -78,8 +86,14 @@ impl WitnessHandle {
     }
 
     /// Tells of an answer that was given up for a stronger model's; what was seen of it counts.
-    pub(crate) fn rejected(&self, arm: ArmId, profile: &RequestProfile, signals: Signals) {
-        self.tell(Event::Rejected { arm, asked: Box::new(Asked::of(profile)), signals });
+    pub(crate) fn rejected(
+        &self,
+        arm: ArmId,
+        profile: &RequestProfile,
+        signals: Signals,
+        seen: AnswerSignals,
+    ) {
+        self.tell(Event::Rejected { arm, asked: Box::new(Asked::of(profile)), signals, seen });
     }
 
     /// Tells that an answer of an arm was judged by somebody who judges good answers too.
@@ -105,7 +119,7 @@ impl WitnessHandle {
 #[derive(Debug)]
 struct Told {
     arm: ArmId,
-    raw: Confidence,
+    seen: AnswerSignals,
     asked: Asked,
 }
 
@@ -113,12 +127,13 @@ struct Told {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     features: Features,
+    words: Words,
     domain: Domain,
 }
 
 impl Asked {
     fn of(profile: &RequestProfile) -> Self {
-        Self { features: profile.features, domain: profile.domain }
+        Self { features: profile.features, words: profile.words, domain: profile.domain }
     }
 }
 
@@ -194,7 +209,7 @@ impl Service {
                 // Set once, here: each question is told once.
                 let _ = looks.set(fingerprint.clone());
                 if let Some(told) = self.retries.asked(&who, &fingerprint, now) {
-                    self.learn(&told.arm, told.raw, told.asked, Sign::of(SignKind::Retried)).await;
+                    self.learn(&told.arm, told.seen, told.asked, Sign::of(SignKind::Retried)).await;
                 }
             }
             Event::Answered(answered) => {
@@ -202,14 +217,14 @@ impl Service {
                 self.look_at(*answered, now).await;
                 self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             }
-            Event::Rejected { arm, asked, signals } => {
+            Event::Rejected { arm, asked, signals, seen: confidence } => {
                 self.proportion(&arm).answered();
                 // Given up before its end: that it seems empty or cut says nothing.
                 let seen = Signals { truncated: false, ..signals };
                 if seen.flaw != Some(Flaw::Empty)
                     && let Some(sign) = Sign::of_answer(&seen, Form::Free)
                 {
-                    self.learn(&arm, signals.confidence(), *asked, sign).await;
+                    self.learn(&arm, confidence, *asked, sign).await;
                 }
             }
             Event::Judged { arm } => self.proportion(&arm).judged(),
@@ -228,11 +243,10 @@ impl Service {
         let asked = Asked::of(&answered.exhibit.parsed.profile);
         self.proportion(&answered.arm).answered();
         if let Some(sign) = sign_of(&answered, &answer) {
-            self.learn(&answered.arm, answered.raw, asked, sign).await;
+            self.learn(&answered.arm, answered.seen(), asked, sign).await;
         }
         if let Some(fingerprint) = answered.exhibit.looks.take().and_then(|looks| looks.get().cloned()) {
-            let Answered { arm, raw, .. } = &answered;
-            let told = Told { arm: arm.clone(), raw: *raw, asked };
+            let told = Told { arm: answered.arm.clone(), seen: answered.seen(), asked };
             self.retries.answered(&answered.exhibit.who, fingerprint, told, now);
         }
         self.pass_on(answered, answer);
@@ -271,7 +285,9 @@ impl Service {
         // A shadow's call travels as restricted; its question is the client's, and has the client's class.
         let class = match &answered_for {
             Purpose::Shadow { class, .. } => *class,
-            Purpose::Client | Purpose::Evaluation { .. } => exhibit.parsed.shape.travels_as(),
+            Purpose::Client | Purpose::Agreement { .. } | Purpose::Evaluation { .. } => {
+                exhibit.parsed.shape.travels_as()
+            }
         };
         let sample = Sample { id, arm, class, parsed: exhibit.parsed, answer: answer.text, tokens, raw };
         if evaluator.try_send(evaluator::Event::Sample(Box::new(sample))).is_err() {
@@ -279,7 +295,7 @@ impl Service {
         }
     }
 
-    async fn learn(&mut self, arm: &ArmId, raw: Confidence, asked: Asked, sign: Sign) {
+    async fn learn(&mut self, arm: &ArmId, seen: AnswerSignals, asked: Asked, sign: Sign) {
         metrics::counter!("shoal_signs_total", "sign" => sign.kind.as_str()).increment(1);
         let is_due = !sign.kind.is_one_sided() || self.proportion(arm).admits();
         if is_due && rand::rng().random::<f64>() < sign.weight {
@@ -292,8 +308,9 @@ impl Service {
                     request,
                     arm: arm.clone(),
                     score: sign.score,
-                    raw,
+                    seen,
                     features: Some(asked.features),
+                    words: asked.words,
                     domain: asked.domain,
                     by,
                 })

@@ -15,7 +15,7 @@ use crate::api::error::ApiError;
 use crate::api::parse::{self, Floor};
 use crate::inventory::LinkEvent;
 use crate::pipeline::ticket::Ticket;
-use crate::pipeline::{Committed, Job, Origin, Pipeline, Purpose, Running, Step, Whole};
+use crate::pipeline::{Committed, Flow, Job, Origin, Pipeline, Purpose, Running, Step, Whole};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::reply::{Gone, Reply, Respond};
 use crate::upstream::{ServedBy, UpstreamError, UpstreamRequest, wire};
@@ -84,6 +84,7 @@ async fn serve<R: Respond>(pipeline: Arc<Pipeline>, from: Role, request: InferRe
     let _: Result<(), Gone> = match ran {
         Ok(Running::Whole(answer)) => whole(answer, reply).await,
         Ok(Running::Stream(stream)) => relay(stream, reply).await,
+        Ok(Running::Sound(flow)) => sound(flow, reply).await,
         Err(failed) => reply.fail_after(&failed.error, failed.egress).await,
     };
 }
@@ -95,6 +96,7 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
         path,
         model,
         body,
+        media,
         deadline,
         data_class,
         hop,
@@ -114,7 +116,12 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
     let is_provider = |name: &str| pipeline.is_provider(name);
     // The router that accepted it wrote the model's own name into it.
     let naming = parse::Naming { is_provider: &is_provider, lfo_manners: false };
-    let (mut parsed, mut routing) = parse::parse(path, &body, &HeaderMap::new(), floor, naming)?;
+    let headers = HeaderMap::new();
+    let (mut parsed, mut routing) = if path.is_sound() {
+        parse::parse_sound(path, media.as_deref(), &body, &headers, floor, naming)?
+    } else {
+        parse::parse(path, &body, &headers, floor, naming)?
+    };
     parsed.shape.meshes = meshes;
     let hop = hop + 1;
     routing.hop = hop;
@@ -157,6 +164,33 @@ async fn relay<R: Respond>(mut stream: Committed, mut reply: Reply<R>) -> Result
     reply.fail(&cut).await
 }
 
+async fn sound<R: Respond>(mut flow: Flow, mut reply: Reply<R>) -> Result<(), Gone> {
+    let egress = flow.ticket().egress().text();
+    let media = flow.media().clone();
+    reply.head_of(served_by(flow.ticket()), egress, Some(&*media)).await?;
+    let cut = loop {
+        let next = tokio::select! {
+            biased;
+            () = reply.cancelled() => return Err(Gone),
+            next = flow.next() => next,
+        };
+        let bytes = match next {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                flow.complete();
+                return reply.end(true).await;
+            }
+            Err(error) => break error,
+        };
+        let sent = if flow.is_events() { reply.payload(bytes).await? } else { Ok(reply.body(bytes).await?) };
+        if let Err(error) = sent {
+            break error;
+        }
+    };
+    flow.fail(&cut.code);
+    reply.fail(&cut).await
+}
+
 fn served_by(ticket: &Ticket) -> ServedBy {
     let r = &ticket.record;
     ServedBy { upstream: r.upstream.clone(), upstream_id: r.upstream_id.clone(), model: r.model.clone() }
@@ -167,5 +201,5 @@ fn served_by(ticket: &Ticket) -> ServedBy {
 fn refusal(error: ApiError) -> UpstreamError {
     let ApiError { status, code, message, retry_after, .. } = error;
     let retryable = matches!(status, 404 | 429 | 500..);
-    UpstreamError { status, code, message, retryable, retry_after }
+    UpstreamError { status, code, message, retryable, retry_after, unanswered: false }
 }

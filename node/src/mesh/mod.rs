@@ -5,7 +5,7 @@ mod inbound;
 mod keys;
 mod resolve;
 mod responses;
-mod statistics;
+pub mod statistics;
 
 pub use inbound::receive;
 pub use keys::{keep_keys_equal, push_keys};

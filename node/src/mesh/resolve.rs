@@ -54,7 +54,7 @@ impl MeshResolver {
         };
         let peer = Peer { role: Role::Router, id: node.parse().ok()? };
         let tunnel = Tunnel::to_provider(Streams(self.mesh.clone()), peer, provider.clone());
-        Some(BoxUpstream::new(Metered::forwarded(tunnel, offer.price.unwrap_or_default())))
+        Some(BoxUpstream::new(Metered::forwarded(tunnel, offer)))
     }
 }
 

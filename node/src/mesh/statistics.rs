@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const EXCHANGE_EVERY: Duration = Duration::from_secs(30);
 
 /// Position of an origin's testimony: its generation and version.
-type Position = (u64, u64);
+pub type Position = (u64, u64);
 
 /// Pulls what is newer than what is known here, until shutdown.
 pub async fn keep_statistics_equal(mesh: Handle, feedback: FeedbackHandle, shutdown: CancellationToken) {
@@ -152,7 +152,7 @@ fn positions(learnt: &Learnt) -> BTreeMap<Arc<str>, Position> {
 }
 
 /// Whom to ask, and when again. Pure.
-struct Plan {
+pub struct Plan {
     peers: BTreeMap<NodeId, Peer>,
     exchange_at: Instant,
 }
@@ -167,12 +167,15 @@ struct Peer {
 }
 
 impl Plan {
-    fn new(now: Instant) -> Self {
+    /// Makes the plan of a node that starts.
+    pub fn new(now: Instant) -> Self {
         Self { peers: BTreeMap::new(), exchange_at: now + EXCHANGE_EVERY }
     }
 
     /// Returns the routers to ask now: new ones, those that announced something newer, and now and then any.
-    fn wanted(
+    ///
+    /// `known` are the positions of testimonies that are held; `chance` picks the one that is asked now and then.
+    pub fn wanted(
         &mut self,
         view: &ClusterView,
         known: &BTreeMap<Arc<str>, Position>,
@@ -200,7 +203,7 @@ impl Plan {
     }
 
     /// Notes how a pull ended. An answer that left this node as far behind as before counts as a failure.
-    fn ended(
+    pub fn ended(
         &mut self,
         view: &ClusterView,
         known: &BTreeMap<Arc<str>, Position>,

@@ -10,7 +10,7 @@ use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_cluster::identity::Identity;
 use shoal_cluster::{Handle, RouterAddr, Settings, TokenBook};
-use shoal_routing::LoadBook;
+use shoal_routing::{LoadBook, PairSalt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -19,8 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Node;
 use crate::api::front::Front;
+use crate::api::idempotency::Answers;
 use crate::api::responses::Keeper;
-use crate::api::serve::DRAIN_WAIT;
+use crate::api::serve::{Bounds, FAREWELL};
 use crate::api::tls::Tls;
 use crate::cloud::{Clouds, KeyPurses};
 use crate::config::Config;
@@ -31,6 +32,7 @@ use crate::device::set::EngineSet;
 use crate::feedback;
 use crate::inventory::{self, EVENT_QUEUE};
 use crate::judge::Judge;
+use crate::judging::agreement::SecondOpinion;
 use crate::judging::{evaluator, shadow, witness};
 use crate::mesh::{self, GossipPublisher, MeshResolver, MeshResponses};
 use crate::pack;
@@ -97,7 +99,8 @@ impl Started {
         let generation = store.next_generation()?;
         let (feedback_service, feedback) = feedback::Service::new(me.as_str(), generation, store.clone())?;
         let priors = pack::at_start(&store, config.router.shipped_pack)?;
-        let feedback_service = feedback_service.with_priors(Arc::new(priors));
+        let salt = PairSalt::of_bytes(identity.mesh_id().0);
+        let feedback_service = feedback_service.with_salt(salt).with_priors(Arc::new(priors));
         let book = Arc::new(StoreBook::new(store.clone(), keys.clone()));
         // Two tokens: the API and running answers end first, then what they depend on.
         let (stop_serving, stop_background) = (CancellationToken::new(), CancellationToken::new());
@@ -136,7 +139,12 @@ impl Started {
         let resolver = Arc::new(MeshResolver::new(&me, engines.upstream(), mesh.clone(), clouds.clone()));
         let pipeline = Pipeline::new(&config.name, snapshot, loads, sinks, resolver, config.limits.clone())
             .with_rules(RuleBook::new(config.rules.clone(), keys.clone()))
-            .with_purses(KeyPurses::new(keys.clone(), store.clone()));
+            .with_purses(KeyPurses::new(keys.clone(), store.clone()))
+            .with_hedging(config.hedging_share)
+            .resuming(config.resume)
+            .with_second_opinion(
+                config.agreement.map(|settings| SecondOpinion::new(settings, me.short().into())),
+            );
         let pipeline = Arc::new(pipeline);
         let front = Front {
             name: config.name.as_str().into(),
@@ -146,6 +154,7 @@ impl Started {
             no_auth: config.no_auth,
             claude_model: config.claude_model.as_deref().map(Arc::from),
             responses: Keeper::new(shelf, Arc::new(MeshResponses(mesh.clone())))?,
+            answers: Answers::new(config.idempotency),
         };
         let background = stop_background.clone();
         let mut judges = Vec::new();
@@ -221,6 +230,7 @@ impl Started {
                 listener,
                 tls.clone(),
                 crate::api::public(node.clone()),
+                bounds(&node.config),
                 stop_serving.clone(),
             ),
         )];
@@ -251,8 +261,21 @@ impl Started {
         self.stop_serving.cancel();
         // What other routers sent here is as much a running answer as what clients did.
         self.inbound.close();
-        let forwarded = tokio::time::timeout(DRAIN_WAIT, self.inbound.wait());
-        let (_, forwarded) = tokio::join!(futures_util::future::join_all(self.servers), forwarded);
+        let drain = self.node.config.limits.drain;
+        let forwarded = tokio::time::timeout(drain + FAREWELL, self.inbound.wait());
+        let servers = futures_util::future::join_all(self.servers);
+        let drained = async { tokio::join!(servers, forwarded).1 };
+        let ending = self.node.pipeline.ending.clone();
+        let patience = async {
+            tokio::time::sleep(drain).await;
+            tracing::warn!("some answers are still running; they end with an error");
+            ending.cancel();
+            std::future::pending().await
+        };
+        let forwarded = tokio::select! {
+            forwarded = drained => forwarded,
+            never = patience => never,
+        };
         if forwarded.is_err() {
             tracing::warn!("some forwarded requests were still running when the drain time ended");
         }
@@ -264,6 +287,10 @@ impl Started {
         let _ = std::fs::remove_file(self.node.config.data_dir.join(crate::cli::client::ADMIN_SOCKET));
         tracing::info!("stopped");
     }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds { sockets: config.limits.sockets, drain: config.limits.drain }
 }
 
 fn bind_mesh(
@@ -363,7 +390,10 @@ fn admin_socket(node: &Arc<Node>, stop: CancellationToken) -> anyhow::Result<Joi
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect the admin socket {}", path.display()))?;
     let app = crate::api::admin(node.clone());
-    Ok(tasks::spawn(TaskKind::AdminSocket, crate::api::serve::unix(listener, app, stop)))
+    Ok(tasks::spawn(
+        TaskKind::AdminSocket,
+        crate::api::serve::unix(listener, app, bounds(&node.config), stop),
+    ))
 }
 
 /// Keeps the addresses of the other routers in the store, so that a restart finds them without a token.

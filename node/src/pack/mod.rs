@@ -4,6 +4,7 @@
 //! signed it ([`seal`]), and what would it have done to this node's own decisions ([`crate::evaluate`]). Its sums
 //! enter beside what the mesh observed and weigh little ([`shoal_routing::bandit::pack`]); they are never gossiped.
 
+pub mod desk;
 pub mod format;
 pub mod rows;
 pub mod seal;
@@ -87,7 +88,9 @@ pub fn of_arms(arms: BTreeMap<ArmId, ArmEvidence>) -> Pack {
         // How requests ended here is no other mesh's business.
         let evidence = bounded(evidence);
         let answers = evidence.answers.lasting();
-        let evidence = ArmEvidence { stats: Default::default(), answers, ..evidence };
+        // Nor are its words, which another mesh could not tell apart anyway: it hashes them under another key.
+        let (stats, pairs) = Default::default();
+        let evidence = ArmEvidence { stats, answers, pairs, ..evidence };
         pack.arms.insert(arm, evidence);
     }
     for sums in pack.classes.0.values_mut() {
@@ -110,7 +113,7 @@ fn bounded_sums(sums: &QualitySums) -> QualitySums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_routing::{Features, Score};
+    use shoal_routing::{Features, PairKey, PairSum, Score};
 
     #[test]
     fn the_shipped_pack_is_small_plausible_and_about_sizes_only() {
@@ -126,6 +129,7 @@ mod tests {
     fn a_pack_of_arms_knows_their_sizes_and_says_nothing_of_traffic() {
         let mut evidence = ArmEvidence::default();
         evidence.stats.count = 77;
+        evidence.pairs.insert(PairKey(1), PairSum { count: 9.0, score: 1.0, expected: 8.0 });
         for _ in 0..30 {
             evidence.quality.record(&Features::default(), Score::ONE);
         }
@@ -134,6 +138,7 @@ mod tests {
         let pack = of_arms(arms.into());
         assert_eq!(pack.arms.keys().collect::<Vec<_>>(), [&judged]);
         assert_eq!(pack.arms[&judged].stats.count, 0);
+        assert!(pack.arms[&judged].pairs.is_empty());
         assert_eq!(pack.classes.0.keys().collect::<Vec<_>>(), [&SizeClass::Medium]);
         assert!(pack.is_plausible());
     }

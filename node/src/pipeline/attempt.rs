@@ -1,18 +1,23 @@
 //! One attempt at one upstream, up to its commit point.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use shoal_routing::{Hold, InFlight, Signals, Tokens};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::delivery::{Committed, Events, Running, Whole};
+use super::flow::Flow;
+use super::resume::Resume;
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
 use super::watch::{self, Watch};
-use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest};
+use crate::upstream::pulse::Commitment;
+use crate::upstream::{BoxUpstream, Event, UpstreamError, UpstreamRequest, UpstreamResponse};
 
 /// Largest answer that is not streamed.
 const MAX_WHOLE: usize = 64 << 20;
@@ -101,17 +106,27 @@ pub(super) struct Begun {
     guard: InFlight,
     patience: Patience,
     watch: Watch,
+    commitment: Commitment,
 }
 
 enum Answer {
     Whole(Bytes, Tap),
     /// Payloads up to the first with content, then the rest.
     Stream(VecDeque<Bytes>, Events),
+    /// The first bytes of an answer to a request about sound, its media type, and the rest.
+    Sound(Bytes, Arc<str>, Events),
 }
 
 impl Begun {
     /// Puts the answer together with the ticket that it will end.
-    pub(super) fn into_running(self, ticket: Ticket) -> Running {
+    ///
+    /// With `resume` its host need not be waited for as long as one that alone can go on.
+    pub(super) fn into_running(
+        self,
+        ticket: Ticket,
+        resume: Option<Box<Resume>>,
+        ending: CancellationToken,
+    ) -> Running {
         let (unasked, answers) = (self.watch.unasked(), self.watch.answers());
         match self.answer {
             Answer::Whole(body, tap) => {
@@ -119,9 +134,51 @@ impl Begun {
             }
             Answer::Stream(held, events) => {
                 let (patience, guard) = (self.patience, self.guard);
-                Running::Stream(Committed::new(held, events, patience, guard, ticket, unasked, answers))
+                if resume.is_none() {
+                    self.commitment.commit();
+                }
+                let stream = Committed::new(held, events, patience, guard, ticket, unasked, answers);
+                Running::Stream(stream.resumable(resume).until(ending))
+            }
+            Answer::Sound(first, media, events) => {
+                self.commitment.commit();
+                Running::Sound(Flow::new(first, media, events, self.patience, self.guard, ticket))
             }
         }
+    }
+
+    /// Takes a stream of text apart; `None` for any other answer.
+    pub(super) fn into_stream(self) -> Option<(VecDeque<Bytes>, Events, InFlight)> {
+        match self.answer {
+            Answer::Whole(..) | Answer::Sound(..) => None,
+            Answer::Stream(held, events) => Some((held, events, self.guard)),
+        }
+    }
+
+    /// Makes one of a whole answer that is there already.
+    pub(super) fn whole_of(body: Bytes, guard: InFlight, patience: Patience, mut watch: Watch) -> Self {
+        let mut tap = Tap::default();
+        tap.inspect_body(&body);
+        watch.body(&body);
+        Self { answer: Answer::Whole(body, tap), guard, patience, watch, commitment: Commitment::default() }
+    }
+
+    /// Returns the body of a whole answer.
+    pub(super) fn whole(&self) -> Option<&Bytes> {
+        match &self.answer {
+            Answer::Whole(body, _) => Some(body),
+            Answer::Stream(..) | Answer::Sound(..) => None,
+        }
+    }
+
+    /// Returns the length of the whole answer in tokens; `None` while it still comes, and where nobody counted any.
+    pub(super) fn out_tokens(&self) -> Option<f64> {
+        let tokens = match &self.answer {
+            Answer::Whole(_, tap) => tap.completion_tokens(),
+            Answer::Stream(..) => self.watch.tokens_at_end()?,
+            Answer::Sound(..) => return None,
+        };
+        (tokens > 0).then_some(tokens as f64)
     }
 
     /// Returns what was seen of the answer so far.
@@ -135,6 +192,7 @@ impl Begun {
         match self.answer {
             Answer::Whole(_, tap) => tap.completion_tokens(),
             Answer::Stream(held, _) => held.len() as u64,
+            Answer::Sound(..) => 0,
         }
     }
 }
@@ -147,10 +205,13 @@ pub(super) async fn run(
     patience: Patience,
     mut watch: Watch,
 ) -> Result<Begun, Failure> {
-    let stream = request.stream;
+    let (stream, is_sound) = (request.stream, request.path.is_sound());
+    let commitment = request.commitment.clone();
     let result = async {
         let response = patience.before_content(upstream.oneshot(request)).await??;
-        if stream {
+        if is_sound {
+            until_heard(response, &patience, &mut guard).await
+        } else if stream {
             until_commit(response.events, &patience, &mut guard, &mut watch).await
         } else {
             whole(response.events, &patience, &mut guard, &mut watch).await
@@ -158,7 +219,7 @@ pub(super) async fn run(
     }
     .await;
     match result {
-        Ok(answer) => Ok(Begun { answer, guard, patience, watch }),
+        Ok(answer) => Ok(Begun { answer, guard, patience, watch, commitment }),
         Err(error) => {
             // A fault of the request, or a request for less traffic, says nothing against the host.
             let failure = Failure { error };
@@ -222,6 +283,28 @@ async fn until_commit(
                         "the upstream streams without content",
                     ));
                 }
+            }
+            Some(Ok(Event::End { .. })) | None => return Err(ended_early()),
+            Some(Err(error)) => return Err(error),
+        }
+    }
+}
+
+/// Reads the first bytes of an answer to a request about sound.
+async fn until_heard(
+    response: UpstreamResponse,
+    patience: &Patience,
+    guard: &mut InFlight,
+) -> Result<Answer, UpstreamError> {
+    let UpstreamResponse { media, mut events, .. } = response;
+    let media = media.unwrap_or_else(|| "application/json".into());
+    loop {
+        match patience.before_content(events.next()).await? {
+            Some(Ok(Event::Chunk(bytes))) if bytes.is_empty() => {}
+            Some(Ok(Event::Chunk(first))) => {
+                // Its time is the recording's, not that of a first token, which others are measured by.
+                guard.whole_answer(Instant::now(), Tokens(1));
+                return Ok(Answer::Sound(first, media, events));
             }
             Some(Ok(Event::End { .. })) | None => return Err(ended_early()),
             Some(Err(error)) => return Err(error),

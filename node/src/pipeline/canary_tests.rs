@@ -240,6 +240,7 @@ async fn client(scene: &Scene, ask: &Ask) -> &'static str {
                 return "answered";
             }
             Ok(Running::Stream(stream)) => stream,
+            Ok(Running::Sound(_)) => panic!("sound came unasked"),
         };
         loop {
             match stream.next().await {

@@ -5,15 +5,14 @@
 
 use std::sync::Arc;
 
-use shoal_routing::escalate::gain::AnswerSignals;
+use shoal_routing::escalate::gain::{AnswerSignals, Evidence, GainModel};
 use shoal_routing::{
-    Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted, Preference, Quality, Score,
-    Verdict, ladder,
+    ArmId, Candidates, Choice, Decision, Domain, EscalationPolicy, Features, Grounds, JudgeInput, Permitted,
+    Preference, Quality, Score, Verdict, ladder,
 };
 
 use super::attempts::{Answered, Attempts};
-use super::candidates::{Candidates, Choice};
-use super::delivery::Running;
+use super::second::{Heard, Standing};
 use super::ticket::Ticket;
 use super::watch::Watch;
 use crate::api::parse::Parsed;
@@ -60,44 +59,81 @@ impl Climb {
         Some((ladder.answered?.quality, ladder.rungs))
     }
 
+    /// Returns whom the request may go to at all; `None` where it may not climb.
+    pub(super) fn permitted(&self) -> Option<&[Arc<Permitted>]> {
+        self.decision.as_ref().map(|decision| &decision.permitted[..])
+    }
+
+    /// Puts together what is known of an arm's answer.
+    pub(super) fn evidence(&self, gains: &GainModel, arm: &ArmId, seen: &AnswerSignals) -> Evidence {
+        gains.evidence(arm, self.features, self.domain, seen)
+    }
+
     /// Judges the answer and asks up the ladder until one is good enough, or nobody is left.
     pub(super) async fn until_good_enough(
         &self,
         mut answered: Answered,
         attempts: &mut Attempts<'_>,
-        mut ticket: Ticket,
-    ) -> Running {
+        ticket: &mut Ticket,
+    ) -> Answered {
         let (mut quality, mut rungs) = self.rungs(&answered.choice).unzip();
+        let mut heard: Option<Heard> = None;
         loop {
             let signals = answered.begun.signals();
             let gains = attempts.pipeline.sinks.feedback.learnt().gains.clone();
-            let (arm, seen) = (&answered.choice.arm, AnswerSignals::from(&signals));
-            let evidence = gains.evidence(arm, self.features, self.domain, &seen);
+            let arm = &answered.choice.arm;
+            let mut seen =
+                AnswerSignals { out_tokens: answered.begun.out_tokens(), ..AnswerSignals::from(&signals) };
+            let mut evidence = self.evidence(&gains, arm, &seen);
             let attempt = ticket.judged(evidence.confidence, seen.raw);
             let (Some(expected), Some(left)) = (quality, rungs.as_mut()) else { break };
             if left.is_empty() || !attempts.are_left() {
                 break;
             }
-            let verdict = EscalationPolicy.judge(&JudgeInput {
+            let input = JudgeInput {
                 confidence: evidence.confidence,
                 handoff: signals.handoff,
                 threshold: self.threshold,
                 answered: expected,
-                learnt: Some(Grounds { model: &gains, arm, evidence: &evidence }),
+                learnt: None,
                 preference: self.preference,
                 // The purse says no by itself, before anything is sent.
                 may_spend: true,
                 rungs: left,
+            };
+            if heard.is_none() {
+                let body = answered.begun.whole().cloned();
+                let standing = Standing { arm, body, seen, gains: &gains, input };
+                let said = self.hear(&standing, attempts, ticket).await;
+                if let Some(share) = said.share {
+                    seen = seen.agreed(share);
+                    evidence = self.evidence(&gains, arm, &seen);
+                    ticket.judged(evidence.confidence, seen.raw);
+                }
+                heard = Some(said);
+            }
+            let verdict = EscalationPolicy.judge(&JudgeInput {
+                confidence: evidence.confidence,
+                learnt: Some(Grounds { model: &gains, arm, evidence: &evidence }),
+                ..input
             });
             let Verdict::Escalate { rung, reason } = verdict else { break };
             let stronger = left[rung].clone();
             left.drain(..=rung);
             let mark = ticket.mark();
             attempts.hurry();
-            match attempts.begin(Candidates::stronger(stronger.offers.clone()), self, &mut ticket).await {
+            let given = heard.as_mut().and_then(|heard| heard.answer_of(&stronger));
+            let better = match given.map(|given| attempts.take_over(given, self, ticket)) {
+                Some(better) => Ok(better),
+                None => {
+                    let candidates = Candidates::stronger(stronger.offers.clone());
+                    attempts.begin(candidates, self, ticket).await
+                }
+            };
+            match better {
                 Ok(better) => {
                     metrics::counter!("shoal_escalations_total", "reason" => reason.as_str()).increment(1);
-                    ticket.saw_rejected(&answered.choice.arm, &signals);
+                    ticket.saw_rejected(&answered.choice.arm, &signals, &seen);
                     let weaker = std::mem::replace(&mut answered, better);
                     let price = weaker.choice.offer.price;
                     ticket.rejected(attempt, weaker.begun.reject(), price);
@@ -113,7 +149,10 @@ impl Climb {
                 }
             }
         }
+        if let Some(heard) = heard {
+            heard.end();
+        }
         ticket.show();
-        answered.begun.into_running(ticket)
+        answered
     }
 }

@@ -99,6 +99,7 @@ async fn row(mode: &str, confidence: &str, stream: bool, state: &str) -> String 
             committed.complete();
             (all, says)
         }
+        Ok(Running::Sound(_)) => panic!("sound came unasked"),
         Err(failed) => return format!("error {}", failed.error.status),
     };
     let asked = scene.asked().iter().any(|r| r.body.windows(12).any(|w| w == b"top_logprobs"));
@@ -189,6 +190,7 @@ async fn the_rejected_answers_own_confidence_model_and_tokens_are_kept() {
             let record = match running {
                 Running::Whole(whole) => whole.ticket.record.clone(),
                 Running::Stream(committed) => committed.ticket().record.clone(),
+                Running::Sound(_) => panic!("sound came unasked"),
             };
             let [weak, other] = &record.attempt_log[..] else { panic!("{:?}", record.attempt_log) };
             assert_eq!([weak.ended.as_str(), other.ended.as_str()], ended, "{state}");
@@ -224,6 +226,46 @@ async fn a_rejected_answer_of_a_provider_is_part_of_the_cost() {
     assert!(record.escalated, "{record:?}");
     let rejected = record.attempt_log[0].rejected_cost_usd.unwrap();
     assert!(rejected > 0.0 && record.cost_usd.is_none_or(|all| all > rejected), "{record:?}");
+}
+
+/// A call of `weather` for Oslo, of whose name and braces its model was sure.
+fn call(city_logprob: f64) -> Act {
+    let token =
+        |(text, logprob): &(&str, f64)| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
+    let tokens = [
+        ("<tool_call>{\"name\": \"", -0.01),
+        ("weather", -0.01),
+        ("\", \"arguments\": {\"city\": \"", -0.01),
+        ("Oslo", city_logprob),
+        ("\"", -0.01),
+        ("}", -0.01),
+        ("}", -0.01),
+        ("</tool_call>", -0.01),
+    ];
+    let function = json!({"name": "weather", "arguments": "{\"city\": \"Oslo\"}"});
+    let message =
+        json!({"content": null, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]});
+    let body = json!({"choices": [{"message": message, "finish_reason": "tool_calls",
+        "logprobs": {"content": tokens.iter().map(token).collect::<Vec<_>>()}}]});
+    Act::Play(vec![say(&body.to_string()), Beat::End(true)])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_with_a_guessed_value_is_passed_up_though_its_braces_were_sure() {
+    for (city_logprob, escalated) in [(-0.05, false), (-1.6, true)] {
+        let scene = scene();
+        scene.script("phone/weak-135m", [call(city_logprob)]);
+        scene.script("cloud/strong-400b", [answer("strong", "unknown", false)]);
+        let tool =
+            json!({"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}});
+        let body = json!({"model": "weak-135m", "messages": [{"role": "user", "content": "rain?"}], "tools": [tool],
+            "metadata": {"confidence_threshold": 0.7}});
+        let job = scene.chat(&body.to_string()).unwrap();
+        let Running::Whole(whole) = scene.pipeline.run(job).await.unwrap() else { panic!("not streamed") };
+        assert_eq!(whole.ticket.record.escalated, escalated, "{:?}", whole.ticket.record.attempt_log);
+        let confidence = whole.ticket.record.attempt_log[0].raw_confidence.unwrap();
+        assert_eq!(confidence < 0.3, escalated, "{confidence}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,10 +8,15 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use shoal_routing::InFlight;
+use tokio_util::sync::CancellationToken;
 
 use super::attempt::{Patience, broken, in_band};
+use super::attempts::{log_attempt, note};
+use super::flow::Flow;
+use super::resume::{self, Resume, Resumed};
 use super::tap::{Payload, Tap};
 use super::ticket::Ticket;
 use super::watch::Unasked;
@@ -20,12 +25,17 @@ use crate::upstream::{Event, UpstreamError};
 /// Events of an upstream's answer.
 pub(super) type Events = BoxStream<'static, Result<Event, UpstreamError>>;
 
+/// The way from an answer that broke off to one that goes on.
+type GoingOn = BoxFuture<'static, (Box<Resume>, Option<Resumed>)>;
+
 /// A committed request: this attempt's bytes are what the asker gets, and no other's.
 pub enum Running {
     /// The whole body is here.
     Whole(Whole),
     /// The first content is here.
     Stream(Committed),
+    /// The first bytes are here, of a request about sound.
+    Sound(Flow),
 }
 
 impl Running {
@@ -34,6 +44,7 @@ impl Running {
         match self {
             Self::Whole(whole) => &whole.ticket,
             Self::Stream(stream) => &stream.ticket,
+            Self::Sound(flow) => flow.ticket(),
         }
     }
 }
@@ -60,6 +71,12 @@ impl Whole {
         self.ticket.complete();
     }
 
+    /// Ends a request of the node's own whose answer may yet be given to a client: returns it, and its load.
+    pub(super) fn into_given(self) -> (Bytes, InFlight) {
+        self.ticket.complete();
+        (self.body, self.guard)
+    }
+
     /// Ends the request without an answer: the body cannot be told in the asker's API.
     pub fn fail(self, code: &str) {
         self.guard.finish(Instant::now(), false);
@@ -80,13 +97,21 @@ pub enum Step {
 pub struct Committed {
     held: VecDeque<Bytes>,
     events: Events,
-    tap: Tap,
+    /// Boxed, as whatever is large beside a whole answer.
+    tap: Box<Tap>,
     patience: Patience,
     guard: InFlight,
     ticket: Ticket,
     unasked: Unasked,
     /// Answers that were asked for (`n`).
     answers: u64,
+    /// What goes on with the answer elsewhere if it breaks off.
+    resume: Option<Box<Resume>>,
+    /// Cancelled when the node stops and waits no longer.
+    ending: CancellationToken,
+    /// The way to whoever goes on, with the error that stands if it leads nowhere. Kept here so that `next` may be
+    /// cancelled.
+    resuming: Option<Box<(UpstreamError, GoingOn)>>,
 }
 
 impl Committed {
@@ -101,7 +126,28 @@ impl Committed {
     ) -> Self {
         ticket.first_content();
         // The held payloads are read once more as they leave, so the tap starts afresh.
-        Self { held, events, tap: Tap::default(), patience, guard, ticket, unasked, answers }
+        Self {
+            held,
+            events,
+            tap: Box::default(),
+            patience,
+            guard,
+            ticket,
+            unasked,
+            answers,
+            resume: None,
+            resuming: None,
+            ending: CancellationToken::new(),
+        }
+    }
+
+    /// Ends with an error when the node does.
+    pub(super) fn until(self, ending: CancellationToken) -> Self {
+        Self { ending, ..self }
+    }
+
+    pub(super) fn resumable(self, resume: Option<Box<Resume>>) -> Self {
+        Self { resume, ..self }
     }
 
     /// Returns the request's ticket.
@@ -117,6 +163,51 @@ impl Committed {
     /// Returns the next step. Safe to cancel. After an end, call [`complete`](Self::complete) or
     /// [`fail`](Self::fail).
     pub async fn next(&mut self) -> Step {
+        let ending = self.ending.clone();
+        tokio::select! {
+            biased;
+            () = ending.cancelled() => {
+                let message = "the answer was cut off: the node is stopping; what came so far is not whole";
+                self.end(UpstreamError::new(502, "upstream_interrupted", message))
+            }
+            step = self.next_of_any_host() => step,
+        }
+    }
+
+    async fn next_of_any_host(&mut self) -> Step {
+        loop {
+            if let Some(broken_off) = &mut self.resuming {
+                let (cut, resuming) = &mut **broken_off;
+                let (resume, resumed) = resuming.as_mut().await;
+                let cut = cut.clone();
+                self.resuming = None;
+                match resumed {
+                    Some(resumed) => self.go_on(resume, resumed, &cut),
+                    None => return self.end(cut),
+                }
+            }
+            match self.next_of_host().await {
+                Step::End(Err(cut)) if resume::may_go_on(&cut) && self.resume.is_some() => {
+                    let resume = self.resume.take().map(Resume::go_on);
+                    self.resuming = resume.map(|resuming| Box::new((cut, Box::pin(resuming) as GoingOn)));
+                }
+                step => return step,
+            }
+        }
+    }
+
+    /// Takes over from another device.
+    fn go_on(&mut self, resume: Box<Resume>, resumed: Resumed, cut: &UpstreamError) {
+        let Resumed { held, events, guard, choice } = resumed;
+        std::mem::replace(&mut self.guard, guard).finish(Instant::now(), false);
+        self.ticket.resumed(&cut.code);
+        // Only text is resumed, which is never work on sound.
+        note(&mut self.ticket, &choice, None);
+        log_attempt(&mut self.ticket, &choice, "ok");
+        (self.held, self.events, self.resume) = (held, events, Some(resume));
+    }
+
+    async fn next_of_host(&mut self) -> Step {
         if let Some(payload) = self.held.pop_front() {
             // The load knows the time of the first token already.
             return self.step(payload, false);
@@ -151,6 +242,9 @@ impl Committed {
         self.ticket.read(&self.tap);
         if matches!(kind, Payload::Content | Payload::Finish) {
             self.ticket.saw_payload(&payload);
+        }
+        if let Some(resume) = &mut self.resume {
+            resume.gave(&payload);
         }
         Step::Payload(kind, self.unasked.removed_from(payload))
     }

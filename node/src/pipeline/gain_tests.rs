@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use shoal_proto::SignedBlob;
 use shoal_routing::escalate::gain::AnswerSignals;
-use shoal_routing::{ArmId, Confidence, Domain, Features, MicroUsd, Price, Score, UpstreamId};
+use shoal_routing::{ArmId, Confidence, Domain, Features, MicroUsd, Price, Score, UpstreamId, Words};
 
 use super::*;
 use crate::feedback::{JudgedBy, Judgement};
@@ -65,8 +65,9 @@ async fn judge(scene: &mut Scene) {
                 request: format!("req_{arm}_{n}").into(),
                 arm: ArmId::new(arm, None),
                 score,
-                raw,
+                seen: AnswerSignals { raw, out_tokens: None },
                 features: Some(Features::default()),
+                words: Words::default(),
                 domain: Domain::General,
                 by: JudgedBy::Client,
             };

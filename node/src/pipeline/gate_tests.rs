@@ -99,3 +99,32 @@ async fn a_device_with_one_slot_is_asked_for_one_answer_at_a_time() {
     assert_eq!(scene.tried().len(), 2);
     assert_eq!(scene.pipeline.sinks.totals.of("completed"), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_busy_device_takes_another_that_is_free_first() {
+    let scene = Scene::new(vec![one_slot(), Offer { slots: 1, ..offer("b", "m", &[]) }]);
+    for way in ["a/m", "b/m"] {
+        scene.script(way, [Act::Hang, whole_answer()]);
+    }
+    let run = |text: &str| {
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#);
+        Box::pin(scene.pipeline.run(scene.chat(&body).unwrap()))
+    };
+    let (mut first, mut second, mut third) = (run("one"), run("two"), run("three"));
+    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+    assert!(poll!(&mut third).is_pending());
+    let tried = scene.tried();
+    assert_eq!(tried.len(), 2, "the third waits");
+    assert_ne!(tried[0], tried[1]);
+    let waits_at_a = scene.pipeline.loads.in_flight(&UpstreamId::Device("a".into())) == 2;
+    // The device that it does not wait for is free.
+    let ends_first = (tried[0] == "a/m") != waits_at_a;
+    if ends_first {
+        drop(first)
+    } else {
+        drop(second)
+    }
+    let answered = tokio::time::timeout(Duration::from_secs(5), third).await.expect("it moved");
+    assert!(matches!(answered, Ok(Running::Whole(_))));
+    assert_eq!(scene.tried()[2], if waits_at_a { "b/m" } else { "a/m" });
+}

@@ -6,23 +6,31 @@
 
 mod attempt;
 mod attempts;
+mod call_watch;
 #[cfg(test)]
 mod canary_tests;
-mod candidates;
 mod climb;
 #[cfg(test)]
 mod climb_tests;
 mod delivery;
 pub(crate) mod exhibit;
+mod flow;
 #[cfg(test)]
 mod gain_tests;
 mod gate;
 #[cfg(test)]
 mod gate_tests;
+mod hedge;
+#[cfg(test)]
+mod hedge_tests;
 pub mod purpose;
+mod resume;
+#[cfg(test)]
+mod resume_tests;
 mod ruled;
 #[cfg(test)]
 mod ruled_tests;
+mod second;
 pub mod tap;
 #[cfg(test)]
 mod tests;
@@ -33,20 +41,23 @@ mod watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_routing::hedge::Hedges;
 use shoal_routing::{
-    DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget, RetryKind,
-    RetryPermit, Route, Router, Snapshot as RouterSnapshot,
+    Candidates, DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget,
+    RetryKind, RetryPermit, Route, Router, Snapshot as RouterSnapshot, UpstreamId,
 };
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::attempt::Failure;
 use self::attempts::Attempts;
-use self::candidates::Candidates;
 use self::climb::Climb;
 pub use self::delivery::{Committed, Running, Step, Whole};
 use self::exhibit::{Exhibit, Looks, MAX_REQUEST};
+pub use self::flow::Flow;
 use self::gate::Gate;
 pub use self::purpose::Purpose;
+use self::resume::Resume;
 pub use self::ruled::RuleBook;
 use self::ticket::{Sinks, Ticket};
 use self::turns::Turns;
@@ -55,11 +66,13 @@ use crate::api::parse::{Naming, Parsed};
 use crate::cloud::KeyPurses;
 use crate::config::Limits;
 use crate::inventory::Snapshot;
+use crate::judging::agreement::SecondOpinion;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
 use crate::upstream::{ApiPath, BoxUpstream, UpstreamError};
 
-/// Longest time that a request waits for its turn in the retry budget before it gives the error back.
-const RETRY_WAIT: Duration = Duration::from_secs(2);
+/// Longest time that a request waits while too many others retry, before it gives the error back. A device that dies
+/// leaves all its requests to be retried at once, and each holds its permit until its new host has said something.
+const RETRY_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two tries to get a retry permit, or before a throttled candidate is asked.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Extra time that this node waits beyond the limits that the engine's own host applies, so that the host's
@@ -132,6 +145,14 @@ pub struct Pipeline {
     pub rules: RuleBook,
     /// Money of API keys; `None` = no key has a budget.
     pub purses: Option<KeyPurses>,
+    /// When a second device is asked beside one that is late.
+    pub hedges: Hedges,
+    /// Answers that break off are gone on with elsewhere, where the request does not say.
+    pub resumes: bool,
+    /// Cancelled when the time for running answers is over: the node stops, and says so.
+    pub ending: CancellationToken,
+    /// Asks another model whether it says the same; `None` = nobody does.
+    pub second: Option<Box<SecondOpinion>>,
     router: Router,
     turns: Turns,
     gate: Gate,
@@ -160,6 +181,10 @@ impl Pipeline {
             limits,
             rules: RuleBook::default(),
             purses: None,
+            hedges: Hedges::new(0.0),
+            resumes: false,
+            ending: CancellationToken::new(),
+            second: None,
             router: Router::default(),
             turns: Turns::default(),
             retries: RetryBudget::default(),
@@ -175,6 +200,21 @@ impl Pipeline {
     /// Lets keys spend what is in their purses only.
     pub fn with_purses(self, purses: KeyPurses) -> Self {
         Self { purses: Some(purses), ..self }
+    }
+
+    /// Hedges a share of the streamed requests.
+    pub fn with_hedging(self, share: f64) -> Self {
+        Self { hedges: Hedges::new(share), ..self }
+    }
+
+    /// Says whether answers that break off are gone on with where the request does not say.
+    pub fn resuming(self, resumes: bool) -> Self {
+        Self { resumes, ..self }
+    }
+
+    /// Lets another model say whether it says the same.
+    pub fn with_second_opinion(self, second: Option<SecondOpinion>) -> Self {
+        Self { second: second.map(Box::new), ..self }
     }
 
     /// Tells whether this node, or one that it has heard of lately, has a provider of that name.
@@ -239,7 +279,7 @@ impl Pipeline {
                     && parsed.shape.answers == 1
                     && parsed.body.len() <= MAX_REQUEST
             }
-            Purpose::Evaluation { .. } => false,
+            Purpose::Agreement { .. } | Purpose::Evaluation { .. } => false,
         };
         if !is_judged {
             return None;
@@ -270,6 +310,7 @@ impl Pipeline {
             cost_usd: Some(0.0),
             key_id: origin.key_id.to_string(),
             features: Some(Box::new(parsed.profile.features)),
+            words: (!parsed.profile.words.is_empty()).then(|| Box::new(parsed.profile.words)),
             kind: origin.purpose.as_str().into(),
             about: origin.purpose.of().into(),
             ..RequestRecord::default()
@@ -325,8 +366,20 @@ impl Pipeline {
         let _active = self.retries.enter();
         let mut attempts = Attempts::new(self, &parsed, &origin);
         let climb = Climb::new(&decision, &parsed, origin.hop);
-        match attempts.begin(Candidates::new(&decision), &climb, &mut ticket).await {
-            Ok(answered) => Ok(climb.until_good_enough(answered, &mut attempts, ticket).await),
+        let begun = tokio::select! {
+            biased;
+            () = self.ending.cancelled() => Err(stopping()),
+            // Boxed: it is held by every future above this one.
+            begun = Box::pin(attempts.begin(Candidates::new(&decision), &climb, &mut ticket)) => begun,
+        };
+        match begun {
+            Ok(answered) => {
+                let answered = Box::pin(climb.until_good_enough(answered, &mut attempts, &mut ticket)).await;
+                let state = (attempts.patience(), attempts.tries());
+                let egress = ticket.egress().clone();
+                let resume = Resume::new(self, &parsed, &origin, &decision, &answered, state, &egress);
+                Ok(answered.begun.into_running(ticket, resume, self.ending.clone()))
+            }
             Err(error) => {
                 let egress = ticket.egress().text();
                 ticket.fail(error.status, &error.code);
@@ -338,22 +391,30 @@ impl Pipeline {
     async fn retry_permit(
         &self,
         failure: &Failure,
+        next: &UpstreamId,
         deadline: Option<tokio::time::Instant>,
     ) -> Option<RetryPermit> {
         let kind = if failure.is_throttle() { RetryKind::Throttle } else { RetryKind::Transient };
         let patience = tokio::time::Instant::now() + RETRY_WAIT;
         let give_up = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
-            if let Some(permit) = self.retries.try_retry(kind) {
+            if let Some(permit) = self.retries.try_retry(kind, next) {
                 return Some(permit);
             }
-            if tokio::time::Instant::now() >= give_up {
+            // Where everything fails, a wait would only be one more: errors are given back at once.
+            if self.retries.is_spent(kind, next) || tokio::time::Instant::now() >= give_up {
                 metrics::counter!("shoal_retries_refused_total").increment(1);
                 return None;
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
+}
+
+/// What a request is told that the node's end overtook.
+fn stopping() -> UpstreamError {
+    let error = UpstreamError::retryable(503, "overloaded", "this node is stopping; ask another one");
+    UpstreamError { retry_after: Some(Duration::from_secs(1)), ..error }
 }
 
 /// Turns the core's refusal into an error for the client.

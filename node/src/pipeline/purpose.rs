@@ -18,6 +18,11 @@ pub enum Purpose {
         /// The class of the client's request; the call itself travels as restricted.
         class: DataClass,
     },
+    /// Another model's answer to a client's request that is not answered yet, to see whether it says the same.
+    Agreement {
+        /// Id of the client's request.
+        of: Arc<str>,
+    },
     /// A grade of an answer.
     Evaluation {
         /// Id of the request whose answer is graded.
@@ -31,6 +36,7 @@ impl Purpose {
         match self {
             Self::Client => "client",
             Self::Shadow { .. } => "shadow",
+            Self::Agreement { .. } => "agreement",
             Self::Evaluation { .. } => "evaluation",
         }
     }
@@ -39,7 +45,7 @@ impl Purpose {
     pub fn of(&self) -> &str {
         match self {
             Self::Client => "",
-            Self::Shadow { of, .. } | Self::Evaluation { of } => of,
+            Self::Shadow { of, .. } | Self::Agreement { of } | Self::Evaluation { of } => of,
         }
     }
 

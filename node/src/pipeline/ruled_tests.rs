@@ -21,7 +21,7 @@ async fn ask(scene: &mut Scene, model: &str, text: &str) -> Result<RequestRecord
     let job = scene.chat(&body(model, text)).map_err(|e| (e.status, e.message))?;
     match scene.pipeline.run(job).await {
         Ok(Running::Whole(answer)) => answer.complete(),
-        Ok(Running::Stream(_)) => panic!("a stream came unasked"),
+        Ok(Running::Stream(_) | Running::Sound(_)) => panic!("a stream came unasked"),
         Err(failed) => return Err((failed.error.status, failed.error.message)),
     }
     Ok(scene.only_outcome().0)

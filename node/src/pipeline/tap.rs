@@ -8,8 +8,10 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use memchr::memmem;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
+use shoal_routing::MicroUsd;
 
 /// Most choices whose end is remembered: as many as can be asked for.
 const MAX_FINISHED: usize = 128;
@@ -25,6 +27,20 @@ pub struct Usage {
     /// More on the prompt, where the upstream tells it.
     #[serde(rename = "prompt_tokens_details")]
     pub prompt_details: Option<PromptDetails>,
+    /// What the provider bills, where it says so: OpenRouter's `usage.cost`, in US dollars.
+    #[serde(rename = "cost", deserialize_with = "billed")]
+    pub billed: Option<MicroUsd>,
+}
+
+/// Highest cost of one answer that is believed, US dollars.
+const MAX_BILLED_USD: f64 = 10_000.0;
+
+/// Reads a cost; what is no number, or cannot be one, is none.
+fn billed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<MicroUsd>, D::Error> {
+    let told = Value::deserialize(deserializer)?.as_f64();
+    let cost = told.filter(|usd| (0.0..=MAX_BILLED_USD).contains(usd));
+    // Digits that floating point adds must not round a cost up.
+    Ok(cost.map(|usd| MicroUsd((usd * 1e6 - 1e-6).ceil().max(0.0) as u64)))
 }
 
 /// What an upstream tells of a prompt's tokens.
@@ -153,6 +169,10 @@ impl Tap {
     /// Looks at one payload of a stream.
     pub fn inspect(&mut self, payload: &[u8]) -> Payload {
         self.usage_here = false;
+        // JSON is UTF-8; reading past a text does not look, and clients fall over what is not.
+        if std::str::from_utf8(payload).is_err() {
+            return Payload::Broken;
+        }
         if self.content_seen && !worth_parsing(payload) {
             if !is_object(payload) {
                 return Payload::Broken;
@@ -264,6 +284,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cost_that_is_told_is_read_and_nonsense_is_none() {
+        for (cost, billed) in [
+            ("0.00123", Some(1_230)),
+            ("0", Some(0)),
+            ("-1", None),
+            ("1e9", None),
+            ("{\"total_cost\":1}", None),
+            ("\"3\"", None),
+        ] {
+            let mut tap = Tap::default();
+            let usage = format!(r#"{{"prompt_tokens":3,"completion_tokens":4,"cost":{cost}}}"#);
+            tap.inspect(format!(r#"{{"choices":[],"usage":{usage}}}"#).as_bytes());
+            let usage = tap.usage.expect("usage was told");
+            assert_eq!((usage.completion_tokens, usage.billed), (4, billed.map(MicroUsd)), "{cost}");
+        }
+    }
+
+    #[test]
     fn payloads_are_told_apart() {
         let cases: &[(&str, Payload)] = &[
             (
@@ -298,6 +336,13 @@ mod tests {
                 assert_eq!(late_kind, *expected, "after content: {text}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_no_utf8_is_broken_before_content_and_after() {
+        let bytes = b"{\"choices\":[{\"delta\":{\"content\":\"\xff\xc3\"}}]}";
+        assert_eq!(Tap::default().inspect(bytes), Payload::Broken);
+        assert_eq!(Tap { content_seen: true, ..Tap::default() }.inspect(bytes), Payload::Broken);
     }
 
     #[test]
@@ -349,7 +394,7 @@ mod tests {
         tap.inspect(br#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#);
         tap.inspect(br#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#);
         assert_eq!(tap.finish_reason.as_deref(), Some("length"));
-        let usage = Usage { prompt_tokens: 3, completion_tokens: 4, prompt_details: None };
+        let usage = Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() };
         assert_eq!(tap.usage, Some(usage));
         tap.inspect(
             br#"{"choices":[],"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cache_write_tokens":2}}}"#,

@@ -21,6 +21,7 @@ async fn play(scene: &Scene, json: &str) -> Result<(), String> {
             answer.complete();
             Ok(())
         }
+        Running::Sound(_) => panic!("sound came unasked"),
         Running::Stream(mut stream) => loop {
             match stream.next().await {
                 Step::Payload(..) => {}
@@ -238,14 +239,32 @@ async fn a_spent_budget_ends_the_request_after_a_short_wait() {
     for way in ["a/m", "b/m"] {
         scene.script(way, [Act::Fail(broken())]);
     }
-    let held: Vec<_> =
-        std::iter::from_fn(|| scene.pipeline.retries.try_retry(RetryKind::Transient)).collect();
+    let held: Vec<_> = std::iter::from_fn(|| {
+        scene.pipeline.retries.try_retry(RetryKind::Transient, &UpstreamId::Device("a".into()))
+    })
+    .collect();
     let began = tokio::time::Instant::now();
     assert_eq!(play(&scene, NAMED).await, Err("upstream_error".into()));
     assert!(began.elapsed() >= RETRY_WAIT && began.elapsed() < RETRY_WAIT * 2);
     assert_eq!(scene.tried().len(), 1);
     assert_eq!(scene.only_outcome().0.outcome, "failed");
     drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_everything_fails_errors_are_given_back_at_once() {
+    let scene = two_hosts();
+    for way in ["a/m", "b/m"] {
+        scene.script(way, [Act::Fail(broken())]);
+    }
+    let (budget, device) = (&scene.pipeline.retries, UpstreamId::Device("a".into()));
+    while !budget.is_spent(RetryKind::Transient, &device) {
+        drop(budget.try_retry(RetryKind::Transient, &device).expect("paid for, and nobody else retries"));
+    }
+    let began = tokio::time::Instant::now();
+    assert_eq!(play(&scene, NAMED).await, Err("upstream_error".into()));
+    assert!(began.elapsed() < RETRY_WAIT, "{:?}", began.elapsed());
+    assert_eq!(scene.tried().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -257,7 +276,11 @@ async fn a_second_retry_does_not_hold_on_to_the_permit_of_the_first() {
         scene.script_from(way, acts.clone());
     }
     // One permit is left of the few that a quiet node has.
-    let held: Vec<_> = (0..2).map_while(|_| scene.pipeline.retries.try_retry(RetryKind::Transient)).collect();
+    let held: Vec<_> = (0..2)
+        .map_while(|_| {
+            scene.pipeline.retries.try_retry(RetryKind::Transient, &UpstreamId::Device("a".into()))
+        })
+        .collect();
     let began = tokio::time::Instant::now();
     assert_eq!(play(&scene, NAMED).await, Ok(()));
     assert_eq!(began.elapsed(), Duration::ZERO);

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use serde::Serialize;
+use shoal_routing::escalate::gain::AnswerSignals;
 use shoal_routing::{
     ArmId, Confidence, DataClass, FinishReason, Outcome, OutcomeStatus, Price, RouteReason, Score, Signals,
     Tokens, UpstreamId,
@@ -21,6 +22,7 @@ use super::{Origin, Purpose};
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
 use crate::judging::witness::{Answered, WitnessHandle};
+use crate::sound::{Bill, SoundUsage};
 use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
 
 /// Requests in progress, for `shoal ps`.
@@ -131,6 +133,12 @@ pub struct Metadata<'a> {
     cost_usd: Option<f64>,
     data_class: &'a str,
     egress: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    resumed: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Guard of one accepted request.
@@ -149,6 +157,8 @@ pub struct Ticket {
     arm: Option<ArmId>,
     upstream: Option<UpstreamId>,
     price: Option<Price>,
+    /// What the present attempt costs, of a request about sound.
+    bill: Option<Bill>,
     /// Cost of the answers that were rejected.
     rejected_usd: f64,
     egress: EgressMark,
@@ -196,6 +206,7 @@ impl Ticket {
             arm: None,
             upstream: None,
             price: None,
+            bill: None,
             rejected_usd: 0.0,
             egress: EgressMark::default(),
             sinks,
@@ -262,6 +273,14 @@ impl Ticket {
         }
     }
 
+    /// Notes that another device goes on with the answer, since the one before broke off with `code`.
+    pub(super) fn resumed(&mut self, code: &str) {
+        self.record.resumed += 1;
+        if let Some(broken_off) = self.record.attempt_log.last_mut() {
+            broken_off.ended = code.to_owned();
+        }
+    }
+
     /// Returns the mark that egress writes when the request leaves the mesh.
     pub fn egress(&self) -> &EgressMark {
         &self.egress
@@ -271,6 +290,23 @@ impl Ticket {
     pub fn priced(&mut self, price: Option<Price>) {
         self.price = price;
         self.record.cost_usd = price.is_none().then_some(self.rejected_usd);
+    }
+
+    /// Notes the same of a request about sound.
+    pub(super) fn billed(&mut self, bill: Option<Bill>) {
+        self.bill = bill;
+    }
+
+    /// Takes over what an answer to a request about sound says so far of its own cost.
+    pub(super) fn heard(&mut self, usage: &SoundUsage) {
+        self.record.egress = self.egress.text();
+        if let Some((input, output)) = usage.tokens {
+            self.record.prompt_tokens = input.0.into();
+            self.record.completion_tokens = output.0.into();
+        }
+        if let Some(bill) = &self.bill {
+            self.record.cost_usd = Some(bill.settled(usage).as_usd());
+        }
     }
 
     /// Remembers who answers now, in case somebody stronger is asked in vain.
@@ -322,9 +358,9 @@ impl Ticket {
     }
 
     /// Tells the judges of an answer that was given up for a stronger model's.
-    pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals) {
+    pub(super) fn saw_rejected(&self, arm: &ArmId, signals: &Signals, seen: &AnswerSignals) {
         if let Some(exhibit) = &self.exhibit {
-            self.sinks.witness.rejected(arm.clone(), &exhibit.parsed.profile, *signals);
+            self.sinks.witness.rejected(arm.clone(), &exhibit.parsed.profile, *signals, *seen);
         }
     }
 
@@ -341,7 +377,9 @@ impl Ticket {
         self.record.egress = self.egress.text();
         if let Some(usage) = tap.usage {
             if let Some(price) = self.price {
-                let cost = price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens));
+                let listed =
+                    || price.cost(tokens(usage.billed_prompt_tokens()), tokens(usage.completion_tokens));
+                let cost = usage.billed.unwrap_or_else(listed);
                 self.record.cost_usd = Some(self.rejected_usd + cost.as_usd());
             }
             self.record.prompt_tokens = usage.prompt_tokens;
@@ -369,6 +407,7 @@ impl Ticket {
             cost_usd: r.cost_usd,
             data_class: &r.data_class,
             egress: &r.egress,
+            resumed: r.resumed,
         };
         serde_json::to_vec(&metadata).expect("plain fields serialise")
     }
@@ -414,7 +453,7 @@ impl Ticket {
         self.record.duration_ms = self.elapsed_ms();
         match self.purpose {
             Purpose::Client => self.count(word),
-            Purpose::Shadow { .. } | Purpose::Evaluation { .. } => {
+            Purpose::Shadow { .. } | Purpose::Agreement { .. } | Purpose::Evaluation { .. } => {
                 let kind = self.purpose.as_str();
                 metrics::counter!("shoal_background_requests_total", "kind" => kind, "outcome" => word)
                     .increment(1);

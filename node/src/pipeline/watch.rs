@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use shoal_routing::{FinishReason, Flaw, HeldPrefix, Hold, SignalFold, Signals, Tokens};
 
+use super::call_watch::CallWatch;
 use crate::api::parse::Shape;
 
 /// Field in which a phone host's answer carries what the host says of it.
@@ -26,6 +27,10 @@ pub(super) struct Watch {
     active: bool,
     asks_logprobs: bool,
     answers: u64,
+    /// Where tools are offered and somebody stronger may be asked.
+    calls: Option<Box<CallWatch>>,
+    tokens: u64,
+    ended: bool,
 }
 
 /// What we asked an upstream for and the client did not.
@@ -96,12 +101,18 @@ struct Part<'a> {
 }
 
 #[derive(Deserialize)]
-struct Logprobs {
-    content: Option<Vec<TokenLogprob>>,
+struct Logprobs<'a> {
+    #[serde(borrow)]
+    content: Option<Vec<TokenLogprob<'a>>>,
 }
 
 #[derive(Deserialize)]
-struct TokenLogprob {
+struct TokenLogprob<'a> {
+    #[serde(default, borrow)]
+    token: Option<Cow<'a, str>>,
+    /// Its bytes, where it holds a part of a character only.
+    #[serde(default, borrow)]
+    bytes: Option<&'a RawValue>,
     logprob: f64,
     #[serde(default)]
     top_logprobs: Vec<TopLogprob>,
@@ -133,6 +144,9 @@ impl Watch {
             active: can_escalate,
             asks_logprobs,
             answers: shape.answers,
+            calls: (can_escalate && shape.needs.tools).then(Box::default),
+            tokens: 0,
+            ended: false,
         }
     }
 
@@ -146,6 +160,7 @@ impl Watch {
             return Hold::Commit;
         }
         let tokens = self.read(payload, false);
+        self.tokens += u64::from(tokens.0);
         self.held.tokens(tokens, now)
     }
 
@@ -162,6 +177,16 @@ impl Watch {
     /// True when log probabilities are asked for on our own account.
     pub(super) fn asks_logprobs(&self) -> bool {
         self.asks_logprobs
+    }
+
+    /// Returns the same for an answer that was asked for without log probabilities.
+    pub(super) fn without_logprobs(self) -> Self {
+        Self { asks_logprobs: false, ..self }
+    }
+
+    /// Returns the tokens of a stream that ended within its held prefix.
+    pub(super) fn tokens_at_end(&self) -> Option<u64> {
+        self.ended.then_some(self.tokens)
     }
 
     /// Returns how many answers were asked for.
@@ -181,7 +206,11 @@ impl Watch {
 
     /// Returns what was seen.
     pub(super) fn signals(&self) -> Signals {
-        self.fold.signals()
+        let least_sure = self.calls.as_ref().and_then(|calls| calls.least_sure());
+        let Some(least_sure) = least_sure else { return self.fold.signals() };
+        let mut fold = self.fold.clone();
+        fold.call_values(least_sure);
+        fold.signals()
     }
 
     /// Reads one object; returns how many tokens it brought.
@@ -206,6 +235,9 @@ impl Watch {
             }
             if let Some(calls) = part.tool_calls.filter(|c| !matches!(c.get(), "null" | "[]")) {
                 self.fold.tool_call();
+                if let Some(seen) = &mut self.calls {
+                    seen.calls(calls);
+                }
                 tokens = 1;
                 if whole && !arguments_are_json(calls) {
                     self.fold.flaw(Flaw::InvalidToolArguments);
@@ -219,16 +251,24 @@ impl Watch {
         if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
             self.fold.finish(Some(FinishReason::parse(&reason)), self.limit_was_asked);
             self.held.end();
+            self.ended = true;
         }
         Tokens(tokens)
     }
 
     fn logprobs(&mut self, raw: Option<&RawValue>) -> u32 {
-        let parsed = raw.and_then(|raw| serde_json::from_str::<Option<Logprobs>>(raw.get()).ok().flatten());
+        let parsed =
+            raw.and_then(|raw| serde_json::from_str::<Option<Logprobs<'_>>>(raw.get()).ok().flatten());
         let tokens = parsed.and_then(|l| l.content).unwrap_or_default();
         for token in &tokens {
             let top: Vec<f64> = token.top_logprobs.iter().map(|t| t.logprob).collect();
             self.fold.token(token.logprob, &top);
+            if let Some(calls) = &mut self.calls {
+                let bytes =
+                    token.bytes.and_then(|raw| serde_json::from_str::<Option<Vec<u8>>>(raw.get()).ok()?);
+                let text = token.token.as_deref().unwrap_or_default().as_bytes();
+                calls.token(bytes.as_deref().unwrap_or(text), token.logprob, &top);
+            }
         }
         u32::try_from(tokens.len()).unwrap_or(u32::MAX)
     }
@@ -268,6 +308,7 @@ mod tests {
             max_output: None,
             answers: 1,
             confidence_threshold: None,
+            resume: None,
             meshes: 0,
             chooses: true,
             session: None,
@@ -320,6 +361,27 @@ mod tests {
         let mut call = Watch::new(&shape(false), true, false);
         call.body(br#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"f","arguments":"{"}}]},"finish_reason":"tool_calls"}]}"#);
         assert_eq!(call.signals().flaw, Some(Flaw::InvalidToolArguments));
+    }
+
+    #[test]
+    fn a_call_is_as_sure_as_its_least_sure_value() {
+        let mut shape = shape(false);
+        shape.needs.tools = true;
+        let confidence = |city: f64| {
+            let tokens: Vec<_> =
+                [("weather", -0.01), ("{\"city\":\"", -0.01), ("Oslo", city), ("\"}", -0.01)]
+                    .iter()
+                    .map(|(token, logprob)| serde_json::json!({"token": token, "logprob": logprob}))
+                    .collect();
+            let body = serde_json::json!({"choices": [{"message": {"content": null, "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\":\"Oslo\"}"}}]},
+                "finish_reason": "tool_calls", "logprobs": {"content": tokens}}]});
+            let mut watch = Watch::new(&shape, true, true);
+            watch.body(body.to_string().as_bytes());
+            watch.signals().confidence().value().unwrap()
+        };
+        assert!(confidence(-0.01) > 0.95);
+        assert!(confidence(-2.3) < 0.15, "braces and keys are sure: {}", confidence(-2.3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use prost::Message;
 use shoal_cluster::ClusterView;
 use shoal_proto::{ProviderInfo, ProviderModel};
-use shoal_routing::{MicroUsd, ModelSpec, Offer, Price, Route, Tokens, UpstreamId};
+use shoal_routing::{MicroUsd, ModelSpec, Offer, Price, Route, SoundPrice, Tokens, UpstreamId};
 
 use super::{MAX_MODELS, NAME_LEN, clean};
 
@@ -58,6 +58,11 @@ fn to_wire(id: &str, offer: &Offer) -> ProviderModel {
         schema: spec.schema,
         logprobs: spec.logprobs,
         embeddings: spec.embeddings,
+        transcription: spec.transcription,
+        speech: spec.speech,
+        minute_micro_usd: offer.sound_price.per_minute.0,
+        chars_micro_usd: offer.sound_price.per_million_chars.0,
+        max_output: spec.max_output.map_or(0, |limit| limit.0),
     }
 }
 
@@ -82,6 +87,10 @@ pub(super) fn of_others(view: &ClusterView, own: &[Offer]) -> Vec<Offer> {
                     input_per_million: MicroUsd(model.input_micro_usd),
                     output_per_million: MicroUsd(model.output_micro_usd),
                 });
+                offer.sound_price = SoundPrice {
+                    per_minute: MicroUsd(model.minute_micro_usd),
+                    per_million_chars: MicroUsd(model.chars_micro_usd),
+                };
                 offer.internal_ok = info.internal_ok;
                 offers.push(offer);
             }
@@ -100,6 +109,9 @@ fn spec_of(info: &ProviderInfo, model: &ProviderModel) -> ModelSpec {
     spec.schema = model.schema;
     spec.logprobs = model.logprobs;
     spec.embeddings = model.embeddings;
+    spec.transcription = model.transcription;
+    spec.speech = model.speech;
+    spec.max_output = (model.max_output > 0).then_some(Tokens(model.max_output));
     spec
 }
 

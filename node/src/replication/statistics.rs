@@ -7,11 +7,14 @@ use std::cmp::Reverse;
 
 use prost::Message;
 use shoal_proto as proto;
+use shoal_routing::bandit::pairs::MAX_PAIRS;
 use shoal_routing::bandit::sums::PACKED;
 use shoal_routing::calibration::{ALL_BINS, BINS, Bin};
 use shoal_routing::escalate::gain::{AnswerSums, LEN};
 use shoal_routing::features::DIM;
-use shoal_routing::{ArmEvidence, ArmId, ArmStats, DomainReliability, QualitySums, Testimony};
+use shoal_routing::{
+    ArmEvidence, ArmId, ArmStats, DomainReliability, PairKey, PairSum, PairSums, QualitySums, Testimony,
+};
 
 use super::{NAME_LEN, clean};
 
@@ -66,7 +69,7 @@ fn summary(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmSummary {
 
 /// Encodes what was observed of one arm.
 pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::ArmEvidence {
-    let ArmEvidence { stats, reliability, quality, answers } = evidence;
+    let ArmEvidence { stats, reliability, quality, answers, pairs } = evidence;
     let bins: Vec<(usize, &Bin)> = reliability.bins().enumerate().filter(|(_, bin)| bin.count > 0).collect();
     let total = reliability.total().bins;
     let total: &[Bin] = if bins.is_empty() { &[] } else { &total };
@@ -94,6 +97,10 @@ pub(crate) fn evidence_to_proto(arm: &ArmId, evidence: &ArmEvidence) -> proto::A
             true => Vec::new(),
             false => answers.numbers().iter().map(|number| *number as f32).collect(),
         },
+        pair_key: pairs.iter().map(|(key, _)| key.0).collect(),
+        pair_count: pairs.iter().map(|(_, sum)| sum.count as f32).collect(),
+        pair_score: pairs.iter().map(|(_, sum)| sum.score as f32).collect(),
+        pair_expected: pairs.iter().map(|(_, sum)| sum.expected as f32).collect(),
     }
 }
 
@@ -123,8 +130,26 @@ pub(crate) fn evidence_from_proto(arm: proto::ArmEvidence) -> Option<(ArmId, Arm
     }
     answers.iter_mut().zip(&arm.answers).for_each(|(sum, sent)| *sum = f64::from(*sent));
     let answers = AnswerSums::from_numbers(answers);
+    let pairs = pairs_from_proto(&arm)?;
     let name = clean(&arm.arm, NAME_LEN);
-    (name == arm.arm).then(|| (ArmId(name.into()), ArmEvidence { stats, reliability, quality, answers }))
+    let evidence = ArmEvidence { stats, reliability, quality, answers, pairs };
+    (name == arm.arm).then(|| (ArmId(name.into()), evidence))
+}
+
+/// Reads the pairs of words; `None` unless each is named once, in order, and has all its sums.
+fn pairs_from_proto(arm: &proto::ArmEvidence) -> Option<PairSums> {
+    let lengths = [arm.pair_count.len(), arm.pair_score.len(), arm.pair_expected.len()];
+    let in_order = arm.pair_key.is_sorted_by(|a, b| a < b);
+    if lengths != [arm.pair_key.len(); 3] || !in_order || arm.pair_key.len() > MAX_PAIRS {
+        return None;
+    }
+    let mut pairs = PairSums::default();
+    let sums = arm.pair_count.iter().zip(&arm.pair_score).zip(&arm.pair_expected);
+    for (key, ((count, score), expected)) in arm.pair_key.iter().zip(sums) {
+        let [count, score, expected] = [*count, *score, *expected].map(f64::from);
+        pairs.insert(PairKey(*key), PairSum { count, score, expected });
+    }
+    Some(pairs)
 }
 
 /// Reads the bins; `None` unless each is named once, in order, and has all its sums. Those over all domains are read
@@ -180,6 +205,11 @@ mod tests {
                     model = GainModel::fit(&testimony.arms);
                 }
             }
+            let pairs = &mut testimony.arms.get_mut(&arm).unwrap().pairs;
+            for key in 1..=MAX_PAIRS as u32 {
+                let key = PairKey(key * 0x0765_4321);
+                pairs.insert(key, PairSum { count: 49.123_456_789, score: 1.9, expected: 40.1 });
+            }
         }
         testimony
     }
@@ -205,7 +235,7 @@ mod tests {
     #[test]
     fn six_arms_take_less_than_20_kb_and_the_most_fit_a_blob() {
         let six = testimony_to_bytes(&learnt(6).published()).len();
-        assert!(six <= 16_000, "{six} bytes");
+        assert!(six <= 19_000, "{six} bytes");
         let widest = widest_bins(learnt(6).published());
         assert!(widest <= 20_000, "{widest} bytes");
         let most = widest_bins(learnt(100).published());
@@ -278,13 +308,22 @@ mod tests {
     fn a_payload_of_another_shape_is_not_a_testimony() {
         let published = learnt(1).published();
         let good = proto::Testimony::decode(testimony_to_bytes(&published).as_slice()).unwrap();
-        let changes: [fn(&mut proto::ArmEvidence); 7] = [
+        let changes: [fn(&mut proto::ArmEvidence); 11] = [
             |arm| arm.quality.truncate(300),
             |arm| arm.answers.truncate(100),
             |arm| arm.domain_bin_at.reverse(),
             |arm| *arm.domain_bin_at.last_mut().unwrap() = 60,
             |arm| arm.domain_bin_count.truncate(9),
             |arm| arm.domain_bin_raw_sum.clear(),
+            |arm| arm.pair_key.swap(0, 1),
+            |arm| arm.pair_key[1] = arm.pair_key[0],
+            |arm| arm.pair_expected.truncate(3),
+            |arm| {
+                arm.pair_key.push(u32::MAX);
+                arm.pair_count.push(1.0);
+                arm.pair_score.push(1.0);
+                arm.pair_expected.push(1.0);
+            },
             |arm| arm.arm.push('\u{1b}'),
         ];
         for change in changes {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::OptionalExtension;
-use shoal_routing::Features;
+use shoal_routing::{Features, Words};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +22,13 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 500;
 /// Finished requests kept in memory: they are asked for right after their answer, before the disk has them.
 const RECENT: usize = 512;
+/// Finished requests whose words are kept in memory, for a judgement that comes later: 2 MiB. They never reach the disk.
+const WORDS: usize = 8192;
 /// Longest time that a row waits for company.
 const LINGER: Duration = Duration::from_millis(200);
+
+/// Words of finished requests by id, oldest first.
+type KeptWords = VecDeque<(Box<str>, Words)>;
 
 /// Where finished requests are handed in. Never blocks.
 #[derive(Clone)]
@@ -31,6 +36,7 @@ pub struct HistoryWriter {
     queue: mpsc::Sender<RequestRecord>,
     lost: Arc<AtomicU64>,
     recent: Arc<Mutex<VecDeque<RequestRecord>>>,
+    words: Arc<Mutex<KeptWords>>,
     store: Store,
 }
 
@@ -46,7 +52,7 @@ impl HistoryWriter {
             crate::tasks::TaskKind::Store,
             write_loop(store.clone(), keep_days, rows, shutdown),
         );
-        (Self { queue, lost: Arc::default(), recent: Arc::default(), store }, task)
+        (Self { queue, lost: Arc::default(), recent: Arc::default(), words: Arc::default(), store }, task)
     }
 
     /// Hands a row in; drops and counts it when the queue is full.
@@ -57,6 +63,13 @@ impl HistoryWriter {
                 recent.pop_front();
             }
             recent.push_back(row.clone());
+        }
+        if let Some(words) = row.words.as_deref().filter(|_| row.outcome == "completed") {
+            let mut kept = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() == WORDS {
+                kept.pop_front();
+            }
+            kept.push_back((row.id.as_str().into(), *words));
         }
         if self.queue.try_send(row).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -72,8 +85,17 @@ impl HistoryWriter {
         };
         match recent {
             Some(record) => Ok(Some(record)),
-            None => self.store.request(id),
+            None => {
+                let words = self.words_of(id).map(Box::new);
+                Ok(self.store.request(id)?.map(|record| RequestRecord { words, ..record }))
+            }
         }
+    }
+
+    /// Returns the words of a finished request, while they are kept.
+    fn words_of(&self, id: &str) -> Option<Words> {
+        let kept = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().rev().find(|(known, _)| **known == *id).map(|(_, words)| *words)
     }
 
     /// Returns the newest finished requests, newest first, those included that the disk does not have yet.
@@ -248,6 +270,30 @@ mod tests {
         assert_eq!(store.recent_requests(1000).unwrap().len(), 700);
         assert_eq!(store.request("req_42").unwrap().unwrap().id, "req_42");
         assert_eq!(writer.lost(), 0);
+    }
+
+    #[test]
+    fn words_of_a_finished_request_are_kept_in_memory_alone() {
+        let words = shoal_routing::RequestProfile::of_text("chest pain and shortness of breath", None).words;
+        let row = |n: usize| RequestRecord {
+            id: format!("req_{n}"),
+            outcome: "completed".into(),
+            words: Some(Box::new(words)),
+            ..Default::default()
+        };
+        assert!(!serde_json::to_string(&row(0)).unwrap().contains("words"));
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _guard = runtime.enter();
+        let (history, _task) = HistoryWriter::start(store.clone(), 30, CancellationToken::new());
+        store.write_history(&[row(0)]).unwrap();
+        (0..=RECENT).for_each(|n| history.record(row(n)));
+        let found = history.find("req_0").unwrap().unwrap();
+        assert_eq!(found.words.as_deref(), Some(&words), "the row came from the disk, its words did not");
+        assert_eq!(store.request("req_0").unwrap().unwrap().words, None);
+        (0..WORDS).for_each(|n| history.record(row(RECENT + 1 + n)));
+        assert_eq!(history.find("req_0").unwrap().unwrap().words, None, "newer ones took its place");
     }
 
     #[test]

@@ -9,13 +9,13 @@ use shoal_proto::SignedBlob;
 use shoal_routing::bandit::sums::PACKED;
 use shoal_routing::calibration::{ALL_BINS, BINS, Bin};
 use shoal_routing::escalate::gain::AnswerSums;
-use shoal_routing::{ArmEvidence, ArmId, DomainReliability, QualitySums};
+use shoal_routing::{ArmEvidence, ArmId, DomainReliability, PairKey, PairSum, PairSums, QualitySums};
 
 use super::{Error, Store, unix_ms};
 use crate::feedback::Agreement;
 
 /// Tables and their columns; those of one name and another shape are set aside.
-const TABLES: [(&str, &str); 3] = [
+const TABLES: [(&str, &str); 4] = [
     (
         "learnt",
         "arm TEXT PRIMARY KEY, quality_version INTEGER NOT NULL, quality BLOB NOT NULL, bins BLOB NOT NULL, \
@@ -23,6 +23,7 @@ const TABLES: [(&str, &str); 3] = [
     ),
     ("testimonies", "origin TEXT PRIMARY KEY, issued_ms INTEGER NOT NULL, blob BLOB NOT NULL"),
     ("evaluator", "id INTEGER PRIMARY KEY CHECK (id = 1), pairs REAL NOT NULL, error REAL NOT NULL"),
+    ("word_pairs", "arm TEXT PRIMARY KEY, sums BLOB NOT NULL"),
 ];
 
 /// What a node knows when it starts.
@@ -72,6 +73,11 @@ impl Store {
             })?;
             rows.collect::<Result<Vec<_>, _>>()
         })?;
+        let pairs = self.read_or_set_aside(3, |connection| {
+            let mut statement = connection.prepare("SELECT arm, sums FROM word_pairs")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<Result<Vec<(String, Vec<u8>)>, _>>()
+        })?;
         let mut own: Vec<(ArmId, ArmEvidence)> = stats
             .into_iter()
             .map(|(arm, stats)| (arm, ArmEvidence { stats, ..ArmEvidence::default() }))
@@ -88,6 +94,14 @@ impl Store {
             });
             let stats = own[index].1.stats;
             own[index].1 = ArmEvidence { stats, ..sums };
+        }
+        for (arm, sums) in pairs {
+            let known = own.iter_mut().find(|(known, _)| known.as_str() == arm);
+            if let Some((_, evidence)) = known
+                && let Some(pairs) = pairs_of(&sums, evidence.stats.scored)
+            {
+                evidence.pairs = pairs;
+            }
         }
         let others = others.iter().filter_map(|blob| SignedBlob::decode(blob.as_slice()).ok()).collect();
         Ok(Learning { own, others, agreement: agreement.first().copied().unwrap_or_default() })
@@ -112,6 +126,12 @@ impl Store {
                     packed(bins),
                     packed(evidence.answers.numbers().iter().copied()),
                 ),
+            )?;
+            let pairs = evidence.pairs.iter();
+            let pairs = pairs.flat_map(|(key, s)| [f64::from(key.0), s.count, s.score, s.expected]);
+            transaction.execute(
+                "INSERT OR REPLACE INTO word_pairs (arm, sums) VALUES (?1, ?2)",
+                (arm.as_str(), packed(pairs)),
             )?;
         }
         for blob in &changed.others {
@@ -154,14 +174,24 @@ fn packed(numbers: impl Iterator<Item = f64>) -> Vec<u8> {
     numbers.flat_map(f64::to_le_bytes).collect()
 }
 
+fn unpacked(bytes: &[u8]) -> Vec<f64> {
+    bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
+}
+
+/// Reads pairs of words back; `None` unless honest counting of `judged` answers can lead to them.
+fn pairs_of(sums: &[u8], judged: u64) -> Option<PairSums> {
+    let mut pairs = PairSums::default();
+    for [key, count, score, expected] in unpacked(sums).as_chunks().0 {
+        pairs.insert(PairKey(*key as u32), PairSum { count: *count, score: *score, expected: *expected });
+    }
+    pairs.is_plausible(judged).then_some(pairs)
+}
+
 /// Reads sums back; `None` unless honest counting can lead to them.
 ///
 /// Earlier versions knew ten bins of no domain, and nothing of what was seen of the answers.
 fn sums_of(version: u64, quality: &[u8], bins: &[u8], answers: &[u8]) -> Option<ArmEvidence> {
-    let numbers = |bytes: &[u8]| -> Vec<f64> {
-        bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()
-    };
-    let (sums, bins, answers) = (numbers(quality), numbers(bins), numbers(answers));
+    let (sums, bins, answers) = (unpacked(quality), unpacked(bins), unpacked(answers));
     let (gram, reward) = sums.split_at_checked(PACKED)?;
     let quality = QualitySums { version, gram: gram.try_into().ok()?, reward: reward.try_into().ok()? };
     let bins: &[[f64; 3]] = bins.as_chunks().0;
@@ -197,6 +227,8 @@ mod tests {
             let judged = Judged { features: Some(Features::default()), domain: Domain::Math, signals };
             testimony.record_judgement(&arm, &judged, Score::clamped(0.3), &GainModel::default());
             testimony.record_end(&arm, Reward::Valid, Some(12));
+            let pairs = &mut testimony.arms.get_mut(&arm).unwrap().pairs;
+            pairs.insert(PairKey(u32::MAX), PairSum { count: 1.0, score: 0.3, expected: 0.7 });
         }
         testimony.arms.into_iter().collect()
     }
@@ -228,7 +260,9 @@ mod tests {
         let mut own = learnt();
         own[0].1.quality.reward[0] = f64::NAN;
         store.write_learning(&Learning { own, ..Learning::default() }, &NOBODY).unwrap();
+        store.lock().execute("UPDATE word_pairs SET sums = zeroblob(32) WHERE arm = 'b'", []).unwrap();
         let read = store.read_learning().unwrap().own;
+        assert!(read[1].1.pairs.is_empty() && !read[0].1.pairs.is_empty(), "pairs without answers");
         assert_eq!((read[0].1.quality.version, read[1].1.quality.version), (0, 1));
         assert_eq!(read[0].1.stats.scored, 1, "what ended well is counted elsewhere");
         store.lock().execute_batch("DROP TABLE learnt; CREATE TABLE learnt (nonsense BLOB);").unwrap();

@@ -32,7 +32,8 @@ pub use keys::{KeyRecord, KeyRing, NewKey};
 pub use learning::Learning;
 pub use packs::AdoptedPack;
 pub use record::{
-    AttemptRecord, Considered, EvaluationRecord, ProfileRecord, REJECTED, Removed, RequestRecord,
+    AgreementRecord, AttemptRecord, Considered, EvaluationRecord, ProfileRecord, REJECTED, Removed,
+    RequestRecord,
 };
 pub use responses::{KeptResponse, MAX_RESPONSE_BYTES, ResponseShelf};
 pub use tokens::StoreBook;

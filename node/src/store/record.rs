@@ -1,7 +1,7 @@
 //! What is kept of one request: values, as they are stored and as people and clients see them. No text of it.
 
 use serde::{Deserialize, Serialize};
-use shoal_routing::Features;
+use shoal_routing::{Features, Words};
 
 /// What is kept of one request; the same JSON that `GET /shoal/v1/requests/{id}` shows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -61,6 +61,8 @@ pub struct RequestRecord {
     pub duration_ms: u64,
     /// Attempts made.
     pub attempts: u32,
+    /// Times that another device went on with an answer that broke off.
+    pub resumed: u32,
     /// True when a device of the mesh was asked, whoever answered in the end.
     pub local_attempt: bool,
     /// Each attempt: upstream, model, confidence and how it ended.
@@ -87,12 +89,37 @@ pub struct RequestRecord {
     /// held across most awaits of a request.
     #[serde(skip)]
     pub features: Option<Box<Features>>,
-    /// For whom it ran: `client`, or the node itself: `shadow`, `evaluation`.
+    /// The words that it was about, hashed, for the same; in memory only, and only of the newest requests.
+    #[serde(skip)]
+    pub words: Option<Box<Words>>,
+    /// For whom it ran: `client`, or the node itself: `shadow`, `agreement`, `evaluation`.
     pub kind: String,
-    /// The client's request that a shadow call or a grade is about; empty for a client's own.
+    /// The client's request that a shadow call, a second opinion or a grade is about; empty for a client's own.
     pub about: String,
+    /// What a second model said of the first answer; absent where none was wanted.
+    pub agreement: Option<Box<AgreementRecord>>,
     /// What a grade said; absent unless this is an evaluation that gave one.
     pub evaluation: Option<Box<EvaluationRecord>>,
+}
+
+/// A second model's opinion of an answer, or why there is none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgreementRecord {
+    /// The call, as a request of its own; empty if nobody was asked.
+    pub request_id: String,
+    /// Model that was asked.
+    pub model: String,
+    /// Who served it.
+    pub upstream: String,
+    /// Share of the first answer that it says, too, 0 to 1; absent = unknown.
+    pub share: Option<f64>,
+    /// Tokens that it read and wrote.
+    pub tokens: u64,
+    /// Milliseconds that the client waited for it.
+    pub duration_ms: u64,
+    /// Why there is no share: `allowance`, `no_other_model`, `slow`, `busy`, `late`, `failed`, `unlike`; empty if there is one.
+    pub skipped: String,
 }
 
 /// A grade and what was made of it.
@@ -172,6 +199,9 @@ pub struct Considered {
     /// What price and waiting took from its quality in the score.
     #[serde(default)]
     pub penalty: Option<f64>,
+    /// A pair of words in the prompt told more of its answer than the words by themselves.
+    #[serde(default)]
+    pub by_pair: bool,
 }
 
 impl From<&shoal_routing::Considered> for Considered {
@@ -187,6 +217,7 @@ impl From<&shoal_routing::Considered> for Considered {
             judged: weighed.judged,
             size: weighed.size.as_str().to_owned(),
             penalty: Some(weighed.penalty),
+            by_pair: weighed.by_pair,
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod http_client;
 pub mod ollama;
 pub mod openai_http;
 pub mod provider;
+pub mod pulse;
 pub mod reply;
 pub mod sse;
 pub mod tunnel;
@@ -26,8 +27,29 @@ use futures_util::stream::BoxStream;
 use shoal_routing::DataClass;
 use tokio::time::Instant;
 
+use self::pulse::Commitment;
 use crate::cloud::purse::Purse;
 use crate::egress::EgressMark;
+
+/// Tokens of a prompt that are read within the wait for a first byte as it is set.
+const USUAL_PROMPT: u64 = 4096;
+/// Time that each further one adds: what a phone takes that reads 40 in a second.
+const READING: Duration = Duration::from_millis(25);
+/// Longest addition; images count as text here, and would wait for days.
+const MAX_READING: Duration = Duration::from_secs(1800);
+/// Bytes of a body that are taken for a token, where nobody has counted.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Returns what a long prompt adds to the wait for the first byte.
+pub fn reading_time(prompt_tokens: u64) -> Duration {
+    let more = prompt_tokens.saturating_sub(USUAL_PROMPT).min(u64::from(u32::MAX));
+    READING.saturating_mul(more as u32).min(MAX_READING)
+}
+
+/// As [`reading_time`], of a body that nobody has read.
+pub fn reading_time_of(body: &Bytes) -> Duration {
+    reading_time(body.len() as u64 / BYTES_PER_TOKEN)
+}
 
 /// API path that an inference body belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,6 +60,12 @@ pub enum ApiPath {
     Completions,
     /// `/v1/embeddings`
     Embeddings,
+    /// `/v1/audio/transcriptions`
+    Transcriptions,
+    /// `/v1/audio/translations`
+    Translations,
+    /// `/v1/audio/speech`
+    Speech,
 }
 
 impl ApiPath {
@@ -47,6 +75,17 @@ impl ApiPath {
             ApiPath::ChatCompletions => "/v1/chat/completions",
             ApiPath::Completions => "/v1/completions",
             ApiPath::Embeddings => "/v1/embeddings",
+            ApiPath::Transcriptions => "/v1/audio/transcriptions",
+            ApiPath::Translations => "/v1/audio/translations",
+            ApiPath::Speech => "/v1/audio/speech",
+        }
+    }
+
+    /// True for what takes or makes recordings: such an answer may be of any media type.
+    pub fn is_sound(self) -> bool {
+        match self {
+            ApiPath::Transcriptions | ApiPath::Translations | ApiPath::Speech => true,
+            ApiPath::ChatCompletions | ApiPath::Completions | ApiPath::Embeddings => false,
         }
     }
 }
@@ -59,6 +98,9 @@ impl FromStr for ApiPath {
             "/v1/chat/completions" => Ok(ApiPath::ChatCompletions),
             "/v1/completions" => Ok(ApiPath::Completions),
             "/v1/embeddings" => Ok(ApiPath::Embeddings),
+            "/v1/audio/transcriptions" => Ok(ApiPath::Transcriptions),
+            "/v1/audio/translations" => Ok(ApiPath::Translations),
+            "/v1/audio/speech" => Ok(ApiPath::Speech),
             _ => Err(UpstreamError::new(404, "not_found", "this API path is not served here")),
         }
     }
@@ -73,8 +115,10 @@ pub struct UpstreamRequest {
     pub path: ApiPath,
     /// Served model name; the body carries the same.
     pub model: Arc<str>,
-    /// OpenAI JSON.
+    /// OpenAI JSON, or a form where `media` says so.
     pub body: Bytes,
+    /// Media type of the body, with the boundary of a form; `None` = JSON.
+    pub media: Option<Arc<str>>,
     /// True when the answer is wanted as a stream.
     pub stream: bool,
     /// When the whole request gives up; `None` = no total cap.
@@ -91,6 +135,8 @@ pub struct UpstreamRequest {
     pub device: Option<Arc<str>>,
     /// Written by egress when the request leaves the mesh.
     pub egress: EgressMark,
+    /// Whether another host may still take over.
+    pub commitment: Commitment,
     /// Money of the key that asks, where it has a budget; what a provider bills is taken from it, too.
     pub payer: Option<Purse>,
 }
@@ -124,6 +170,8 @@ pub struct ServedBy {
 pub struct UpstreamResponse {
     /// Who answers.
     pub served_by: ServedBy,
+    /// Media type of an answer to a request about sound; `None` = JSON, or a stream of it.
+    pub media: Option<Arc<str>>,
     /// The answer as it comes; see [`Event`]. Dropping it cancels the work.
     pub events: BoxStream<'static, Result<Event, UpstreamError>>,
 }
@@ -137,7 +185,8 @@ impl fmt::Debug for UpstreamResponse {
 /// One step of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Streamed: the bytes of one SSE `data:` payload, never `[DONE]`. Not streamed: JSON, maybe in parts.
+    /// Streamed: the bytes of one SSE `data:` payload, never `[DONE]`. Not streamed: JSON, maybe in parts. Of an answer
+    /// to a request about sound: a payload, `[DONE]` included, where its media type is that of events; else bytes.
     Chunk(Bytes),
     /// The last event of a good answer.
     End {
@@ -160,6 +209,8 @@ pub struct UpstreamError {
     pub retryable: bool,
     /// When this upstream may be asked again.
     pub retry_after: Option<Duration>,
+    /// True when the request may have arrived and nothing was said of it: whoever bills may bill it.
+    pub unanswered: bool,
 }
 
 impl UpstreamError {
@@ -171,7 +222,13 @@ impl UpstreamError {
             message: message.into(),
             retryable: false,
             retry_after: None,
+            unanswered: false,
         }
+    }
+
+    /// Says that the request may have arrived although no answer came.
+    pub fn without_answer(self) -> Self {
+        Self { unanswered: true, ..self }
     }
 
     /// Makes an error after which another upstream may be tried.
@@ -185,3 +242,16 @@ pub type UpstreamFuture = Pin<Box<dyn Future<Output = Result<UpstreamResponse, U
 
 /// Any upstream, its kind erased.
 pub type BoxUpstream = tower::util::BoxCloneSyncService<UpstreamRequest, UpstreamResponse, UpstreamError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_prompts_are_given_their_time_within_a_bound() {
+        assert_eq!(reading_time(4096), Duration::ZERO);
+        assert_eq!(reading_time(4096 + 40_000), Duration::from_secs(1000));
+        assert_eq!(reading_time(u64::MAX), MAX_READING);
+        assert_eq!(reading_time_of(&Bytes::from(vec![b' '; 20_000])), READING * 904);
+    }
+}

@@ -20,14 +20,21 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::sse::{self, Decoder, Framing, Item};
-use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
+use super::{
+    Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse, reading_time_of,
+};
 use calls::Calls;
+use cost::{billed, with_cost};
 use failure::Context;
 
 mod calls;
+mod cost;
 mod dialect;
 mod failure;
 mod scan;
+mod sound;
+#[cfg(test)]
+mod sound_tests;
 #[cfg(test)]
 mod tests;
 
@@ -147,6 +154,11 @@ impl Exchange {
         }
     }
 
+    /// Longest silence before tokens flow: longer for a longer prompt.
+    fn first_byte(&self) -> Duration {
+        self.settings.timeouts.first_byte + reading_time_of(&self.request.body)
+    }
+
     fn served_by(&self) -> ServedBy {
         ServedBy {
             upstream: self.settings.name.clone(),
@@ -157,7 +169,7 @@ impl Exchange {
 
     async fn run(self, line: Line) -> Result<UpstreamResponse, UpstreamError> {
         let began = Instant::now();
-        let first_byte = self.settings.timeouts.first_byte;
+        let first_byte = self.first_byte();
         let outgoing = self.dialect.outgoing(&self.settings, &self.request)?;
         let sent = self.within(first_byte, began, line.send(outgoing)).await?;
         let response = sent.map_err(|error| self.context().unsent(&error))?;
@@ -168,6 +180,9 @@ impl Exchange {
         let kind = content_type.unwrap_or_default().to_ascii_lowercase();
         if kind.starts_with("text/html") {
             return Err(self.context().malformed("a web page: its address is probably not that of an API"));
+        }
+        if self.request.path.is_sound() {
+            return self.sound(response, began).await;
         }
         let streams = match self.dialect.framing() {
             Framing::Events => kind.starts_with("text/event-stream"),
@@ -214,7 +229,7 @@ impl Exchange {
         cap: usize,
     ) -> Result<Bytes, UpstreamError> {
         let timeouts = self.settings.timeouts;
-        let (mut limit, mut since) = (timeouts.first_byte, began);
+        let (mut limit, mut since) = (self.first_byte(), began);
         let mut body = BytesMut::new();
         loop {
             let chunk = self.within(limit, since, response.chunk()).await?;
@@ -230,6 +245,7 @@ impl Exchange {
     }
 
     async fn whole(mut self, response: Response, began: Instant) -> Result<UpstreamResponse, UpstreamError> {
+        let billed = billed(response.headers());
         let body = self.read_body(response, began, MAX_BODY).await?;
         let is_object = body.trim_ascii_start().first() == Some(&b'{')
             && serde_json::from_slice::<&serde_json::value::RawValue>(&body).is_ok();
@@ -244,8 +260,12 @@ impl Exchange {
         }
         let body = self.dialect.whole(body).map_err(|what| self.context().malformed(what))?;
         let body = Calls::mend_whole(body, &self.request.id);
+        let body = match billed {
+            Some(usd) => with_cost(body, usd),
+            None => body,
+        };
         let events = stream::iter([Ok(Event::Chunk(body)), Ok(Event::End { complete: true })]);
-        Ok(UpstreamResponse { served_by: self.served_by(), events: events.boxed() })
+        Ok(UpstreamResponse { served_by: self.served_by(), media: None, events: events.boxed() })
     }
 }
 
@@ -323,7 +343,7 @@ impl Reading {
             let event = reading.step().await?;
             Some((event, reading))
         });
-        Ok(UpstreamResponse { served_by, events: stream::iter([Ok(first)]).chain(rest).boxed() })
+        Ok(UpstreamResponse { served_by, media: None, events: stream::iter([Ok(first)]).chain(rest).boxed() })
     }
 
     /// Next event, or `None` once the last was delivered.
@@ -376,7 +396,7 @@ impl Reading {
     async fn read(&mut self) -> Result<Option<Event>, UpstreamError> {
         let timeouts = self.exchange.settings.timeouts;
         let flows = self.payloads >= PAYLOADS_BEFORE_FLOW;
-        let limit = if flows { timeouts.between_chunks } else { timeouts.first_byte };
+        let limit = if flows { timeouts.between_chunks } else { self.exchange.first_byte() };
         let read = self.exchange.within(limit, self.last_read, self.response.chunk()).await?;
         self.last_read = Instant::now();
         match read {

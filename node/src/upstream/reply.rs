@@ -50,8 +50,14 @@ impl<R: Respond> Reply<R> {
 
     /// Says who answers, and where the request left the mesh to, as an [`EgressMark`](crate::egress::EgressMark) tells it.
     pub async fn head(&mut self, by: ServedBy, egress: String) -> Result<(), Gone> {
+        self.head_of(by, egress, None).await
+    }
+
+    /// Says the same of an answer of a media type.
+    pub async fn head_of(&mut self, by: ServedBy, egress: String, media: Option<&str>) -> Result<(), Gone> {
         let ServedBy { upstream, upstream_id, model } = by;
-        self.send(Kind::Head(InferHead { upstream, upstream_id, model, egress })).await
+        let content_type = media.unwrap_or_default().to_owned();
+        self.send(Kind::Head(InferHead { upstream, upstream_id, model, egress, content_type })).await
     }
 
     /// Sends one payload of a stream, uncut.

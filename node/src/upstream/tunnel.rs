@@ -9,14 +9,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use shoal_cluster::ids::{Peer, Role};
 use shoal_proto::infer_frame::Kind;
 use shoal_proto::{InferFrame, InferHead, InferRequest};
 use tokio::time::Instant;
 
-use super::wire::{error_from_wire, to_wire};
-use super::{Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse};
+use super::pulse::{self, Listening, Lost, Pulse};
+use super::wire::{error_from_wire, media_from_wire, to_wire};
+use super::{
+    Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse, reading_time_of,
+};
 use crate::egress::EgressMark;
 
 /// Longest silence of the far end. It watches its engine itself, phase by phase, and reports what it sees; this
@@ -40,6 +44,16 @@ pub trait Opener: Clone + Send + Sync + 'static {
 pub trait Frames: Send + 'static {
     /// Returns the next frame, or `None` when the far end finished the stream.
     fn next(&mut self) -> impl Future<Output = Result<Option<InferFrame>, Interrupted>> + Send;
+
+    /// Counts signs that the far end's process runs, whatever it does.
+    fn heard(&self) -> u64 {
+        0
+    }
+
+    /// Asks the far end whether it still works on the request; may never resolve.
+    fn pulse(&self) -> BoxFuture<'static, Pulse> {
+        Box::pin(std::future::ready(Pulse::Unasked))
+    }
 }
 
 /// The stream broke; why, for the log.
@@ -85,11 +99,14 @@ impl<O: Opener> tower::Service<UpstreamRequest> for Tunnel<O> {
             let deadline = request.deadline;
             // A device knows of no provider, and what it says could only mislead.
             let is_router = to.role == Role::Router;
+            let silence = FAR_END_SILENCE + reading_time_of(&request.body);
             let opened = opener.open(to, to_wire(&request));
-            let frames = bounded(deadline, &name, opened).await??;
+            let frames = bounded(deadline, silence, &name, opened).await??;
             let lost = LostOnTheWay { egress: request.egress.clone(), provider };
             let told = is_router.then_some(&request.egress);
-            Answer { frames, deadline, name, over: false }.begin(told, lost).await
+            let commitment = request.commitment.clone();
+            let listening = Listening::new(commitment, request.body.len());
+            Answer { frames, deadline, silence, listening, name, over: false }.begin(told, lost).await
         })
     }
 }
@@ -117,10 +134,11 @@ impl Drop for LostOnTheWay {
 /// Waits for `future`, but not longer than the far end may be silent, nor past the request's deadline.
 async fn bounded<F: Future>(
     deadline: Option<Instant>,
+    silence: Duration,
     name: &str,
     future: F,
 ) -> Result<F::Output, UpstreamError> {
-    let silence = Instant::now() + FAR_END_SILENCE;
+    let silence = Instant::now() + silence;
     let until = deadline.map_or(silence, |deadline| deadline.min(silence));
     tokio::time::timeout_at(until, future).await.map_err(|_| {
         if until == silence {
@@ -135,6 +153,8 @@ async fn bounded<F: Future>(
 struct Answer<F> {
     frames: F,
     deadline: Option<Instant>,
+    silence: Duration,
+    listening: Listening,
     name: String,
     over: bool,
 }
@@ -147,12 +167,12 @@ impl<F: Frames> Answer<F> {
     ) -> Result<UpstreamResponse, UpstreamError> {
         let first = self.frame().await?;
         lost.found();
-        let served_by = match first {
-            Kind::Head(InferHead { upstream, upstream_id, model, egress: told }) => {
+        let (served_by, media) = match first {
+            Kind::Head(InferHead { upstream, upstream_id, model, egress: told, content_type }) => {
                 if let Some(egress) = egress {
                     egress.told_by_peer(&told);
                 }
-                ServedBy { upstream, upstream_id, model }
+                (ServedBy { upstream, upstream_id, model }, media_from_wire(&content_type))
             }
             Kind::Error(error) => {
                 if let Some(egress) = egress {
@@ -170,7 +190,7 @@ impl<F: Frames> Answer<F> {
             answer.over = !matches!(event, Ok(Event::Chunk(_)));
             Some((event, answer))
         });
-        Ok(UpstreamResponse { served_by, events: events.boxed() })
+        Ok(UpstreamResponse { served_by, media, events: events.boxed() })
     }
 
     async fn event(&mut self) -> Result<Event, UpstreamError> {
@@ -183,7 +203,20 @@ impl<F: Frames> Answer<F> {
     }
 
     async fn frame(&mut self) -> Result<Kind, UpstreamError> {
-        let frame = bounded(self.deadline, &self.name, self.frames.next()).await?;
+        let heard = pulse::next_frame(&mut self.frames, &self.listening);
+        let frame = bounded(self.deadline, self.silence, &self.name, heard).await;
+        let frame = match frame.map_err(UpstreamError::without_answer)? {
+            Ok(frame) => frame,
+            Err(lost) => {
+                let (why, what) = match lost {
+                    Lost::Silent => ("silent", "stopped answering"),
+                    Lost::Unknown => ("unknown", "lost the request"),
+                };
+                metrics::counter!("shoal_pulses_lost_total", "why" => why).increment(1);
+                tracing::info!(upstream = self.name, what, "a request is taken away from its host");
+                return Err(self.interrupted(what));
+            }
+        };
         match frame {
             Ok(Some(InferFrame { kind: Some(kind) })) => Ok(kind),
             Ok(Some(InferFrame { kind: None })) => Err(self.disorder()),
@@ -197,7 +230,7 @@ impl<F: Frames> Answer<F> {
 
     fn interrupted(&self, what: &str) -> UpstreamError {
         let message = format!("{} {what} before the answer was complete", self.name);
-        UpstreamError::retryable(502, "upstream_interrupted", message)
+        UpstreamError::retryable(502, "upstream_interrupted", message).without_answer()
     }
 
     fn disorder(&self) -> UpstreamError {

@@ -12,6 +12,8 @@ use super::{UpstreamError, UpstreamRequest};
 
 /// Longest message of a peer that is passed on, in characters.
 const MAX_MESSAGE: usize = 500;
+/// Longest media type that is passed on, in bytes; a form's boundary has at most 70.
+const MAX_MEDIA: usize = 256;
 /// Longest error code of a peer that is passed on, in bytes.
 const MAX_CODE: usize = 64;
 /// Longest `retry_after` that a peer may ask for.
@@ -42,6 +44,7 @@ pub fn to_wire(request: &UpstreamRequest) -> InferRequest {
         attempts_left: request.attempts_left,
         stream: request.stream,
         device: request.device.as_deref().unwrap_or_default().to_owned(),
+        content_type: request.media.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
@@ -53,6 +56,7 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
     let deadline_ms = request.deadline_ms.min(MAX_DEADLINE_MS);
     Ok(UpstreamRequest {
         egress: Default::default(),
+        commitment: Default::default(),
         payer: None,
         path: request.path.parse()?,
         // A class that is missing, or that this version does not know, is taken as the strictest.
@@ -64,6 +68,7 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
         id: Arc::from(request.request_id),
         model: Arc::from(request.model),
         body: request.body,
+        media: media_from_wire(&request.content_type),
         stream: request.stream,
         deadline: (deadline_ms > 0).then(|| Instant::now() + Duration::from_millis(deadline_ms)),
         hop: request.hop,
@@ -71,6 +76,12 @@ pub fn from_wire(request: InferRequest) -> Result<UpstreamRequest, UpstreamError
         attempts_left: request.attempts_left,
         device: (!request.device.is_empty()).then(|| Arc::from(request.device)),
     })
+}
+
+/// A media type as a peer worded it, bounded: it will stand in a header. Nothing, and nonsense, is `None`.
+pub fn media_from_wire(text: &str) -> Option<Arc<str>> {
+    let is_media = (1..=MAX_MEDIA).contains(&text.len()) && text.bytes().all(|b| (b' '..=b'~').contains(&b));
+    is_media.then(|| Arc::from(text))
 }
 
 /// An error as it travels.
@@ -84,6 +95,7 @@ pub fn error_to_wire(error: &UpstreamError) -> InferError {
             .retry_after
             .map_or(0, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         egress: String::new(),
+        unanswered: error.unanswered,
     }
 }
 
@@ -102,6 +114,7 @@ pub fn error_from_wire(error: InferError) -> UpstreamError {
         message: error.message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect(),
         retryable: error.retryable,
         retry_after: (!retry_after.is_zero()).then_some(retry_after),
+        unanswered: error.unanswered,
     }
 }
 

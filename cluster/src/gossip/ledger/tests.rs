@@ -147,6 +147,23 @@ fn unknown_keys_are_held_but_not_shown() {
 }
 
 #[test]
+fn nobody_is_dead_because_the_reader_did_not_run() {
+    let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+    reader.meet(&writer);
+    reader.lease(&writer, 3);
+    assert!(reader.lease(&writer, 4));
+    let stopped = LEASE_VALIDITY * 3;
+    reader.now += stopped;
+    reader.ledger.excuse(stopped, reader.now);
+    assert!(reader.member(&writer).unwrap().alive);
+    assert!(reader.lease(&writer, 5), "and it goes on from there");
+    // Being excused moves nothing into the future.
+    reader.ledger.excuse(stopped, reader.now);
+    reader.now += LEASE_VALIDITY + Duration::from_millis(1);
+    assert!(!reader.member(&writer).unwrap().alive);
+}
+
+#[test]
 fn a_lease_must_be_renewed_to_be_alive() {
     let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
     reader.meet(&writer);

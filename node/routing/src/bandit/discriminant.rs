@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 
 use crate::bandit::linear::{Matrix, SIDE, Vector, dot};
 use crate::bandit::pack::ClassPriors;
+use crate::bandit::pairs::Found;
 use crate::bandit::shrinkage;
 use crate::bandit::sums::{QualitySums, at};
 use crate::features::Features;
@@ -127,14 +128,15 @@ impl Discriminant {
     /// Returns the features as the arms are shown them: a stranger moved towards the mean of what was judged.
     pub fn place(&self, features: &Features) -> Placed {
         let x = Vector::of(features);
-        let Some(common) = &self.common else { return Placed { x, strange: false } };
+        let found = Found::default();
+        let Some(common) = &self.common else { return Placed { x, strange: false, found } };
         let away = x.minus(&common.mean);
         let distance = common.inverse_covariance.quadratic(&away);
         let radius = STRANGE * SIDE as f64;
         if distance <= radius {
-            return Placed { x, strange: false };
+            return Placed { x, strange: false, found };
         }
-        Placed { x: common.mean.plus(&away, radius / distance), strange: true }
+        Placed { x: common.mean.plus(&away, radius / distance), strange: true, found }
     }
 
     /// Returns what to expect of an arm's answer to a request; from `level` alone while nobody judged any arm.
@@ -171,9 +173,11 @@ impl Discriminant {
 /// Features of a request, placed among those that were judged.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placed {
-    x: Vector,
+    pub(super) x: Vector,
     /// The request is unlike what was judged and was moved towards it.
     pub strange: bool,
+    /// Pairs of its words that some arm has something to tell of.
+    pub(super) found: Found,
 }
 
 /// Moments of one arm's judged answers, with the made-up ones.

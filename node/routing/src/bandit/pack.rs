@@ -73,6 +73,8 @@ impl Pack {
         prior.stats = Default::default();
         // A prior never fades, so what was missed lately elsewhere would be believed for good.
         prior.answers = prior.answers.lasting();
+        // Words are hashed under the key of a mesh, and are nobody else's business.
+        prior.pairs = Default::default();
         Some(prior)
     }
 

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::bandit::discriminant::{Belief, Discriminant, Level, Placed};
+use crate::bandit::pairs::{Foreseen, PairKey, Telling};
 use crate::bandit::prior::SizeClass;
 use crate::bandit::reward::Reward;
+use crate::features::Features;
 use crate::ids::ArmId;
+use crate::profile::Words;
 use crate::units::Score;
 
 /// Judgements that the prior of a size class weighs.
@@ -182,7 +185,7 @@ impl Observations {
                 arms.entry(arm.clone()).or_default().add(stats);
             }
         }
-        Posterior { arms, qualities: Discriminant::default() }
+        Posterior { arms, ..Posterior::default() }
     }
 
     /// Returns the life to write to: `None` when a newer one is known. A newer generation replaces the older.
@@ -203,6 +206,7 @@ impl Observations {
 pub struct Posterior {
     arms: BTreeMap<ArmId, ArmStats>,
     qualities: Discriminant,
+    pairs: Telling,
 }
 
 impl Posterior {
@@ -216,6 +220,26 @@ impl Posterior {
         Self { qualities, ..self }
     }
 
+    /// Adds what was learnt of pairs of words beyond that.
+    pub fn with_pairs(self, pairs: Telling) -> Self {
+        Self { pairs, ..self }
+    }
+
+    /// Returns what was learnt of pairs of words.
+    pub fn pairs(&self) -> &Telling {
+        &self.pairs
+    }
+
+    /// Returns a request as the arms are shown it.
+    pub fn place(&self, features: &Features, words: &Words) -> Placed {
+        Placed { found: self.pairs.find(words), ..self.qualities.place(features) }
+    }
+
+    /// Returns the pair of the request's words that speaks for an arm, if one does.
+    pub fn spoken(&self, arm: &ArmId, placed: &Placed) -> Option<PairKey> {
+        self.pairs.spoken(arm, &placed.found)
+    }
+
     /// Returns what was learnt of the arms' quality by the features of requests.
     pub fn qualities(&self) -> &Discriminant {
         &self.qualities
@@ -226,6 +250,22 @@ impl Posterior {
     /// Before anything was judged the size of the model stands for it; judgements of answers whose requests are no
     /// longer known count for the arm's level.
     pub fn answer(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Belief {
+        self.pairs.correct(arm, &placed.found, self.linear(arm, size, placed))
+    }
+
+    /// Returns what a judgement of an arm's answer to a request is compared with.
+    pub fn foresee(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Foreseen {
+        let linear = self.linear(arm, size, placed);
+        Foreseen {
+            weight: self.qualities.weight(arm),
+            linear: linear.mean,
+            answer: self.pairs.correct(arm, &placed.found, linear).mean,
+            spoken: self.spoken(arm, placed),
+        }
+    }
+
+    /// Returns the same as [`answer`](Self::answer) by the features of the request alone, whatever its words.
+    fn linear(&self, arm: &ArmId, size: SizeClass, placed: &Placed) -> Belief {
         let stats = self.arm(arm);
         let apart = (stats.scored as f64 - self.qualities.weight(arm)).max(0.0);
         // Forgetting makes the sums weigh less than what was counted; the difference is no evidence of its own.

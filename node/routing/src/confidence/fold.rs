@@ -14,12 +14,9 @@ const MIN_LOGPROB: f64 = -20.0;
 /// Text and log probabilities are fed separately, because some engines send one without the other.
 #[derive(Debug, Clone, Default)]
 pub struct SignalFold {
-    tokens: u32,
-    logprob_sum: f64,
-    logprob_min: f64,
-    tops: u32,
-    margin_sum: f64,
-    entropy_sum: f64,
+    tokens: Tally,
+    /// What the least sure value of its calls says, which then speaks for all.
+    call: Option<TokenSignals>,
     repetition: Repetition,
     opening: String,
     has_content: bool,
@@ -46,19 +43,14 @@ impl SignalFold {
     /// Takes in the log probability of a token (natural logarithm), and those of the likeliest tokens in its place
     /// in any order; an empty list where the engine gives none. What is no number is ignored.
     pub fn token(&mut self, logprob: f64, top: &[f64]) {
-        if logprob.is_nan() {
-            return;
+        if let Some((logprob, top)) = Tally::read(logprob, top) {
+            self.tokens.add(logprob, top);
         }
-        let logprob = logprob.clamp(MIN_LOGPROB, 0.0);
-        self.tokens = self.tokens.saturating_add(1);
-        self.logprob_sum += logprob;
-        self.logprob_min = self.logprob_min.min(logprob);
-        if top.len() >= 2 {
-            let (margin, entropy) = margin_and_entropy(top);
-            self.tops = self.tops.saturating_add(1);
-            self.margin_sum += margin;
-            self.entropy_sum += entropy;
-        }
+    }
+
+    /// Lets the least sure value of the answer's calls speak for the answer, in place of all its tokens.
+    pub fn call_values(&mut self, least_sure: TokenSignals) {
+        self.call = Some(least_sure);
     }
 
     /// Notes that the answer calls a tool, so that it is not empty without text.
@@ -97,7 +89,7 @@ impl SignalFold {
             .or_else(|| seen(Flaw::Loop, self.repetition.is_loop()))
             .or_else(|| seen(Flaw::Refusal, refusal::begins_with_refusal(&self.opening)));
         Signals {
-            tokens: self.token_signals(),
+            tokens: self.call.or_else(|| self.tokens.signals()),
             repetition: self.repetition.share(),
             truncated: self.truncated,
             flaw,
@@ -105,8 +97,41 @@ impl SignalFold {
             handoff: self.handoff,
         }
     }
+}
 
-    fn token_signals(&self) -> Option<TokenSignals> {
+/// Sums over tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    tokens: u32,
+    logprob_sum: f64,
+    logprob_min: f64,
+    tops: u32,
+    margin_sum: f64,
+    entropy_sum: f64,
+}
+
+impl Tally {
+    /// Brings what an engine says of a token within bounds: its log probability, and margin and entropy of its place
+    /// where it gave a list. `None` for what is no number.
+    pub(super) fn read(logprob: f64, top: &[f64]) -> Option<(f64, Option<(f64, f64)>)> {
+        let top = (top.len() >= 2).then(|| margin_and_entropy(top));
+        (!logprob.is_nan()).then(|| (logprob.clamp(MIN_LOGPROB, 0.0), top))
+    }
+
+    /// Takes in a token that was [`read`](Self::read).
+    pub(super) fn add(&mut self, logprob: f64, top: Option<(f64, f64)>) {
+        self.tokens = self.tokens.saturating_add(1);
+        self.logprob_sum += logprob;
+        self.logprob_min = self.logprob_min.min(logprob);
+        if let Some((margin, entropy)) = top {
+            self.tops = self.tops.saturating_add(1);
+            self.margin_sum += margin;
+            self.entropy_sum += entropy;
+        }
+    }
+
+    /// Returns what they say together; `None` without tokens.
+    pub(super) fn signals(&self) -> Option<TokenSignals> {
         let mean_of_tops = |sum: f64| (self.tops > 0).then(|| sum / f64::from(self.tops));
         (self.tokens > 0).then(|| TokenSignals {
             tokens: self.tokens,

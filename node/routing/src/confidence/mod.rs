@@ -7,7 +7,9 @@
 //! The number is raw: it orders the answers of one model, but 0.8 does not mean "right in 8 of 10 cases" until
 //! [`calibration`](crate::calibration) made it so.
 
+pub mod call;
 pub mod fold;
+pub mod likeness;
 pub mod refusal;
 pub mod repetition;
 
@@ -15,7 +17,9 @@ use std::fmt;
 
 use crate::units::Score;
 
+pub use call::{CallValue, CallValues, TokenLog};
 pub use fold::SignalFold;
+pub use likeness::likeness;
 pub use refusal::is_refusal;
 pub use repetition::Repetition;
 

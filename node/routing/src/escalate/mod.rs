@@ -8,6 +8,7 @@
 pub mod gain;
 pub mod held;
 mod ladder;
+mod opinion;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use gain::{Evidence, GainModel};
 
 pub use held::{HELD_FOR, HELD_TOKENS, HeldPrefix, Hold};
 pub use ladder::{Ladder, MAX_RUNGS, ladder};
+pub use opinion::Prospect;
 
 /// Judgements of an arm from which its mean quality alone may speak against an answer of unknown confidence.
 const ENOUGH_JUDGEMENTS: u64 = 10;

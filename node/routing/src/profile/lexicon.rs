@@ -23,6 +23,11 @@ impl Word {
         Self(u128::from_le_bytes(bytes))
     }
 
+    /// Returns the bytes as a number.
+    pub(super) const fn number(self) -> u128 {
+        self.0
+    }
+
     const fn slot(self) -> usize {
         let folded = (self.0 as u64) ^ (self.0 >> 64) as u64;
         (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - SLOTS.trailing_zeros())) as usize

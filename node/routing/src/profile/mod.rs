@@ -7,6 +7,7 @@ mod sample;
 mod surface;
 mod task;
 mod tolerance;
+mod words;
 
 pub use language::Language;
 pub(crate) use reading::Reading;
@@ -14,11 +15,14 @@ pub(crate) use sample::Sample;
 pub use surface::Surface;
 pub use task::Task;
 pub use tolerance::Tolerance;
+pub use words::{MAX_WORDS, Words};
 
 use crate::balance::Work;
+use crate::class::DataClass;
 use crate::domain::Domain;
 use crate::embed::Embedding;
 use crate::features::Features;
+use crate::registry::Craft;
 use crate::request::{MessageRole, Needs, Request};
 use crate::tokens;
 use crate::units::Tokens;
@@ -57,6 +61,8 @@ pub struct RequestProfile {
     pub tolerance: Tolerance,
     /// What the bandit learns from.
     pub features: Features,
+    /// The words that it is about; none of a restricted request.
+    pub words: Words,
     /// Somebody watches the answer appear, so the time to its first token matters.
     pub interactive: bool,
 }
@@ -72,7 +78,7 @@ impl RequestProfile {
             .iter()
             .filter(|message| matches!(message.role, MessageRole::User | MessageRole::Assistant))
             .count();
-        let expected_output = if request.needs.embeddings {
+        let expected_output = if request.needs.craft() != Craft::Text {
             Tokens(0)
         } else {
             request.max_output.map_or(TYPICAL_OUTPUT, |limit| limit.min(TYPICAL_OUTPUT))
@@ -92,6 +98,10 @@ impl RequestProfile {
             embedding,
             features: Features::of(&embedding, &surface),
             surface,
+            words: match request.data_class {
+                DataClass::Restricted => Words::default(),
+                DataClass::Public | DataClass::Internal => reading.about,
+            },
             domain,
             language: Language::of(&reading),
             task: Task::of(&reading, domain, &request.needs),

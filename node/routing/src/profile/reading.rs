@@ -4,6 +4,7 @@ use super::language::{Language, Script, Scripts};
 use super::lexicon::{self, Word};
 use super::sample::Sample;
 use super::task::{self, Task};
+use super::words::Words;
 use crate::domain::Domain;
 
 /// Bytes at both ends of a text in which a word that asks for a task counts double.
@@ -11,6 +12,9 @@ const LOUD_BYTES: usize = 120;
 
 /// Signs that only source text shows.
 const CODE_MARKS: [&str; 7] = ["();", " => ", "->", "!=", "==", "});", "</"];
+
+/// Shortest word that tells what a prompt is about, bytes.
+const TELLING_BYTES: usize = 3;
 
 /// Marks off source text in a message.
 const FENCE: &str = "```";
@@ -49,6 +53,8 @@ pub(crate) struct Reading {
     domains: [u16; Domain::ALL.len()],
     /// Words that ask for each task, those near an end twice.
     pub(super) tasks: [u16; Task::ALL.len()],
+    /// What it is about.
+    pub(super) about: Words,
 }
 
 impl Reading {
@@ -128,7 +134,13 @@ impl Reading {
         }
         self.words += 1;
         self.word_chars += word.chars;
-        if let Some(clue) = word.key().and_then(lexicon::look_up) {
+        let clue = word.key().and_then(lexicon::look_up);
+        if let Some(key) = word.key().filter(|_| word.tells())
+            && clue.is_none_or(|clue| clue.languages == 0)
+        {
+            self.about.add(key.number());
+        }
+        if let Some(clue) = clue {
             if let Some(domain) = clue.domain {
                 self.domains[domain as usize] += 1;
             }
@@ -215,6 +227,11 @@ impl OpenWord {
         }
         self.len += text.len();
         self.chars += chars;
+    }
+
+    /// True when it is neither a number nor too short to tell anything.
+    fn tells(&self) -> bool {
+        self.len >= TELLING_BYTES && !self.bytes[0].is_ascii_digit()
     }
 
     fn key(&self) -> Option<Word> {

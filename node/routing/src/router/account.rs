@@ -35,10 +35,12 @@ pub struct Considered {
     pub penalty: f64,
     /// Answers of it that were judged, over the mesh.
     pub judged: u64,
+    /// A pair of the request's words tells more of its answer than the words by themselves.
+    pub by_pair: bool,
 }
 
 impl Considered {
-    pub(super) fn new(model: &Arc<str>, view: &ArmView<'_>, score: f64) -> Self {
+    pub(super) fn new(model: &Arc<str>, view: &ArmView<'_>, score: f64, by_pair: bool) -> Self {
         Self {
             model: model.clone(),
             arm: view.arm.clone(),
@@ -50,6 +52,7 @@ impl Considered {
             latency_ms: view.latency_ms,
             penalty: view.penalty,
             judged: view.stats.scored,
+            by_pair,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::balance::Forecast;
 use crate::bandit::{ArmStats, ArmView, SizeClass};
 use crate::profile::RequestProfile;
-use crate::registry::{ArmEntry, Offer, Registry};
+use crate::registry::{ArmEntry, Craft, Offer, Registry};
 use crate::request::Request;
 use crate::router::Ask;
 use crate::router::account::Removal;
@@ -37,8 +37,9 @@ pub(super) fn gather<'a>(
 ) -> Vec<Candidate<'a>> {
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
     for entry in registry.arms() {
-        let makes_vectors = entry.embedder || entry.offers.iter().any(|o| o.model.embeddings == Some(true));
-        if (request.needs.embeddings && !makes_vectors) || (!request.needs.embeddings && entry.embedder) {
+        let craft = request.needs.craft();
+        let can = craft != Craft::Text && entry.offers.iter().any(|offer| offer.model.makes(craft));
+        if entry.craft != craft && !can {
             continue;
         }
         let wanted = |offer: &&Arc<Offer>| scope == Scope::Everywhere || offer.is_cloud();

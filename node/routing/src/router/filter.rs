@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::class::{DataClass, Mode};
 use crate::limit::MAX_HOPS;
 use crate::profile::RequestProfile;
-use crate::registry::Offer;
+use crate::registry::{Craft, Offer};
 use crate::request::Request;
 use crate::router::NoRoute;
 use crate::router::account::{MAX_REMOVED, Removal, Removed};
@@ -129,7 +129,7 @@ impl<'a> Filter<'a> {
         self.needs(offer).into_iter().all(|(needed, has, _)| !needed || has == Some(true))
     }
 
-    fn needs(&self, offer: &Offer) -> [(bool, Option<bool>, &'static str); 6] {
+    fn needs(&self, offer: &Offer) -> [(bool, Option<bool>, &'static str); 8] {
         let (needs, model) = (&self.request.needs, &offer.model);
         [
             (needs.tools, model.tools, "tools"),
@@ -137,6 +137,9 @@ impl<'a> Filter<'a> {
             (needs.embeddings, model.embeddings, "embeddings"),
             (needs.logprobs, model.logprobs, "log probabilities"),
             (needs.audio, model.audio, "sound"),
+            // Few servers say it and most have no such path at all, so nobody is asked on the chance.
+            (needs.transcription, Some(model.makes(Craft::Transcripts)), "transcription"),
+            (needs.speech, Some(model.makes(Craft::Speech)), "speech"),
             // Engines do not say it and most can, so only a known lack counts: a form for the answer is no reason to
             // leave the devices for a provider that says it can.
             (needs.schema && model.schema == Some(false), model.schema, "JSON schemas"),

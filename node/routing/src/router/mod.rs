@@ -24,7 +24,7 @@ use crate::choice::ModelChoice;
 use crate::class::Mode;
 use crate::ids::{ArmId, UpstreamId};
 use crate::profile::RequestProfile;
-use crate::registry::{Offer, Registry, Route};
+use crate::registry::{Craft, Offer, Registry, Route};
 use crate::request::Request;
 use crate::router::candidate::{Candidate, Scope};
 use crate::router::filter::Filter;
@@ -144,7 +144,7 @@ impl<P: Policy> Router<P> {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Decision, NoRoute> {
-        let placed = snapshot.posterior.qualities().place(&profile.features);
+        let placed = snapshot.posterior.place(&profile.features, &profile.words);
         let weights = Weights::of(request.effective_preference());
         let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, previous, now };
         let registry = snapshot.registry;
@@ -200,7 +200,7 @@ impl<P: Policy> Router<P> {
         let Ask { request, profile, snapshot, .. } = ask;
         let offers = by_devices_first(snapshot.registry.by_model(model));
         let may_replace = request.hop == 0
-            && !request.needs.embeddings
+            && request.needs.craft() == Craft::Text
             && !offers.is_empty()
             && !offers.iter().any(|offer| offer.is_cloud());
         let mut replace = |reason: RouteReason| {
@@ -254,7 +254,12 @@ impl<P: Policy> Router<P> {
         let Ask { request, snapshot, .. } = ask;
         let mut candidates = candidate::gather(snapshot.registry, request, filter, scope);
         if candidates.is_empty() && !filter.has_seen() && !snapshot.registry.offers().is_empty() {
-            let what = if request.needs.embeddings { "embeddings" } else { "chat" };
+            let what = match request.needs.craft() {
+                Craft::Text => "chat",
+                Craft::Vectors => "embeddings",
+                Craft::Transcripts => "transcription",
+                Craft::Speech => "speech",
+            };
             return Err(NoRoute::Unsupported { what });
         }
         if candidates.is_empty() {
@@ -287,7 +292,9 @@ impl<P: Policy> Router<P> {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         order.sort_by(|a, b| selection.scores[*b].total_cmp(&selection.scores[*a]).then(a.cmp(b)));
         let account = |index: &usize| {
-            Considered::new(&candidates[*index].entry.model, &views[*index], selection.scores[*index])
+            let view = &views[*index];
+            let by_pair = ask.snapshot.posterior.spoken(view.arm, ask.placed).is_some();
+            Considered::new(&candidates[*index].entry.model, view, selection.scores[*index], by_pair)
         };
         let considered = order.iter().map(account).collect();
         let explored = order[0] != selection.index;
@@ -348,13 +355,14 @@ struct Ask<'a> {
 }
 
 /// True when an answer to the request may be followed by a stronger model's. Only the entry router does that, since
-/// two that judge the same answer would pay twice; vectors of two models cannot be compared.
+/// two that judge the same answer would pay twice; vectors and sound are not judged.
 fn may_escalate(request: &Request<'_>) -> bool {
     let choice = match request.choice {
         ModelChoice::Auto(_) | ModelChoice::Named(_) => true,
         ModelChoice::AutoLocal | ModelChoice::OnDevice { .. } | ModelChoice::Provider { .. } => false,
     };
-    choice && request.effective_mode() == Mode::Auto && request.hop == 0 && !request.needs.embeddings
+    let is_text = request.needs.craft() == Craft::Text;
+    choice && request.effective_mode() == Mode::Auto && request.hop == 0 && is_text
 }
 
 /// Decides for a model that the caller named: every offer of it that passes the filter.

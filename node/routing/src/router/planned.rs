@@ -112,7 +112,7 @@ fn considered(
     if ways.iter().any(|(_, decision)| !decision.considered.is_empty()) {
         return Vec::new();
     }
-    let placed = snapshot.posterior.qualities().place(&profile.features);
+    let placed = snapshot.posterior.place(&profile.features, &profile.words);
     let weights = Weights::of(request.effective_preference());
     let ask = Ask { request, profile, snapshot, placed: &placed, weights: &weights, previous: None, now };
     let mut seen: Vec<Considered> = Vec::with_capacity(ways.len());
@@ -125,7 +125,8 @@ fn considered(
             let candidate = Candidate { entry, offers: offers.map(Arc::clone).collect() };
             let view = candidate.view(ask);
             let score = view.answer.mean - view.penalty;
-            seen.push(Considered::new(&entry.model, &view, score));
+            let by_pair = snapshot.posterior.spoken(&entry.id, &placed).is_some();
+            seen.push(Considered::new(&entry.model, &view, score, by_pair));
         }
     }
     seen.sort_by(|a, b| b.score.total_cmp(&a.score));

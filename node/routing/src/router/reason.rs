@@ -26,6 +26,8 @@ pub enum RouteReason {
     Escalated,
     /// Asked beside another model that answered the client, to compare them; nobody gets its answer.
     Shadow,
+    /// Asked beside another model whose answer nothing is known of, to see whether it says the same.
+    Agreement,
     /// No decision was made.
     None,
 }
@@ -44,6 +46,7 @@ impl RouteReason {
             Self::Fallback => "fallback",
             Self::Escalated => "escalated",
             Self::Shadow => "shadow",
+            Self::Agreement => "agreement",
             Self::None => "none",
         }
     }
@@ -58,7 +61,7 @@ impl RouteReason {
             | Self::OnlyCandidate
             | Self::PromptTooLong
             | Self::ModeCloud => true,
-            Self::Fallback | Self::Escalated | Self::Shadow | Self::None => false,
+            Self::Fallback | Self::Escalated | Self::Shadow | Self::Agreement | Self::None => false,
         };
         match rule.filter(|_| is_first) {
             Some(rule) => Cow::Owned(format!("rule:{rule}")),

@@ -2,6 +2,8 @@
 
 mod planned;
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::bandit::{ArmStats, Observations};
 use crate::class::{DataClass, Mode, Preference};
@@ -545,4 +547,26 @@ fn a_schema_is_no_reason_to_leave_the_devices_and_sound_needs_ears() {
     let sound = Request { needs: Needs { audio: true, ..Needs::default() }, ..request("deaf") };
     let error = decide(vec![on_device("a", deaf)], &sound).unwrap_err();
     assert_eq!(error.to_string(), "No model that may serve this request supports sound.");
+}
+
+#[test]
+fn recordings_go_to_models_that_are_made_for_them_and_chats_to_none_of_those() {
+    let heard = Request { needs: Needs { transcription: true, ..Needs::default() }, ..request("auto") };
+    let spoken = Request { needs: Needs { speech: true, ..Needs::default() }, ..request("auto") };
+    let told = ModelSpec { transcription: Some(true), ..spec("ears-1") };
+    let offers = || {
+        let models = [spec("m"), spec("whisper-large-v3"), spec("kokoro-82m"), told.clone()];
+        models.into_iter().map(|model| on_device("a", model)).collect::<Vec<_>>()
+    };
+    let models = |request: &Request<'_>| {
+        let decision = decide(offers(), request).unwrap();
+        decision.considered.iter().map(|c| c.model.to_string()).collect::<BTreeSet<_>>()
+    };
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(models(&heard), set(&["ears-1", "whisper-large-v3"]));
+    assert_eq!(models(&spoken), set(&["kokoro-82m"]));
+    assert_eq!(models(&request("auto")), set(&["m"]));
+    let named = Request { choice: request("m").choice, ..heard };
+    let error = decide(offers(), &named).unwrap_err();
+    assert_eq!(error.to_string(), "No model that may serve this request supports transcription.");
 }

@@ -9,6 +9,7 @@ use super::when::{Reach, Subject, last_user_text};
 use super::{Route, Rules, Target};
 use crate::choice::ModelChoice;
 use crate::class::{DataClass, Mode, Preference};
+use crate::registry::Craft;
 use crate::request::{MessageRole, Request};
 
 /// What the rules say to one request.
@@ -100,10 +101,14 @@ impl Route {
     }
 }
 
-/// False for a route to the cloud and a request that must not leave the devices: the rule is not about it.
+/// False for what a rule is not about: a request that must not leave the devices, if the route leads to the cloud, and
+/// sound, if it names models to chat with for whatever comes. One that keeps requests here is about all of them.
 fn may_follow(route: &Route, request: &Request<'_>) -> bool {
     let stays = request.effective_mode() == Mode::Local || request.data_class == DataClass::Restricted;
-    !(stays && route.mode == Some(Mode::Cloud))
+    let is_sound = matches!(request.needs.craft(), Craft::Transcripts | Craft::Speech);
+    let leads_to_chat = !route.targets.split.is_empty() && route.when.models.is_empty();
+    let keeps = route.reach() == Reach::Everything;
+    !(stays && route.mode == Some(Mode::Cloud) || is_sound && leads_to_chat && !keeps)
 }
 
 /// Makes the number that a draw begins with.

@@ -158,7 +158,7 @@ fn spoken(path: ApiPath, request: Translated, voice: Box<dyn Voice>) -> Spoken {
 
 fn served(front: &Front, asked: &str) -> String {
     let inventory = front.pipeline.inventory.load();
-    served_name(asked, |name| !inventory.registry.by_model(name).is_empty())
+    served_name(asked, |name| !inventory.registry.by_model(name).is_empty() || models::is_alias(front, name))
 }
 
 impl Times {

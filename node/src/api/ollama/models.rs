@@ -22,6 +22,8 @@ pub(super) async fn tags(State(front): State<Front>) -> Json<Value> {
     let now = Times::now().moment_it_came();
     let mut models = listed(&front, |_| true, &now);
     if !models.is_empty() {
+        let aliases = front.pipeline.rules.rules().aliases();
+        models.extend(aliases.map(|alias| entry(&ModelSpec::new(alias.name.clone(), "shoal"), &now)));
         models.extend(VIRTUAL.iter().map(|name| entry(&ModelSpec::new(*name, "shoal"), &now)));
     }
     Json(json!({"models": models}))
@@ -54,7 +56,7 @@ pub(super) async fn show(
     let inventory = front.pipeline.inventory.load();
     let spec = match inventory.registry.by_model(&name).first() {
         Some(offer) => offer.model.as_ref().clone(),
-        None if VIRTUAL.contains(&name.as_str()) => {
+        None if VIRTUAL.contains(&name.as_str()) || is_alias(&front, &name) => {
             ModelSpec { tools: Some(true), vision: Some(true), ..ModelSpec::new(name.as_str(), "shoal") }
         }
         None => {
@@ -65,6 +67,11 @@ pub(super) async fn show(
         }
     };
     Ok(Json(shown(&spec, &Times::now().moment_it_came())))
+}
+
+/// True for a name that the rules give to other models.
+pub(super) fn is_alias(front: &Front, name: &str) -> bool {
+    front.pipeline.rules.rules().aliases().any(|alias| &*alias.name == name)
 }
 
 fn listed(front: &Front, wanted: impl Fn(&Offer) -> bool, now: &str) -> Vec<Value> {

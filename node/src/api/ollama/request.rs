@@ -29,7 +29,7 @@ const SAME_OPTIONS: &[&str] = &[
     "repeat_last_n",
 ];
 /// Fields of a chat that pass as they are.
-const SAME_FIELDS: &[&str] = &["tools", "logprobs", "top_logprobs", "metadata"];
+const SAME_FIELDS: &[&str] = &["tools", "logprobs", "top_logprobs", "metadata", "keep_alive"];
 
 /// What a request turned out to want.
 #[derive(Debug)]

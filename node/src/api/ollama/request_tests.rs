@@ -26,7 +26,7 @@ fn a_chat_has_the_same_settings_by_other_names() {
         "model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": true,
         "stream_options": {"include_usage": true}, "max_tokens": 9, "temperature": 0.5, "top_k": 7, "stop": ["x"],
         "response_format": {"type": "json_object"}, "reasoning_effort": "low",
-        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tools": [{"type": "function", "function": {"name": "f"}}], "keep_alive": "5m",
     });
     assert_eq!(chat, expected);
     assert!(out.thinks);

@@ -7,7 +7,7 @@ use super::super::error::ApiError;
 
 /// Our own keys in `metadata`; they are instructions to us and go no further.
 pub(in super::super) const OUR_METADATA: &[&str] =
-    &["mode", "confidence_threshold", "preference", "data_class"];
+    &["mode", "confidence_threshold", "preference", "data_class", "resume"];
 
 /// Our instructions in `metadata`, and what is left of it for the upstream.
 pub(super) struct Metadata {
@@ -15,6 +15,7 @@ pub(super) struct Metadata {
     pub(super) preference: Preference,
     pub(super) data_class: Option<DataClass>,
     pub(super) threshold: Option<f64>,
+    pub(super) resume: Option<bool>,
     /// Other keys as JSON, `None` when nothing is left.
     pub(super) rest: Option<String>,
     pub(super) present: bool,
@@ -27,6 +28,7 @@ impl Metadata {
             preference: Preference::Balanced,
             data_class: None,
             threshold: None,
+            resume: None,
             rest: None,
             present: false,
         };
@@ -69,6 +71,13 @@ impl Metadata {
                 )
             })?;
             out.threshold = Some(value);
+        }
+        if let Some(raw) = inner.raw("resume") {
+            out.resume = Some(match raw.get().trim_matches('"') {
+                "true" => true,
+                "false" => false,
+                _ => return Err(refuse("resume", "true, false")),
+            });
         }
         let edits: Vec<(&str, Edit)> = OUR_METADATA.iter().map(|k| (*k, Edit::Remove)).collect();
         if inner.names().any(|n| !OUR_METADATA.contains(&n)) {

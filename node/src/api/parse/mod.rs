@@ -4,24 +4,29 @@ mod fields;
 mod input;
 mod metadata;
 mod session;
+mod sound;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;
 use shoal_routing::{
-    DataClass, Message, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, Tokens,
+    DataClass, Message, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, SoundWork, Tokens,
 };
 
 use self::fields::Fields;
 use self::input::Input;
 use self::metadata::Metadata;
 pub(super) use self::metadata::OUR_METADATA;
+pub(super) use self::sound::media;
+pub use self::sound::parse_sound;
 use super::body::{Body, Edit};
 use super::error::ApiError;
+use super::form;
 use crate::upstream::ApiPath;
 use crate::upstream::openai_http::HOPS;
 
@@ -62,6 +67,10 @@ pub struct Parsed {
     pub shape: Shape,
     /// Body to send on, but for the model's name; our metadata and denied fields are gone.
     pub body: Bytes,
+    /// Media type of the body, with the boundary of a form; `None` = JSON.
+    pub media: Option<Arc<str>>,
+    /// How much of sound there is, in requests about it.
+    pub work: Option<SoundWork>,
     /// True when the client asked for usage in the stream.
     pub include_usage: bool,
     /// Who asks, in the client's own words: the `user` field.
@@ -97,6 +106,8 @@ pub struct Shape {
     pub answers: u64,
     /// Explicit threshold for escalation, 0..1.
     pub confidence_threshold: Option<f64>,
+    /// Another device goes on with an answer that breaks off; `None` = as the node is set.
+    pub resume: Option<bool>,
     /// The model is ours to choose.
     pub chooses: bool,
     /// How many meshes it came through before this one.
@@ -112,6 +123,9 @@ impl Parsed {
     /// `plain` is for engines, which know the fields of a few years ago: the role `developer` is said as `system`, and a
     /// limit as `max_tokens` too, or their templates would refuse the one and their samplers pass over the other.
     pub fn body_for(&self, model: &str, ask_logprobs: bool, plain: bool) -> Bytes {
+        if let Some(media) = &self.media {
+            return form::with_model(media, &self.body, model);
+        }
         let mut edits = Vec::new();
         if plain && let Ok(body) = Body::parse(&self.body) {
             edits.extend(input::without_developer(&body).map(|messages| ("messages", Edit::Set(messages))));
@@ -190,13 +204,14 @@ pub fn parse<'a>(
         ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
     })?;
     let model = naming.model(&body)?;
-    if model.is_empty() || model.len() > 256 || model.chars().any(char::is_control) {
-        return Err(ApiError::invalid("model", "'model' must be a name of 1 to 256 printable characters"));
-    }
+    checked_name(&model)?;
     let messages = match path {
         ApiPath::ChatCompletions => input::chat_messages(&body)?,
         ApiPath::Completions => input::plain_inputs(&body, "prompt")?,
         ApiPath::Embeddings => input::plain_inputs(&body, "input")?,
+        ApiPath::Transcriptions | ApiPath::Translations | ApiPath::Speech => {
+            return sound::parse_sound(path, None, bytes, headers, floor, naming);
+        }
     };
     let metadata = Metadata::read(&body)?;
     let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
@@ -215,6 +230,7 @@ pub fn parse<'a>(
         max_output: max_output(&body)?,
         answers: fields.answers,
         confidence_threshold: metadata.threshold,
+        resume: metadata.resume,
         chooses: choice.is_auto(),
         meshes: meshes(headers)?,
         session: (path == ApiPath::ChatCompletions).then(|| session::of(headers, &body, &messages)).flatten(),
@@ -240,7 +256,15 @@ pub fn parse<'a>(
     let profile = Box::new(RequestProfile::of(&request));
     let (body, warnings) = upstream_body(&body, &metadata, stream);
     let user = fields.user;
-    Ok((Parsed { path, model, profile, shape, body, include_usage, user, warnings }, request))
+    let (media, work) = (None, None);
+    Ok((Parsed { path, model, profile, shape, body, media, work, include_usage, user, warnings }, request))
+}
+
+fn checked_name(model: &str) -> Result<(), ApiError> {
+    if model.is_empty() || model.len() > 256 || model.chars().any(char::is_control) {
+        return Err(ApiError::invalid("model", "'model' must be a name of 1 to 256 printable characters"));
+    }
+    Ok(())
 }
 
 /// Reads only the messages of a chat body, for who looks at a request that was parsed before.
@@ -257,6 +281,8 @@ fn needs(path: ApiPath, fields: &Fields, inputs: &[Input<'_>]) -> Needs {
         audio: inputs.iter().any(|i| i.audio),
         embeddings: path == ApiPath::Embeddings,
         logprobs: fields.logprobs,
+        transcription: false,
+        speech: false,
     }
 }
 

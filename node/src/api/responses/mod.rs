@@ -46,6 +46,7 @@ where
     for prefix in ["/v1", ""] {
         router = router
             .route(&format!("{prefix}/responses"), post(create))
+            .route(&format!("{prefix}/responses/compact"), post(compact))
             .route(&format!("{prefix}/responses/{{id}}"), get(views::retrieve).delete(views::delete))
             .route(&format!("{prefix}/responses/{{id}}/cancel"), post(views::cancel))
             .route(&format!("{prefix}/responses/{{id}}/input_items"), get(views::input_items));
@@ -62,6 +63,13 @@ async fn create(
 ) -> Response {
     let spoken = speak(&front, &caller, &headers, body).await;
     serve(&front, &caller, &headers, spoken).await
+}
+
+/// `POST /v1/responses/compact`: the vendor answers with items that only its own models can read.
+async fn compact() -> ApiError {
+    let message = "conversations are not compacted here, since what the vendor makes of them only its own models can \
+                   read; ask a model for a summary and go on from that, as agents do by themselves";
+    ApiError::new(400, "unsupported", message)
 }
 
 async fn speak(

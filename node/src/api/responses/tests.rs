@@ -266,4 +266,7 @@ async fn mistakes_are_told_before_anything_is_accepted() {
     let (status, _) =
         json_of(ask(&scene, Method::POST, "/responses/resp_1/cancel", "", Value::Null).await).await;
     assert_eq!(status, 400);
+    let (status, error) =
+        json_of(ask(&scene, Method::POST, "/v1/responses/compact", "", json!({"input": "x"})).await).await;
+    assert_eq!((status, &error["error"]["code"]), (400, &json!("unsupported")));
 }

@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::api::serve::{Bounds, SocketLimits};
 use crate::config::{ApiTls, Flags, TlsFlags, TlsMode};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::http_client::{self, Reach, Trust};
@@ -40,7 +41,8 @@ async fn serve() -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let app = Router::new().route("/", get(async || "hello"));
-    let server = crate::api::serve::tcp(listener, Some(tls), app, CancellationToken::new());
+    let bounds = Bounds { sockets: SocketLimits::default(), drain: std::time::Duration::from_secs(1) };
+    let server = crate::api::serve::tcp(listener, Some(tls), app, bounds, CancellationToken::new());
     let server = AbortOnDropHandle::new(tasks::spawn(TaskKind::Api, server));
     Served { folder, identity, address, _server: server }
 }

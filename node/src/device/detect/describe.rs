@@ -33,6 +33,13 @@ fn has(list: &Value, word: &str) -> bool {
     list.as_array().is_some_and(|list| list.iter().any(|entry| entry == word))
 }
 
+/// Digest of the weights, from a server that tells one in its list.
+fn digest(model: &Value) -> String {
+    let told = [text(model, "digest"), text(&model["meta"], "digest")];
+    let told = told.into_iter().find(|digest| !digest.is_empty()).unwrap_or_default();
+    told.strip_prefix("sha256:").unwrap_or(told).to_owned()
+}
+
 /// Models of a server of which only `/v1/models` is known.
 pub(super) fn served(listed: &[Value], engine: &'static str) -> Vec<ModelInfo> {
     let batching = matches!(engine, "vllm" | "sglang");
@@ -40,17 +47,39 @@ pub(super) fn served(listed: &[Value], engine: &'static str) -> Vec<ModelInfo> {
         .iter()
         .map(|model| {
             let lengths = ["max_model_len", "context_length", "context_window", "max_context_length"];
+            // Servers for recordings write the task beside each model, in the hub's words.
+            let task = model["task"].as_str();
+            let does = |word: &str| task.map(|task| task == word);
             ModelInfo {
                 id: text(model, "id").to_owned(),
                 engine: engine.to_owned(),
                 context_length: lengths.iter().map(|key| number(&model[key])).find(|n| *n > 0).unwrap_or(0),
                 // Both accept tool calls for any model; whether the model makes good ones, use will tell.
-                tools: batching,
-                logprobs: batching,
+                tools: batching.then_some(true),
+                logprobs: batching.then_some(true),
+                schema: batching.then_some(true),
+                transcription: does("automatic-speech-recognition"),
+                speech: does("text-to-speech"),
+                digest: digest(model),
                 ..ModelInfo::default()
             }
         })
         .collect()
+}
+
+/// SGLang: `/get_model_info` tells what its one model makes, and newer versions what it takes.
+pub(super) fn sglang(listed: &[Value], info: &Value) -> Vec<ModelInfo> {
+    let mut models = served(listed, "sglang");
+    for model in &mut models {
+        let makes_text = info["is_generation"].as_bool();
+        model.embeddings = makes_text.map(|text| !text);
+        model.vision = info["has_image_understanding"].as_bool();
+        model.audio = info["has_audio_understanding"].as_bool();
+        if makes_text == Some(false) {
+            (model.tools, model.logprobs, model.schema) = (None, None, None);
+        }
+    }
+    models
 }
 
 /// KoboldCpp: one model, its context told apart.
@@ -73,9 +102,13 @@ pub(super) fn llama_cpp(listed: &[Value], props: &Value) -> Vec<ModelInfo> {
         context_length: number(&props["default_generation_settings"]["n_ctx"]),
         quantization: quantization(path).or_else(|| quantization(text(model, "id"))).unwrap_or_default(),
         size_bytes: model["meta"]["size"].as_u64().unwrap_or(0),
-        tools: caps["supports_tools"].as_bool().unwrap_or_else(|| template.contains("tools")),
-        vision: props["modalities"]["vision"] == true,
-        logprobs: true,
+        // Where the template knows no tools, the server writes them into the prompt itself: no lack, and no promise.
+        tools: caps["supports_tools"].as_bool().unwrap_or_else(|| template.contains("tools")).then_some(true),
+        vision: props["modalities"]["vision"].as_bool(),
+        audio: props["modalities"]["audio"].as_bool(),
+        logprobs: Some(true),
+        schema: Some(true),
+        digest: digest(model),
         ..ModelInfo::default()
     };
     listed.iter().map(describe).collect()
@@ -95,9 +128,11 @@ pub(super) fn lm_studio(list: &Value) -> Vec<ModelInfo> {
             engine: "lmstudio".to_owned(),
             context_length: if loaded > 0 { loaded } else { number(&model["max_context_length"]) },
             quantization: text(model, "quantization").to_owned(),
-            tools: has(&model["capabilities"], "tool_use"),
-            vision: model["type"] == "vlm",
-            embeddings: model["type"] == "embeddings",
+            // Of the others it asks for calls in words of its own.
+            tools: has(&model["capabilities"], "tool_use").then_some(true),
+            vision: model["type"].as_str().map(|kind| kind == "vlm"),
+            embeddings: model["type"].as_str().map(|kind| kind == "embeddings"),
+            schema: Some(true),
             resident: model["state"].as_str().map(|state| state == "loaded"),
             ..ModelInfo::default()
         }
@@ -134,7 +169,8 @@ pub(super) fn ollama(
     running: &Value,
     version: &Value,
 ) -> Vec<ModelInfo> {
-    let logprobs = at_least(text(version, "version"), OLLAMA_LOGPROBS);
+    // Versions before it pass over the wish.
+    let logprobs = version["version"].as_str().map(|version| at_least(version, OLLAMA_LOGPROBS));
     let loaded = running["models"].as_array().map_or(&[][..], Vec::as_slice);
     let describe = |model: &Value| {
         let name = ollama_name(model)?;
@@ -156,7 +192,8 @@ pub(super) fn ollama(
             0 => chosen,
             native => window.min(native),
         };
-        let can = |word| has(&details["capabilities"], word);
+        // It refuses pictures, sound and tools for a model without the word; vectors it makes of any.
+        let can = |word| details["capabilities"].is_array().then(|| has(&details["capabilities"], word));
         Some(ModelInfo {
             id: name.to_owned(),
             engine: "ollama".to_owned(),
@@ -166,11 +203,14 @@ pub(super) fn ollama(
             size_bytes: model["size"].as_u64().unwrap_or(0),
             tools: can("tools"),
             vision: can("vision"),
-            logprobs: logprobs && !remote,
-            embeddings: can("embedding"),
+            audio: can("audio"),
+            logprobs: if remote { Some(false) } else { logprobs },
+            embeddings: can("embedding").filter(|can| *can),
+            schema: Some(true),
             remote,
             // What runs elsewhere is never loaded here, and needs not be.
             resident: (!remote).then_some(running.is_some()),
+            ..ModelInfo::default()
         })
     };
     tags["models"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(describe).collect()

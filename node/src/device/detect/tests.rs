@@ -84,8 +84,13 @@ async fn ollama_is_recognised_with_contexts_abilities_and_remote_models() {
     assert!(!llama.remote && !nomic.remote);
     assert_eq!((llama.context_length, nomic.context_length), (16384, 2048));
     assert_eq!([cloud.resident, llama.resident, nomic.resident], [None, Some(false), Some(true)]);
-    assert!(llama.tools && llama.logprobs && !llama.embeddings);
-    assert!(nomic.embeddings && !nomic.tools);
+    assert_eq!((llama.tools, llama.logprobs, llama.embeddings), (Some(true), Some(true), None));
+    assert_eq!(
+        (llama.vision, llama.audio),
+        (Some(false), Some(false)),
+        "what Ollama does not name it refuses"
+    );
+    assert_eq!((nomic.embeddings, nomic.tools), (Some(true), Some(false)));
     assert_eq!(
         (&*llama.quantization, llama.size_bytes, &*llama.digest),
         ("Q8_0", 1_321_098_329, "baf6a787fdff")
@@ -122,7 +127,8 @@ async fn llama_cpp_is_recognised_by_its_props() {
     let model = &found.models[0];
     assert_eq!((&*model.id, model.context_length), ("Qwen2.5-7B-Instruct-Q4_K_M.gguf", 8192));
     assert_eq!((&*model.quantization, model.size_bytes), ("Q4_K_M", 4_677_120_000));
-    assert!(model.tools && model.vision && model.logprobs);
+    assert_eq!((model.tools, model.vision, model.logprobs), (Some(true), Some(true), Some(true)));
+    assert_eq!((model.audio, model.embeddings), (Some(false), None));
 }
 
 #[tokio::test]
@@ -147,7 +153,8 @@ async fn lm_studio_is_recognised_by_its_own_list() {
     let [nomic, qwen] = &found.models[..] else { panic!("two models") };
     assert_eq!((qwen.context_length, nomic.context_length), (8192, 2048));
     assert_eq!((qwen.resident, nomic.resident), (Some(true), Some(false)));
-    assert!(qwen.vision && !qwen.tools && nomic.embeddings && nomic.tools);
+    assert_eq!((qwen.vision, qwen.tools, qwen.embeddings), (Some(true), None, Some(false)));
+    assert_eq!((nomic.vision, nomic.tools, nomic.embeddings), (Some(false), Some(true), Some(true)));
     assert_eq!(&*qwen.quantization, "4bit");
 }
 
@@ -182,6 +189,27 @@ async fn servers_with_little_to_say_are_told_apart() {
         ],
     )
     .await;
+}
+
+#[tokio::test]
+async fn servers_that_say_what_a_model_is_for_are_believed() {
+    let sglang = async |info: Value| {
+        let listed = list(json!([{ "id": "m", "owned_by": "sglang" }]));
+        probe_fake(&[("/v1/models", listed), ("/get_model_info", info)]).await.unwrap().models.remove(0)
+    };
+    let text = sglang(json!({ "is_generation": true, "has_image_understanding": false })).await;
+    assert_eq!(
+        (text.embeddings, text.vision, text.audio, text.tools),
+        (Some(false), Some(false), None, Some(true))
+    );
+    let vectors = sglang(json!({ "is_generation": false })).await;
+    assert_eq!((vectors.embeddings, vectors.tools, vectors.schema), (Some(true), None, None));
+    let listed = list(json!([
+        { "id": "ears", "task": "automatic-speech-recognition" }, { "id": "mouth", "task": "text-to-speech" },
+    ]));
+    let models = probe_fake(&[("/v1/models", listed)]).await.unwrap().models;
+    assert_eq!([models[0].transcription, models[0].speech], [Some(true), Some(false)]);
+    assert_eq!([models[1].transcription, models[1].speech], [Some(false), Some(true)]);
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ impl<G: Generator> InProcess<G> {
         self,
         request: UpstreamRequest,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        if !self.model.embeddings {
+        if self.model.embeddings != Some(true) {
             let message = "the model of the embedded engine makes no embeddings";
             return Err(UpstreamError::retryable(501, "unsupported", message));
         }
@@ -79,7 +79,7 @@ impl<G: Generator> InProcess<G> {
         // Dropped with this future, which tells the work that nobody waits.
         drop(gone);
         let events = [Ok(Event::Chunk(body)), Ok(Event::End { complete: true })];
-        Ok(UpstreamResponse { served_by, events: stream::iter(events).boxed() })
+        Ok(UpstreamResponse { served_by, media: None, events: stream::iter(events).boxed() })
     }
 
     fn vectors(&self, asked: &Asked, stop: &dyn Fn() -> bool) -> Result<Bytes, UpstreamError> {

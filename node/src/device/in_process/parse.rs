@@ -46,6 +46,8 @@ pub(super) struct Parsed {
 pub(super) enum Prompt {
     /// A conversation, to be rendered by the model's template.
     Chat(Vec<Message>, Option<Value>),
+    /// A conversation whose last message is the beginning of the answer.
+    Begun(Vec<Message>, Option<Value>, String),
     /// A text as it is.
     Text(String),
 }
@@ -55,6 +57,10 @@ impl Prompt {
     pub(super) fn render(&self, generator: &dyn Generator) -> Result<String, GenerateError> {
         match self {
             Prompt::Chat(messages, tools) => generator.render_chat(messages, tools.as_ref()),
+            // The template opens the answer; what was said of it follows as it is, not closed as a turn would be.
+            Prompt::Begun(messages, tools, begun) => {
+                Ok(generator.render_chat(messages, tools.as_ref())? + begun)
+            }
             Prompt::Text(text) => Ok(text.clone()),
         }
     }
@@ -86,6 +92,8 @@ struct Body {
     logit_bias: Option<BTreeMap<String, f32>>,
     response_format: Option<Value>,
     stream_options: Option<StreamOptions>,
+    continue_final_message: Option<bool>,
+    add_generation_prompt: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,7 +176,28 @@ pub(super) fn chat(body: &[u8]) -> Result<Parsed, UpstreamError> {
         }
         _ => return Err(invalid("'logprobs' must be true or false")),
     };
-    finish(body, Prompt::Chat(messages, tools), calls, top_logprobs)
+    let prompt = prompt(messages, tools, body.continue_final_message, body.add_generation_prompt)?;
+    finish(body, prompt, calls, top_logprobs)
+}
+
+/// Takes the beginning of the answer out of a conversation that ends with it, as vLLM's API tells it.
+fn prompt(
+    mut messages: Vec<Message>,
+    tools: Option<Value>,
+    continues: Option<bool>,
+    opens: Option<bool>,
+) -> Result<Prompt, UpstreamError> {
+    if continues != Some(true) {
+        return Ok(Prompt::Chat(messages, tools));
+    }
+    if opens == Some(true) {
+        return Err(invalid("'continue_final_message' needs 'add_generation_prompt': false"));
+    }
+    let last = messages.pop().filter(|last| last.role == "assistant" && last.tool_calls.is_none());
+    match last {
+        Some(last) if !messages.is_empty() => Ok(Prompt::Begun(messages, tools, last.content)),
+        _ => Err(invalid("'continue_final_message' needs an assistant's text as the last message")),
+    }
 }
 
 /// Reads the body of a plain completion.

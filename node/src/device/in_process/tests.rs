@@ -36,7 +36,12 @@ struct Script {
 impl Generator for Arc<Script> {
     fn describe(&self) -> ModelInfo {
         let embeddings = self.width.is_some();
-        ModelInfo { id: "m".to_owned(), context_length: 512, embeddings, ..ModelInfo::default() }
+        ModelInfo {
+            id: "m".to_owned(),
+            context_length: 512,
+            embeddings: Some(embeddings),
+            ..ModelInfo::default()
+        }
     }
 
     fn embed(
@@ -161,6 +166,30 @@ async fn logprobs_come_with_every_token_even_without_text() {
     assert_eq!(first["top_logprobs"][1]["token"], "Yo");
     let whole = &chunks(&Arc::default(), request(ApiPath::ChatCompletions, false, &body)).await[0];
     assert_eq!(whole["choices"][0]["logprobs"]["content"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_begun_answer_is_gone_on_with() {
+    let script = Arc::<Script>::default();
+    let begun = json!({ "role": "assistant", "content": "Well, " });
+    let mut body = hello();
+    body["messages"].as_array_mut().unwrap().push(begun.clone());
+    let closed = body.clone();
+    body["continue_final_message"] = json!(true);
+    body["add_generation_prompt"] = json!(false);
+    chunks(&script, request(ApiPath::ChatCompletions, false, &body)).await;
+    chunks(&script, request(ApiPath::ChatCompletions, false, &closed)).await;
+    let prompts: Vec<String> = script.asked.lock().unwrap().iter().map(|one| one.prompt.clone()).collect();
+    assert_eq!(prompts, ["<user>hiWell, ", "<user>hi<assistant>Well, "]);
+    for wrong in [
+        json!([{ "role": "user", "content": "hi" }]),
+        json!([begun]),
+        json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "tool_calls": [] }]),
+    ] {
+        body["messages"] = wrong;
+        let refused = ask(&script, request(ApiPath::ChatCompletions, false, &body)).await.unwrap_err();
+        assert_eq!((refused.status, refused.retryable), (400, false), "{}", body["messages"]);
+    }
 }
 
 #[tokio::test]

@@ -127,7 +127,12 @@ impl Phone {
             id: self.place.model.clone(),
             engine: EngineKind::Lfo.as_str().to_owned(),
             context_length: self.place.context,
-            tools: true,
+            tools: Some(true),
+            vision: Some(false),
+            audio: Some(false),
+            embeddings: Some(false),
+            transcription: Some(false),
+            speech: Some(false),
             ..ModelInfo::default()
         };
         EngineStatus {
@@ -231,7 +236,7 @@ async fn answer(shared: Arc<Shared>, request: UpstreamRequest) -> Result<Upstrea
         upstream_id: shared.name.clone(),
         model: shared.model.clone(),
     };
-    Ok(UpstreamResponse { served_by, events: stream::iter(events.collect::<Vec<_>>()).boxed() })
+    Ok(UpstreamResponse { served_by, media: None, events: stream::iter(events.collect::<Vec<_>>()).boxed() })
 }
 
 fn broken_off(shared: &Shared, broken: Broken) -> UpstreamError {

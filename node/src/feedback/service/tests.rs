@@ -2,7 +2,8 @@
 
 use std::sync::Mutex;
 
-use shoal_routing::{Confidence, Domain, Features, Judged, OutcomeStatus, Score};
+use shoal_routing::escalate::gain::AnswerSignals;
+use shoal_routing::{Confidence, Domain, Features, Judged, OutcomeStatus, Score, Words};
 
 use super::*;
 use crate::feedback::JudgedBy;
@@ -31,15 +32,16 @@ fn arm() -> ArmId {
 }
 
 fn judgement(n: usize, by: JudgedBy) -> Evidence {
-    Evidence::Judgement(Judgement {
+    Evidence::Judgement(Box::new(Judgement {
         request: format!("req_{n}").into(),
         arm: arm(),
         score: Score::clamped(0.5),
-        raw: Confidence::Known(Score::clamped(0.8)),
+        seen: AnswerSignals { raw: Confidence::Known(Score::clamped(0.8)), out_tokens: Some(40.0) },
         features: Some(Features::default()),
+        words: Words::default(),
         domain: Domain::default(),
         by,
-    })
+    }))
 }
 
 fn judgements(count: usize) -> Vec<Evidence> {
@@ -201,6 +203,35 @@ fn whoever_judges_is_counted_once_by_features_by_level_and_for_calibration() {
     let evidence = handle.learnt().totals[&arm()].clone();
     assert_eq!((evidence.stats.scored, evidence.reliability.count(), evidence.quality.version), (8, 8, 8));
     assert!((evidence.quality.weight() - 8.0).abs() < 1e-2);
+}
+
+#[test]
+fn a_pair_of_words_that_bad_answers_have_in_common_changes_decisions_also_in_the_next_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut service, handle) = service(&folder, 1);
+    let words = |text: &str| shoal_routing::RequestProfile::of_text(text, None).words;
+    let both = |n: usize| words(&format!("chest pain and shortness of breath, day{n}x"));
+    let one = |n: usize| words(&format!("chest pain and a headache, day{n}x"));
+    for n in 0..150 {
+        let (words, score) = if n % 3 == 0 { (both(n), 0.0) } else { (one(n), 1.0) };
+        let Evidence::Judgement(judged) = judgement(n, JudgedBy::Client) else { unreachable!() };
+        let score = Score::clamped(score);
+        service.take(vec![Evidence::Judgement(Box::new(Judgement { words, score, ..*judged }))]);
+    }
+    let believed = |learnt: &Learnt, words: Words| {
+        let placed = learnt.posterior.place(&Features::default(), &words);
+        learnt.posterior.answer(&arm(), shoal_routing::SizeClass::Medium, &placed).mean
+    };
+    let first = handle.learnt();
+    assert!(believed(&first, both(99)) < 0.3, "{}", believed(&first, both(99)));
+    assert!(believed(&first, one(99)) > 0.6, "{}", believed(&first, one(99)));
+    assert!(first.totals[&arm()].pairs.len() <= shoal_routing::bandit::pairs::MAX_PAIRS);
+    let own = service.own.arms.iter().map(|(arm, evidence)| (arm.clone(), evidence.clone())).collect();
+    let learning = Learning { own, ..Learning::default() };
+    service.store.write_learning(&learning, &[""; 0]).unwrap();
+    drop(service);
+    let (_next_life, handle) = self::service(&folder, 2);
+    assert_eq!(believed(&handle.learnt(), both(99)), believed(&first, both(99)));
 }
 
 #[test]

@@ -105,14 +105,19 @@ pub(crate) fn bearer(out: &mut Request, settings: &Settings) -> Result<(), Upstr
     Ok(())
 }
 
-/// Builds a POST of JSON without a key, which says how many meshes the request came through: whatever API it speaks, the
+/// Builds a POST of a request's body without a key, which says how many meshes the request came through: whatever API it speaks, the
 /// server may be a router itself, of this mesh even. No header of a client is copied.
 pub(crate) fn post(url: reqwest::Url, request: &UpstreamRequest, body: Bytes) -> Request {
     let is_vendor = is_vendor(&url);
     let mut out = Request::new(Method::POST, url);
-    let accept = if request.stream { "text/event-stream" } else { "application/json" };
+    let accept = match (request.path.is_sound(), request.stream) {
+        (true, _) => "*/*",
+        (false, true) => "text/event-stream",
+        (false, false) => "application/json",
+    };
+    let media = request.media.as_deref().and_then(|media| HeaderValue::from_str(media).ok());
     let headers = out.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, media.unwrap_or(HeaderValue::from_static("application/json")));
     headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
     if let Ok(id) = HeaderValue::from_str(&request.id) {
         headers.insert("x-request-id", id);

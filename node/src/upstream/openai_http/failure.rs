@@ -102,7 +102,7 @@ impl Context<'_> {
         let Self { upstream, .. } = self;
         if started {
             let message = format!("{upstream} broke off in the middle of its answer");
-            return UpstreamError::retryable(502, "upstream_interrupted", message);
+            return UpstreamError::retryable(502, "upstream_interrupted", message).without_answer();
         }
         let (status, code, message) = match error {
             e if e.is_timeout() => {
@@ -111,13 +111,14 @@ impl Context<'_> {
             e if e.is_connect() => (502, "upstream_error", format!("{upstream} is not reachable")),
             _ => (502, "upstream_error", format!("{upstream} closed the connection without an answer")),
         };
-        UpstreamError::retryable(status, code, message)
+        let failed = UpstreamError::retryable(status, code, message);
+        if error.is_connect() { failed } else { failed.without_answer() }
     }
 
     /// Nothing came for too long.
     pub(super) fn silent(self, limit: Duration) -> UpstreamError {
         let message = format!("{} sent nothing for {} s", self.upstream, limit.as_secs_f32());
-        UpstreamError::retryable(504, "upstream_timeout", message)
+        UpstreamError::retryable(504, "upstream_timeout", message).without_answer()
     }
 
     /// The whole request's time is over; no other upstream has time left either.
@@ -127,6 +128,7 @@ impl Context<'_> {
             "upstream_timeout",
             format!("{} did not finish in the time allowed", self.upstream),
         )
+        .without_answer()
     }
 
     fn classify(self, status: u16, body: Option<&Value>) -> UpstreamError {

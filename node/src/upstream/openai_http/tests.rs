@@ -349,3 +349,21 @@ async fn later_requests_use_the_same_connection_and_leave_in_one_write() {
         assert_eq!(reads.recv().await, Some((1, true)));
     }
 }
+
+#[tokio::test]
+async fn a_cost_that_a_router_tells_in_a_header_is_written_beside_the_usage() {
+    const ANSWER: &str = r#"{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":3}}"#;
+    for (cost, told) in [("0.00042", true), ("0", false), ("-1", false), ("much", false)] {
+        let answer = asked(false, move || {
+            ([("content-type", "application/json"), ("x-litellm-response-cost", cost)], ANSWER)
+                .into_response()
+        });
+        let (events, _) = collect(answer.await.unwrap()).await;
+        let Event::Chunk(body) = &events[0] else { panic!("a body") };
+        let mut tap = crate::pipeline::tap::Tap::default();
+        tap.inspect_body(body);
+        let billed = tap.usage.and_then(|usage| usage.billed).map(|billed| billed.0);
+        assert_eq!(billed, told.then_some(420), "{cost}");
+        assert!(told || body == ANSWER, "nothing else is touched");
+    }
+}

@@ -16,6 +16,7 @@ use super::openai::{named, parse, renamed_limit};
 use super::thoughts::{Takes, without_thoughts};
 use super::{Model, Protocol};
 use crate::api::body::Edit;
+use crate::api::form;
 use crate::upstream::openai_http::{self, Malformed, Settings, post, secret};
 use crate::upstream::{UpstreamError, UpstreamRequest};
 
@@ -38,6 +39,13 @@ impl Dialect {
 impl openai_http::Dialect for Dialect {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
         let version = self.protocol.api_version.as_deref();
+        let path = request.path.as_str().strip_prefix("/v1").unwrap_or_default();
+        let url = address(&settings.base, version, Some(&self.model.name), path);
+        if let Some(media) = &request.media {
+            let mut out = post(url, request, form::with_model(media, &request.body, &self.model.name));
+            sign(&mut out, settings)?;
+            return Ok(out);
+        }
         let bytes = without_thoughts(&request.body, Takes::Nothing);
         let body = parse(&bytes)?;
         let mut edits = named(&body, &self.model);
@@ -46,8 +54,6 @@ impl openai_http::Dialect for Dialect {
         } else {
             edits.push(("stream_options", Edit::Remove));
         }
-        let path = request.path.as_str().strip_prefix("/v1").unwrap_or_default();
-        let url = address(&settings.base, version, Some(&self.model.name), path);
         let mut out = post(url, request, body.rebuild(&edits));
         sign(&mut out, settings)?;
         Ok(out)

@@ -147,7 +147,9 @@ impl ProviderUpstream {
 
     fn dialect(&self, request: &UpstreamRequest) -> Box<dyn Dialect> {
         let (model, protocol) = (self.model.clone(), &self.protocol);
-        match (protocol.kind, model.traits.api) {
+        // The newer API of chats has no sound of its own.
+        let api = if request.path.is_sound() { Api::Chat } else { model.traits.api };
+        match (protocol.kind, api) {
             (Kind::Anthropic, _) => Box::new(anthropic::Dialect::new(model, request)),
             (Kind::Gemini, _) => Box::new(gemini::Dialect::new(model.name, request)),
             (Kind::OpenAi | Kind::Azure, Api::Responses) => {

@@ -9,6 +9,7 @@ use reqwest::{Request, Url};
 use super::Model;
 use super::thoughts::{Takes, without_thoughts};
 use crate::api::body::{Body, Edit};
+use crate::api::form;
 use crate::upstream::openai_http::{self, Malformed, OpenAi, Settings};
 use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
 
@@ -21,6 +22,8 @@ const APPLICATION: [(&str, HeaderValue); 2] = [
     ("http-referer", HeaderValue::from_static(env!("CARGO_PKG_REPOSITORY"))),
     ("x-title", HeaderValue::from_static("Shoal")),
 ];
+/// How long an engine is to keep a model loaded, in Ollama's API: no provider's affair, and OpenAI refuses it.
+const ENGINES_OWN: &str = "keep_alive";
 /// Settings of the dice, which reasoning models refuse to be given.
 pub(super) const SAMPLING: [&str; 4] = ["temperature", "top_p", "presence_penalty", "frequency_penalty"];
 
@@ -32,7 +35,10 @@ pub(super) struct Dialect {
 
 impl openai_http::Dialect for Dialect {
     fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
-        let body = adapt(&request.body, request.path, &self.model, &settings.base)?;
+        let body = match &request.media {
+            Some(media) => form::with_model(media, &request.body, &self.model.name),
+            None => adapt(&request.body, request.path, &self.model, &settings.base)?,
+        };
         let mut out = OpenAi.outgoing(settings, &UpstreamRequest { body, ..request.clone() })?;
         let host = settings.base.host_str();
         if host == Some(OPENROUTER_HOST) {
@@ -58,7 +64,9 @@ fn adapt(bytes: &Bytes, path: ApiPath, model: &Model, base: &Url) -> Result<Byte
     let mut edits = named(&body, model);
     match base.host_str() {
         Some(OPENAI_HOST) => renamed_limit(&body, path, &mut edits),
-        Some(OPENROUTER_HOST) => edits.push(("usage", Edit::Set("{\"include\":true}".into()))),
+        Some(OPENROUTER_HOST) if !path.is_sound() => {
+            edits.push(("usage", Edit::Set("{\"include\":true}".into())))
+        }
         _ => {}
     }
     Ok(body.rebuild(&edits))
@@ -82,6 +90,9 @@ pub(super) fn parse(bytes: &Bytes) -> Result<Body<'_>, UpstreamError> {
 pub(super) fn named(body: &Body<'_>, model: &Model) -> Vec<(&'static str, Edit)> {
     let name = serde_json::to_string(&*model.name).expect("a string serialises");
     let mut edits = vec![("model", Edit::Set(name))];
+    if body.raw(ENGINES_OWN).is_some() {
+        edits.push((ENGINES_OWN, Edit::Remove));
+    }
     if !model.traits.sampling {
         edits.extend(SAMPLING.into_iter().filter(|name| body.raw(name).is_some()).map(|n| (n, Edit::Remove)));
     }
@@ -122,7 +133,10 @@ mod tests {
     #[test]
     fn the_model_gets_its_own_name_and_the_rest_keeps_its_bytes() {
         assert_eq!(
-            adapted(r#"{"model":"openai/gpt-x","seed": 1.50,"max_tokens":3}"#, "http://box/v1"),
+            adapted(
+                r#"{"model":"openai/gpt-x","keep_alive":"5m","seed": 1.50,"max_tokens":3}"#,
+                "http://box/v1"
+            ),
             r#"{"model":"gpt-x","seed":1.50,"max_tokens":3}"#
         );
     }

@@ -5,9 +5,13 @@
 //! instead, for each arm by itself: from four origins up no foreign one weighs more than the larger of what this node
 //! observed itself and twice the median of all origins. With three origins a cap could not tell the honest busy node
 //! from a liar; from four up a lone liar moves the median by one place at most, and gains no more than two honest
-//! nodes have. An origin that was caught lying never weighs more than own evidence, however few the origins are.
+//! nodes have. Of a pair of words most origins know nothing, so there a foreign origin weighs no more than twice the
+//! second most that any observed of it: what one alone tells is believed by nobody else. An origin that was caught lying never weighs more than own evidence, however few the origins are.
+
+use std::collections::BTreeMap;
 
 use crate::bandit::evidence::testimony::ArmEvidence;
+use crate::bandit::pairs::{PairKey, PairSums};
 use crate::bandit::stats::ArmStats;
 use crate::bandit::sums::QualitySums;
 use crate::calibration::{BINS, DomainReliability};
@@ -86,6 +90,7 @@ pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
     // Each domain has a curve of its own. The bounds over all of them stay: of a domain that few know there are none.
     let domains = Domain::ALL
         .map(|domain| shares(voices, move |evidence| evidence.reliability.of(domain).count() as f64));
+    let pairs = pair_caps(voices);
     let mut sum = ArmEvidence::default();
     for voice in voices {
         let evidence = voice.evidence;
@@ -95,8 +100,45 @@ pub(super) fn weighed(voices: &[Voice<'_>]) -> ArmEvidence {
         // The same judgements, so at the same share: together they are moments.
         sum.quality.add(&evidence.quality, quality(voice));
         sum.answers.add(&evidence.answers, quality(voice));
+        sum.pairs.add(&evidence.pairs, |key| match voice.standing {
+            Standing::Own => 1.0,
+            Standing::Good | Standing::Flagged => {
+                let count = evidence.pairs.get(key).map_or(0.0, |sum| sum.count);
+                let is_flagged = voice.standing == Standing::Flagged;
+                pairs.get(&key).map_or(0.0, |cap| cap.share(count, is_flagged)).min(quality(voice))
+            }
+        });
     }
     sum
+}
+
+/// Works out how much of each pair a foreign origin may weigh.
+fn pair_caps(voices: &[Voice<'_>]) -> BTreeMap<PairKey, Influence> {
+    #[derive(Default)]
+    struct Known {
+        own: f64,
+        most: [f64; 2],
+    }
+    let mut known: BTreeMap<PairKey, Known> = BTreeMap::new();
+    for voice in voices {
+        for (key, sum) in voice.evidence.pairs.iter() {
+            let known = known.entry(key).or_default();
+            if voice.standing == Standing::Own {
+                known.own = sum.count;
+            }
+            let [first, second] = known.most;
+            known.most = match sum.count {
+                count if count > first => [count, first],
+                count => [first, second.max(count)],
+            };
+        }
+    }
+    let is_capped = voices.len() >= CAPPED_FROM;
+    let bounds = |Known { own, most: [_, second] }: Known| {
+        let cap = if is_capped { own.max(MEDIANS * second) } else { f64::INFINITY };
+        Influence { cap, flagged: own.min(cap) }
+    };
+    known.into_iter().map(|(key, known)| (key, bounds(known))).collect()
 }
 
 /// Returns the share at which a voice counts, by one kind of evidence.
@@ -114,14 +156,17 @@ fn shares(voices: &[Voice<'_>], weigh: impl Fn(&ArmEvidence) -> f64) -> impl Fn(
 impl ArmEvidence {
     /// Returns the same at a share of its weight, 0 to 1; what cannot be made lighter than one is left out.
     pub fn lighter(&self, share: f64) -> Self {
-        let (mut quality, mut answers) = (QualitySums::default(), AnswerSums::default());
+        let (mut quality, mut answers, mut pairs) =
+            (QualitySums::default(), AnswerSums::default(), PairSums::default());
         quality.add(&self.quality, share);
         answers.add(&self.answers, share);
+        pairs.add(&self.pairs, |_| share);
         Self {
             stats: lighter_stats(&self.stats, share, share),
             reliability: lighter_reliability(&self.reliability, |_| share),
             quality,
             answers,
+            pairs,
         }
     }
 }
@@ -176,6 +221,7 @@ fn lighter_reliability(reliability: &DomainReliability, share: impl Fn(usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bandit::pairs::PairSum;
     use crate::units::Score;
 
     #[test]
@@ -255,5 +301,33 @@ mod tests {
         let alone = known(Domain::Legal, 1_000);
         voices[4].evidence = &alone;
         assert_eq!(weighed(&voices).reliability.of(Domain::Legal).count(), 2 * 210);
+    }
+
+    /// An arm that was judged bad where a pair of words occurred, `count` times; 0 = never.
+    fn heard(count: f64) -> ArmEvidence {
+        let mut evidence = ArmEvidence::default();
+        (0..10).for_each(|_| evidence.quality.record(&crate::features::Features::default(), Score::ONE));
+        if count > 0.0 {
+            evidence.pairs.insert(PairKey(1), PairSum { count, score: 0.0, expected: count });
+        }
+        evidence
+    }
+
+    #[test]
+    fn of_four_origins_a_pair_that_one_alone_tells_of_is_not_believed() {
+        let believed = |counts: &[f64], standing: Standing| {
+            let heard: Vec<ArmEvidence> = counts.iter().map(|count| heard(*count)).collect();
+            let mut voices: Vec<Voice<'_>> =
+                heard.iter().map(|evidence| Voice { evidence, standing: Standing::Good }).collect();
+            voices[0].standing = Standing::Own;
+            voices.last_mut().unwrap().standing = standing;
+            weighed(&voices).pairs.get(PairKey(1)).map_or(0.0, |sum| sum.count)
+        };
+        assert_eq!(believed(&[0.0, 0.0, 150.0], Standing::Good), 150.0, "three trust each other");
+        assert_eq!(believed(&[0.0, 0.0, 0.0, 150.0], Standing::Good), 0.0);
+        assert_eq!(believed(&[0.0, 0.0, 20.0, 150.0], Standing::Good), 20.0 + 40.0, "twice the second");
+        assert_eq!(believed(&[30.0, 0.0, 0.0, 150.0], Standing::Good), 30.0 + 60.0);
+        assert_eq!(believed(&[30.0, 0.0, 0.0, 150.0], Standing::Flagged), 30.0 + 30.0, "as much as own ones");
+        assert_eq!(believed(&[0.0, 150.0], Standing::Flagged), 0.0);
     }
 }

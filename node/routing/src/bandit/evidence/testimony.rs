@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use crate::bandit::pairs::PairSums;
 use crate::bandit::reward::Reward;
 use crate::bandit::stats::ArmStats;
 use crate::bandit::sums::{MEMORY, QualitySums};
@@ -39,6 +40,8 @@ pub struct ArmEvidence {
     pub quality: QualitySums,
     /// The same judgements by what was seen of the answers.
     pub answers: AnswerSums,
+    /// Its judgements by pairs of words, the most telling ones.
+    pub pairs: PairSums,
 }
 
 /// A judged answer: its request, and what was seen of it.
@@ -59,6 +62,7 @@ impl ArmEvidence {
         self.reliability.add(&other.reliability);
         self.quality.add(&other.quality, 1.0);
         self.answers.add(&other.answers, 1.0);
+        self.pairs.add(&other.pairs, |_| 1.0);
     }
 
     /// Returns the observations taken in; grows with each change.
@@ -78,12 +82,14 @@ impl ArmEvidence {
             && self.quality.is_plausible()
             && self.quality.weight() <= MEMORY * (1.0 + SLACK)
             && self.answers.is_plausible(&self.quality)
+            && self.pairs.is_plausible(stats.scored)
     }
 
     fn rounded(&self) -> Self {
         let mut rounded = Self {
             quality: self.quality.clone().rounded(),
             answers: self.answers.clone().rounded(),
+            pairs: self.pairs.rounded(),
             ..self.clone()
         };
         for bin in rounded.reliability.bins_mut() {
@@ -104,6 +110,7 @@ impl ArmEvidence {
             .then_with(|| self.quality.newness(&other.quality))
             .then_with(|| bins(self).cmp(&bins(other)))
             .then_with(|| self.answers.order(&other.answers))
+            .then_with(|| self.pairs.order(&other.pairs))
     }
 }
 

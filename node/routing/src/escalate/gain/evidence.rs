@@ -62,6 +62,7 @@ pub struct Evidence {
     /// Calibrated chance that the answer is good.
     pub confidence: Confidence,
     pub(super) signals: [f64; SIGNALS],
+    pub(super) knows_length: bool,
 }
 
 impl Evidence {
@@ -70,9 +71,10 @@ impl Evidence {
         let chance = confidence.value();
         let length = out_tokens
             .filter(|tokens| tokens.is_finite() && *tokens >= 0.0)
-            .map_or(0.0, |tokens| ((tokens.ln_1p() - ORDINARY_LENGTH) / LENGTH_SCALE).clamp(-LIMIT, LIMIT));
-        let signals = [chance.unwrap_or_default(), f64::from(u8::from(chance.is_some())), length];
-        Self { features, domain, confidence, signals }
+            .map(|tokens| ((tokens.ln_1p() - ORDINARY_LENGTH) / LENGTH_SCALE).clamp(-LIMIT, LIMIT));
+        let (known, knows_length) = (f64::from(u8::from(chance.is_some())), length.is_some());
+        let signals = [chance.unwrap_or_default(), known, length.unwrap_or_default()];
+        Self { features, domain, confidence, signals, knows_length }
     }
 
     /// Returns the numbers: features, then signals.

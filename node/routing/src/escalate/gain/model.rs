@@ -229,6 +229,10 @@ impl AnswerModel {
             // Where answers always said something of themselves, one that does not is taken for ordinary.
             vector[CONFIDENCE..=KNOWN].copy_from_slice(&self.mean[CONFIDENCE..=KNOWN]);
         }
+        if !evidence.knows_length {
+            // It still comes: it will be as long as this arm's answers are.
+            vector[LENGTH] = self.mean[LENGTH];
+        }
         let parts = self.parts(&vector);
         let (combined, weighed) = self.combined(parts, evidence.domain);
         let quality = match evidence.confidence.value() {
