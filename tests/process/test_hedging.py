@@ -26,16 +26,18 @@ def test_a_late_device_is_outrun_at_most_twice_in_a_hundred_requests(mesh):
         device["name"] for device in node.get("/shoal/v1/devices").json()["devices"] if device["models"]})
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: ask(node, n), range(150)))
-    learnt = {name: stub.log()["counts"]["completed"] for name, stub in stubs.items()}
-    # The balancer keeps to the one that it knows; that one hangs.
-    victim, other = sorted(stubs, key=lambda name: -learnt[name])
-    assert learnt[victim] >= 50, learnt
+    # One after the other none is late but by chance, so that the budget is there when one hangs; the balancer keeps to
+    # the device that it knows, and that one hangs.
+    for n in range(150, 300):
+        latest = ask(node, n)
+    victim = node.get(f"/shoal/v1/requests/{latest}").json()["upstream"]
+    other = next(name for name in stubs if name != victim)
     usual = hedges(node)
 
     os.kill(stubs[victim].child.pid, signal.SIGSTOP)
     try:
         outrun = []
-        for n in range(200, 212):
+        for n in range(300, 312):
             began = time.monotonic()
             record = node.get(f"/shoal/v1/requests/{ask(node, n)}").json()
             ends = [(one["upstream"], one["ended"]) for one in record["attempt_log"]]
@@ -43,11 +45,11 @@ def test_a_late_device_is_outrun_at_most_twice_in_a_hundred_requests(mesh):
                 outrun.append(time.monotonic() - began)
                 assert ends[-1] == (other, "ok") and record["upstream"] == other, ends
                 break
-        assert outrun and outrun[0] < 3, outrun
+        assert outrun and outrun[0] < 3, (victim, ends)
     finally:
         os.kill(stubs[victim].child.pid, signal.SIGCONT)
     assert hedges(node) >= usual + 1
-    assert hedges(node) <= 162 * 0.02 + 2, "the budget"
+    assert hedges(node) <= 312 * 0.02 + 2, "the budget"
     idle = lambda: node.get("/shoal/v1/status").json()["requests"]["in_flight"] == 0
     kit.until("nothing is left of the losers", idle, within_s=10)
 
