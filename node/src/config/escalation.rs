@@ -65,14 +65,7 @@ impl FileEscalation {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, check_file};
-
-    fn checked(text: &str) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("shoal.toml");
-        std::fs::write(&path, format!("version = 1\n{text}")).unwrap();
-        check_file(&path, &[]).map_err(|e| e.to_string())
-    }
+    use crate::config::testing::checked;
 
     #[test]
     fn nobody_is_asked_for_a_second_opinion_unless_it_is_switched_on() {

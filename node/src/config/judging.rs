@@ -120,14 +120,8 @@ fn share(value: f64) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, Flags, check_file};
-
-    fn checked(text: &str) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("shoal.toml");
-        std::fs::write(&path, format!("version = 1\n{text}")).unwrap();
-        check_file(&path, &[]).map_err(|e| e.to_string())
-    }
+    use crate::config::testing::checked;
+    use crate::config::{Config, Flags};
 
     #[test]
     fn nobody_grades_unless_a_model_is_named() {

@@ -11,6 +11,8 @@ mod lfo_env;
 mod paths;
 mod reliability;
 mod rules;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::net::SocketAddr;

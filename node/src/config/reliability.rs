@@ -79,14 +79,8 @@ pub(super) fn within(origin: &str, value: u64, low: u64, high: u64) -> Result<u6
 mod tests {
     use std::time::Duration;
 
-    use crate::config::{Config, Flags, check_file};
-
-    fn checked(text: &str) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("shoal.toml");
-        std::fs::write(&path, format!("version = 1\n{text}")).unwrap();
-        check_file(&path, &[]).map_err(|e| e.to_string())
-    }
+    use crate::config::testing::checked;
+    use crate::config::{Config, Flags};
 
     #[test]
     fn nothing_is_hedged_or_resumed_unless_asked_for() {

@@ -136,14 +136,8 @@ pub struct FileWhen {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, FileConfig, check_file};
-
-    fn checked(text: &str) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("shoal.toml");
-        std::fs::write(&path, format!("version = 1\n{text}")).unwrap();
-        check_file(&path, &[]).map_err(|e| e.to_string())
-    }
+    use crate::config::FileConfig;
+    use crate::config::testing::checked;
 
     #[test]
     fn rules_are_read_as_a_person_writes_them() {
