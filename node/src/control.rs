@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::judge::Judge;
 use crate::mesh;
-use crate::pipeline::ticket::Live;
+use crate::pipeline::live::Live;
 use crate::replication;
 use crate::store::{KeyRing, ResponseShelf};
 

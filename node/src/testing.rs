@@ -27,7 +27,8 @@ use crate::feedback;
 use crate::inventory::Inventory;
 use crate::judging::agreement::SecondOpinion;
 use crate::judging::{AgreementSettings, witness};
-use crate::pipeline::ticket::{Live, Sinks};
+use crate::pipeline::live::Live;
+use crate::pipeline::ticket::Sinks;
 use crate::pipeline::{Job, Origin, Pipeline, Purpose, Resolve, RuleBook};
 use crate::store::{HistoryWriter, KeyRing, RequestRecord, ResponseShelf, Store};
 use crate::upstream::{

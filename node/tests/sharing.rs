@@ -18,7 +18,7 @@ use shoal_node::feedback::{self, FeedbackHandle, JudgedBy, Judgement};
 use shoal_node::judge::Judge;
 use shoal_node::judging::witness;
 use shoal_node::mesh::{GossipPublisher, keep_statistics_equal};
-use shoal_node::pipeline::ticket::Live;
+use shoal_node::pipeline::live::Live;
 use shoal_node::replication::statistics::testimony_from_blob;
 use shoal_node::store::{HistoryWriter, KeyRing, RequestRecord, ResponseShelf, Store};
 use shoal_proto::control_server::{Control, ControlServer};

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::gather::Facts;
 use super::text::{self, NONE};
 use super::{calibration, providers};
-use crate::pipeline::ticket::IN_PROGRESS;
+use crate::pipeline::live::IN_PROGRESS;
 use crate::store::RequestRecord;
 
 /// Models shown of one device; an Ollama host may have dozens.

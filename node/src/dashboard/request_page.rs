@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::page::{brand, document, outcome, state};
 use super::text;
-use crate::pipeline::ticket::IN_PROGRESS;
+use crate::pipeline::live::IN_PROGRESS;
 use crate::store::{AgreementRecord, AttemptRecord, REJECTED, RequestRecord};
 
 /// Renders the page of a request.

@@ -23,6 +23,7 @@ mod gate_tests;
 mod hedge;
 #[cfg(test)]
 mod hedge_tests;
+pub mod live;
 pub mod purpose;
 mod resume;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! away. So every accepted request is counted exactly once, on every path.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -17,72 +17,14 @@ use shoal_routing::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::exhibit::Exhibit;
+use super::live::Live;
 use super::tap::Tap;
 use super::{Origin, Purpose};
 use crate::egress::EgressMark;
 use crate::feedback::FeedbackHandle;
 use crate::judging::witness::{Answered, WitnessHandle};
 use crate::sound::{Bill, SoundUsage};
-use crate::store::{HistoryWriter, REJECTED, RequestRecord, unix_ms};
-
-/// Requests in progress, for `shoal ps`.
-///
-/// By a running number: two attempts of another router may bring the same request here twice.
-#[derive(Debug, Clone, Default)]
-pub struct Live(Arc<Mutex<Running>>);
-
-#[derive(Debug, Default)]
-struct Running {
-    next: u64,
-    records: BTreeMap<u64, RequestRecord>,
-}
-
-impl Live {
-    /// Returns the records of all requests in progress, oldest first.
-    pub fn list(&self) -> Vec<RequestRecord> {
-        let now = unix_ms();
-        self.lock().records.values().map(|record| running(record, now)).collect()
-    }
-
-    /// Returns the number of requests in progress.
-    pub fn len(&self) -> usize {
-        self.lock().records.len()
-    }
-
-    /// Returns true when nothing is in progress.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Returns one record.
-    pub fn find(&self, id: &str) -> Option<RequestRecord> {
-        self.lock().records.values().find(|r| r.id == id).map(|record| running(record, unix_ms()))
-    }
-
-    fn insert(&self, record: RequestRecord) -> u64 {
-        let mut running = self.lock();
-        let number = running.next;
-        running.next += 1;
-        running.records.insert(number, record);
-        number
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Running> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// How a request that runs still is shown as having ended.
-pub const IN_PROGRESS: &str = "in progress";
-
-/// A record as it is shown while its request runs.
-fn running(record: &RequestRecord, now_ms: u64) -> RequestRecord {
-    RequestRecord {
-        outcome: IN_PROGRESS.into(),
-        duration_ms: now_ms.saturating_sub(record.started_ms),
-        ..record.clone()
-    }
-}
+use crate::store::{HistoryWriter, REJECTED, RequestRecord};
 
 /// Where ended requests are told.
 #[derive(Clone)]
@@ -243,9 +185,7 @@ impl Ticket {
 
     /// Shows what is known so far to who asks for the request while it runs.
     pub(super) fn show(&self) {
-        if let Some(live) = self.sinks.live.lock().records.get_mut(&self.live) {
-            live.clone_from(&self.record);
-        }
+        self.sinks.live.update(self.live, &self.record);
     }
 
     /// Notes how good the answer of the newest attempt is thought to be; returns that attempt's place in the log.
@@ -469,7 +409,7 @@ impl Ticket {
         }
         self.sinks.history.record(*std::mem::take(&mut self.record));
         // Last: who looks among the running and then among the finished misses it at no moment.
-        self.sinks.live.lock().records.remove(&self.live);
+        self.sinks.live.remove(self.live);
     }
 
     fn count(&self, word: &'static str) {
