@@ -284,6 +284,17 @@ def test_what_breaks_off_never_looks_whole(client, node):
                                                 stream=True, prompt="[[stub cut=3 itl=2]]"))
 
 
+def test_a_form_sent_twice_runs_once_and_one_that_broke_off_anew(node):
+    # A client draws a new boundary for each form.
+    replay = "x-shoal-idempotent-replay"
+    again = [ask(node, headers={"idempotency-key": "whole"}, **form("local-transcribe")) for _ in range(2)]
+    assert [answer.headers.get(replay) for answer in again] == [None, "true"] and again[0].content == again[1].content
+    broken = form("local-transcribe", stream="true", prompt="[[stub cut=3 itl=2]]")
+    again = [ask(node, headers={"idempotency-key": "broken"}, **broken) for _ in range(2)]
+    assert all("upstream_interrupted" in answer.text for answer in again)
+    assert [answer.headers.get(replay) for answer in again] == [None, None]
+
+
 def test_a_client_that_goes_away_stops_the_work(node, world):
     with httpx.stream("POST", f"{node.url}/v1/audio/speech", headers=node.auth(), timeout=60, json={
             "model": "kokoro-82m", "voice": "alloy",

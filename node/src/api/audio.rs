@@ -4,25 +4,28 @@
 //! headers wait for that. What breaks off after it ends as its form allows: events by an error among them, bytes by a
 //! connection that is closed before their end.
 
+use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body as HttpBody;
 use axum::extract::{Extension, FromRef, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue};
 
 use super::auth::Caller;
 use super::error::ApiError;
 use super::front::Front;
-use super::inference::{BodyBytes, describe, origin, put, readable, refuse_compressed, refused, sign};
+use super::idempotency::Verdict;
+use super::inference::{
+    BodyBytes, describe, events_headers, origin, put, readable, refuse_compressed, refused, sign, streaming,
+};
 use super::{parse, sse};
 use crate::pipeline::{Flow, Job, Running};
-use crate::upstream::{ApiPath, UpstreamError};
+use crate::upstream::ApiPath;
 
 /// The routes, with and without `/v1`.
 pub(super) fn routes<S>() -> Router<S>
@@ -79,7 +82,7 @@ async fn serve(
     let mut response = match accept(front, caller, headers, path, body, id.clone()) {
         Ok((job, warnings)) => {
             let mut response = match front.pipeline.run(job).await {
-                Ok(Running::Sound(flow)) => told(flow),
+                Ok(Running::Sound(flow)) => told(flow, front.pipeline.limits.sockets.write_idle),
                 // `run` gives nothing else to who asks for sound.
                 Ok(_) => {
                     ApiError::new(500, "internal_error", "an answer of another API came").into_response()
@@ -115,22 +118,21 @@ fn accept(
     Ok((front.pipeline.accept(parsed, &request, origin(caller, id))?, warnings))
 }
 
-fn told(flow: Flow) -> Response {
+fn told(flow: Flow, write_idle: Duration) -> Response {
     let is_events = flow.is_events();
+    let verdict = Verdict::default();
     let media = HeaderValue::from_str(flow.media());
     let mut record = flow.ticket().record.clone();
     record.egress = flow.ticket().egress().text();
-    let mut response = Response::new(HttpBody::from_stream(stream::unfold(
-        Outgoing { flow: Some(flow), is_events },
-        |mut outgoing| async move { Some((outgoing.next().await?, outgoing)) },
-    )));
-    let headers = response.headers_mut();
-    headers
-        .insert(header::CONTENT_TYPE, media.unwrap_or(HeaderValue::from_static("application/octet-stream")));
+    let media = media.unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    let outgoing = Outgoing { flow: Some(flow), is_events, verdict: verdict.clone() };
+    let pieces =
+        stream::unfold(outgoing, |mut outgoing| async move { Some((outgoing.next().await?, outgoing)) });
+    let mut response = streaming(media, Box::pin(pieces), write_idle);
     if is_events {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+        events_headers(&mut response);
     }
+    response.extensions_mut().insert(verdict);
     describe(&mut response, &record);
     response
 }
@@ -140,10 +142,11 @@ struct Outgoing {
     /// `None` once the request has ended.
     flow: Option<Flow>,
     is_events: bool,
+    verdict: Verdict,
 }
 
 impl Outgoing {
-    async fn next(&mut self) -> Option<Result<Bytes, UpstreamError>> {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
         match self.flow.as_mut()?.next().await {
             Ok(Some(bytes)) if self.is_events => Some(Ok(sse::frame(&bytes))),
             Ok(Some(bytes)) => Some(Ok(bytes)),
@@ -154,11 +157,12 @@ impl Outgoing {
             Err(error) => {
                 self.flow.take()?.fail("upstream_interrupted");
                 if self.is_events {
+                    self.verdict.failed();
                     let told = ApiError { code: "upstream_interrupted".into(), ..ApiError::from(error) };
                     return Some(Ok(sse::frame(&told.body())));
                 }
                 // Ends the connection before the end of the body, which every client takes for what it is.
-                Some(Err(error))
+                Some(Err(io::Error::other(error)))
             }
         }
     }

@@ -24,7 +24,7 @@ use super::idempotency::Verdict;
 use super::parse::{self, Floor};
 use super::relay::{self, Asked};
 use super::sse;
-use super::unread::Unread;
+use super::unread::{Pieces, Unread};
 use super::voice::{Noting, OpenAi, Voice};
 use crate::pipeline::{Failed, Job, Origin, Purpose, Running, Whole};
 use crate::store::{Considered, ProfileRecord, Removed};
@@ -370,12 +370,23 @@ fn late_frames(run: Run, asked: Asked, voice: Box<dyn Voice>) -> impl Stream<Ite
 }
 
 fn event_stream(stream_type: HeaderValue, frames: Frames, write_idle: Duration) -> Response {
-    let mut response = Response::new(HttpBody::from_stream(Unread::limited(frames, write_idle)));
+    let mut response = streaming(stream_type, Box::pin(frames.map(Ok)), write_idle);
+    events_headers(&mut response);
+    response
+}
+
+/// An answer whose pieces go out as they come; who reads none of them for `write_idle` loses it.
+pub(super) fn streaming(media: HeaderValue, pieces: Pieces, write_idle: Duration) -> Response {
+    let mut response = Response::new(HttpBody::from_stream(Unread::limited(pieces, write_idle)));
+    response.headers_mut().insert(header::CONTENT_TYPE, media);
+    response
+}
+
+/// Keeps caches and proxies from holding events back.
+pub(super) fn events_headers(response: &mut Response) {
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, stream_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    response
 }
 
 pub(super) fn describe(response: &mut Response, record: &crate::store::RequestRecord) {

@@ -14,12 +14,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::tasks::{self, TaskKind};
 
-type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+/// Pieces of a body, or why there are no more.
+pub(super) type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// The frames, and since when nobody has asked for the next one.
 struct Fetched {
     /// `None` once it was given up, or has ended.
-    frames: Option<Frames>,
+    frames: Option<Pieces>,
     given_up: bool,
     /// `None` while somebody waits for a frame.
     unread_since: Option<Instant>,
@@ -33,7 +34,7 @@ pub(super) struct Unread {
 
 impl Unread {
     /// Gives the frames up when none is fetched for `idle` although there may be some.
-    pub(super) fn limited(frames: Frames, idle: Duration) -> Self {
+    pub(super) fn limited(frames: Pieces, idle: Duration) -> Self {
         let fetched = Fetched { frames: Some(frames), given_up: false, unread_since: Some(Instant::now()) };
         let shared = Arc::new(Mutex::new(fetched));
         let watch = tasks::spawn(TaskKind::Relay, watch(shared.clone(), idle));
@@ -78,7 +79,7 @@ impl Stream for Unread {
             fetched.frames = None;
             fetched.unread_since = None;
         }
-        polled.map(|frame| frame.map(Ok))
+        polled
     }
 }
 
@@ -101,7 +102,7 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(60);
 
     /// Frames without end, one each ten seconds, and whether they still exist.
-    fn frames() -> (Frames, Arc<AtomicBool>) {
+    fn frames() -> (Pieces, Arc<AtomicBool>) {
         struct Exists(Arc<AtomicBool>);
         impl Drop for Exists {
             fn drop(&mut self) {
@@ -112,7 +113,7 @@ mod tests {
         let exists = Exists(alive.clone());
         let frames = stream::unfold(exists, |exists| async {
             tokio::time::sleep(Duration::from_secs(10)).await;
-            Some((Bytes::from_static(b"x"), exists))
+            Some((Ok(Bytes::from_static(b"x")), exists))
         });
         (Box::pin(frames), alive)
     }
@@ -133,7 +134,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_a_slow_answer_is_not_who_stalls() {
-        let silent: Frames = Box::pin(stream::pending());
+        let silent: Pieces = Box::pin(stream::pending());
         let mut read = Unread::limited(silent, IDLE);
         assert!(tokio::time::timeout(IDLE * 100, read.next()).await.is_err());
     }

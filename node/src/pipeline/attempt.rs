@@ -142,7 +142,9 @@ impl Begun {
             }
             Answer::Sound(first, media, events) => {
                 self.commitment.commit();
-                Running::Sound(Flow::new(first, media, events, self.patience, self.guard, ticket))
+                Running::Sound(
+                    Flow::new(first, media, events, self.patience, self.guard, ticket).until(ending),
+                )
             }
         }
     }

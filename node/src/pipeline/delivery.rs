@@ -114,6 +114,12 @@ pub struct Committed {
     resuming: Option<Box<(UpstreamError, GoingOn)>>,
 }
 
+/// What a running answer ends with when the node waits no longer.
+pub(super) fn node_ends() -> UpstreamError {
+    let message = "the answer was cut off: the node is stopping; what came so far is not whole";
+    UpstreamError::new(502, "upstream_interrupted", message)
+}
+
 impl Committed {
     pub(super) fn new(
         held: VecDeque<Bytes>,
@@ -167,8 +173,7 @@ impl Committed {
         tokio::select! {
             biased;
             () = ending.cancelled() => {
-                let message = "the answer was cut off: the node is stopping; what came so far is not whole";
-                self.end(UpstreamError::new(502, "upstream_interrupted", message))
+                self.end(node_ends())
             }
             step = self.next_of_any_host() => step,
         }

@@ -6,9 +6,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use shoal_routing::InFlight;
+use tokio_util::sync::CancellationToken;
 
 use super::attempt::Patience;
-use super::delivery::Events;
+use super::delivery::{Events, node_ends};
 use super::ticket::Ticket;
 use crate::sound::{self, Ear};
 use crate::upstream::{Event, UpstreamError};
@@ -22,6 +23,8 @@ pub struct Flow {
     patience: Patience,
     guard: InFlight,
     ticket: Ticket,
+    /// Cancelled when the node stops and waits no longer.
+    ending: CancellationToken,
 }
 
 impl Flow {
@@ -36,7 +39,13 @@ impl Flow {
         ticket.first_content();
         let ear = Ear::new(Some(&media));
         ticket.heard(&ear.usage());
-        Self { first: Some(first), media, events, ear, patience, guard, ticket }
+        let ending = CancellationToken::new();
+        Self { first: Some(first), media, events, ear, patience, guard, ticket, ending }
+    }
+
+    /// Ends with an error when the node does.
+    pub(super) fn until(self, ending: CancellationToken) -> Self {
+        Self { ending, ..self }
     }
 
     /// Returns the request's ticket.
@@ -62,7 +71,11 @@ impl Flow {
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let event = match self.first.take() {
             Some(first) => Some(Ok(Event::Chunk(first))),
-            None => self.patience.between(self.events.next()).await?,
+            None => tokio::select! {
+                biased;
+                () = self.ending.cancelled() => return Err(node_ends()),
+                event = self.patience.between(self.events.next()) => event?,
+            },
         };
         match event {
             Some(Ok(Event::Chunk(bytes))) => {
