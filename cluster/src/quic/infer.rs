@@ -4,6 +4,8 @@
 //! and [`Responder::cancelled`] resolves at the other end. A responder that is dropped resets the stream, so
 //! an answer that broke off never looks complete.
 
+use std::time::Duration;
+
 use shoal_proto::{InferFrame, InferRequest};
 
 use quinn::Connection;
@@ -11,6 +13,7 @@ use quinn::Connection;
 use super::frames::{FrameReader, FrameWriter, StreamKind};
 use super::pulse::{self, Listed, Pulse};
 use super::{Error, Link, code};
+use crate::tasks::spawn_named;
 
 /// Largest body of a request: a prompt with some images.
 pub const REQUEST_BODY_LIMIT: usize = 32 * 1024 * 1024;
@@ -18,6 +21,9 @@ pub const REQUEST_BODY_LIMIT: usize = 32 * 1024 * 1024;
 pub(super) const REQUEST_LIMIT: usize = REQUEST_BODY_LIMIT + 64 * 1024;
 /// Largest frame of an answer; a longer body travels in several chunks.
 pub const FRAME_LIMIT: usize = 8 * 1024 * 1024;
+
+/// Longest time that a whole answer is waited for to arrive.
+const ARRIVAL: Duration = Duration::from_secs(120);
 
 /// The answer to a request, as it comes. Dropping it cancels the inference at the other end.
 #[derive(Debug)]
@@ -82,12 +88,12 @@ impl Drop for InferStream {
 pub struct Responder {
     writer: FrameWriter,
     /// As long as this lives, the opener is told that its request is worked on.
-    _listed: Listed,
+    listed: Listed,
 }
 
 impl Responder {
     pub(super) fn new(writer: FrameWriter, listed: Listed) -> Self {
-        Self { writer, _listed: listed }
+        Self { writer, listed }
     }
 
     /// Sends one frame, waiting while the opener reads slowly. If cancelled, only dropping is left.
@@ -103,8 +109,16 @@ impl Responder {
     ///
     /// # Errors
     /// [`Error::Cancelled`] when the opener no longer wants it.
-    pub async fn finish(mut self) -> Result<(), Error> {
-        self.writer.finish()
+    pub async fn finish(self) -> Result<(), Error> {
+        let Self { mut writer, listed } = self;
+        writer.finish()?;
+        // What was sent may be on its way for long on a slow link, and is not lost meanwhile.
+        let arrived = writer.stopped();
+        drop(spawn_named("arriving", async move {
+            let _ = tokio::time::timeout(ARRIVAL, arrived).await; // late or not, nothing more is known here
+            drop(listed);
+        }));
+        Ok(())
     }
 
     /// Resolves when the opener dropped its stream or the connection died. Safe to cancel.

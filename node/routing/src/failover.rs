@@ -260,7 +260,8 @@ impl Candidates {
 
     /// Lets a host be chosen again that was not asked after all, or may be waited for.
     pub fn give_back(&mut self, choice: &Choice) {
-        self.tried.retain(|(offer, _)| !Arc::ptr_eq(offer, &choice.offer));
+        // This way to it alone: another one that failed stays tried.
+        self.tried.retain(|(offer, route)| !(Arc::ptr_eq(offer, &choice.offer) && *route == choice.route));
     }
 
     /// A way to the host that was not tried, around routers that failed if there is one.

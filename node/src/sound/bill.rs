@@ -4,8 +4,10 @@ use shoal_routing::{MicroUsd, Price, SoundPrice, SoundWork, Tokens};
 
 use super::SoundUsage;
 
-/// Set aside for a request to a model whose price for sound is not known: more than ten minutes cost anywhere.
+/// Set aside, for each ten minutes begun, for a request to a model whose price for sound is not known: more than they
+/// cost anywhere.
 pub const FLAT: MicroUsd = MicroUsd(100_000);
+const TEN_MINUTES_MS: u64 = 600_000;
 
 /// Prices of a model, and how much of it a request wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +24,8 @@ impl Bill {
     /// Returns what is set aside before the request is sent, and what it is taken to cost if its answer says nothing.
     pub fn most(&self) -> MicroUsd {
         let is_free = self.tokens == Price::default();
-        self.sound.cost(self.work).unwrap_or(if is_free { MicroUsd(0) } else { FLAT })
+        let flat = MicroUsd(FLAT.0.saturating_mul(self.work.millis.div_ceil(TEN_MINUTES_MS).max(1)));
+        self.sound.cost(self.work).unwrap_or(if is_free { MicroUsd(0) } else { flat })
     }
 
     /// Returns the cost by what the answer says.
@@ -66,6 +69,8 @@ mod tests {
         assert_eq!(both.settled(&silent), MicroUsd(12_000));
         let unknown = bill(by_token, 0);
         assert_eq!((unknown.most(), unknown.settled(&timed)), (FLAT, FLAT));
+        let hour = Bill { work: SoundWork { millis: 3_600_001, chars: 0 }, ..unknown };
+        assert_eq!(hour.most(), MicroUsd(7 * FLAT.0));
         let by_minute = bill(Price::default(), 6_000);
         assert_eq!(by_minute.settled(&counted), MicroUsd(12_000), "tokens cost nothing there");
         assert_eq!(bill(Price::default(), 0).most(), MicroUsd(0), "a server of one's own, priced at nothing");

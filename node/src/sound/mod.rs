@@ -24,6 +24,10 @@ pub const EVENTS: &str = "text/event-stream";
 const LEAST_BYTES_PER_SECOND: u64 = 2_000;
 /// Bytes of a second that a WAV header may claim: from telephones to eight channels of a studio.
 const WAV_BYTES_PER_SECOND: std::ops::RangeInclusive<u64> = 4_000..=1_536_000;
+/// Formats of plain samples: integers, floats, and either with more said of their channels.
+const WAV_PLAIN: [u16; 3] = [1, 3, 0xfffe];
+/// Most chunks before the one with the format.
+const WAV_CHUNKS: usize = 16;
 /// Characters that are read aloud in a second, slowly; 15 is usual.
 const CHARS_PER_SECOND: u64 = 10;
 
@@ -64,14 +68,27 @@ pub fn heard(recording: &[u8]) -> SoundWork {
     SoundWork { millis: bytes.saturating_mul(1000) / per_second, chars: 0 }
 }
 
-/// Returns what the header of a WAV file says; `None` for other files, and where it says what cannot be.
+/// Returns what the header of a WAV file says; `None` for other files, and where it says what cannot be: only of plain
+/// samples is the rate more than a claim.
 fn wav_bytes_per_second(file: &[u8]) -> Option<u64> {
+    let word = |at: usize| Some(u32::from_le_bytes(file.get(at..at + 4)?.try_into().ok()?));
+    let half = |at: usize| Some(u16::from_le_bytes(file.get(at..at + 2)?.try_into().ok()?));
     let is_wav = file.get(..4)? == b"RIFF" && file.get(8..12)? == b"WAVE";
-    // The chunk with the format may have others before it; they are few and short.
-    let at = is_wav.then(|| memchr::memmem::find(file.get(..4096).unwrap_or(file), b"fmt ")).flatten()?;
-    let rate = file.get(at + 16..at + 20)?;
-    let rate = u64::from(u32::from_le_bytes([rate[0], rate[1], rate[2], rate[3]]));
-    WAV_BYTES_PER_SECOND.contains(&rate).then_some(rate)
+    let mut at = is_wav.then_some(12)?;
+    // The chunk with the format may have others before it; they are few.
+    for _ in 0..WAV_CHUNKS {
+        let (kind, size) = (file.get(at..at + 4)?, word(at + 4)? as usize);
+        if kind == b"fmt " {
+            let (format, samples, bytes, block) =
+                (half(at + 8)?, word(at + 12)?, word(at + 16)?, half(at + 20)?);
+            let is_plain =
+                WAV_PLAIN.contains(&format) && u64::from(samples) * u64::from(block) == u64::from(bytes);
+            return Some(u64::from(bytes)).filter(|rate| is_plain && WAV_BYTES_PER_SECOND.contains(rate));
+        }
+        // Chunks begin at even places.
+        at = at.checked_add(8)?.checked_add(size)?.checked_add(size % 2)?;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -86,6 +103,16 @@ mod tests {
         file.extend(b"\x02\0\x10\0data\0\0\0\0");
         file.resize(file.len() + seconds * 32_000, 0);
         file
+    }
+
+    #[test]
+    fn a_wav_file_that_holds_anything_else_claims_in_vain() {
+        let mut file = wav(3);
+        file[20] = 0x55; // MP3 under the rate of plain samples
+        assert_eq!(heard(&file).millis, file.len() as u64 * 1000 / LEAST_BYTES_PER_SECOND);
+        let mut file = wav(3);
+        file[28..32].copy_from_slice(&1_000_000u32.to_le_bytes());
+        assert_eq!(heard(&file).millis, file.len() as u64 * 1000 / LEAST_BYTES_PER_SECOND);
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub(super) async fn answer_once(State(front): State<Front>, request: Request, ne
     }
     let Some(name) = request.headers().get(&KEY) else { return next.run(request).await };
     let answered = match name_of(name) {
-        Ok(name) => keyed(&front.answers.0, name, request, next).await,
+        Ok(name) => keyed(&front, name, request, next).await,
         Err(error) => Err(error),
     };
     answered.unwrap_or_else(IntoResponse::into_response)
@@ -115,7 +115,8 @@ fn name_of(value: &HeaderValue) -> Result<String, ApiError> {
     })
 }
 
-async fn keyed(ledger: &Ledger, name: String, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn keyed(front: &Front, name: String, request: Request, next: Next) -> Result<Response, ApiError> {
+    let (ledger, write_idle) = (&front.answers.0, front.pipeline.limits.sockets.write_idle);
     let (parts, body) = request.into_parts();
     let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await;
     let body = readable(body)?;
@@ -128,12 +129,12 @@ async fn keyed(ledger: &Ledger, name: String, request: Request, next: Next) -> R
         Claim::Run(lease, reader) => {
             let request = Request::from_parts(parts, Body::from(body));
             tasks::spawn(TaskKind::Replay, run(lease, request, next));
-            reader.respond().await
+            reader.respond(write_idle).await
         }
         Claim::Share(reader) => {
             let state = if reader.has_ended() { "kept" } else { "running" };
             metrics::counter!("shoal_idempotent_replays_total", "answer" => state).increment(1);
-            let mut response = replay(reader).await?;
+            let mut response = replay(reader, write_idle).await?;
             let theirs = parts.headers.get("x-request-id").filter(|value| value.len() <= 128);
             let name = HeaderName::from_static("x-client-request-id");
             response.headers_mut().remove(&name);
@@ -164,8 +165,8 @@ async fn keyed(ledger: &Ledger, name: String, request: Request, next: Next) -> R
     }
 }
 
-async fn replay(reader: Reader) -> Result<Response, ApiError> {
-    let mut response = reader.respond().await?;
+async fn replay(reader: Reader, write_idle: Duration) -> Result<Response, ApiError> {
+    let mut response = reader.respond(write_idle).await?;
     response.headers_mut().insert(REPLAY, HeaderValue::from_static("true"));
     Ok(response)
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ApiError;
+use crate::api::unread::Unread;
 
 /// Bytes that an answer too large to keep may be ahead of its slowest reader.
 const WINDOW: usize = 256 * 1024;
@@ -158,11 +160,12 @@ impl Reader {
         self.recording.lock().end.is_some()
     }
 
-    /// Waits for the head and returns the answer as a response.
+    /// Waits for the head and returns the answer as a response, which is lost to whoever reads none of it for
+    /// `write_idle`.
     ///
     /// # Errors
     /// The work ended without one.
-    pub(super) async fn respond(self) -> Result<Response, ApiError> {
+    pub(super) async fn respond(self, write_idle: Duration) -> Result<Response, ApiError> {
         let mut changes = self.recording.changes.subscribe();
         let head = loop {
             changes.borrow_and_update();
@@ -183,7 +186,7 @@ impl Reader {
             let piece = reader.next().await?;
             Some((piece, reader))
         });
-        Ok(Response::from_parts(head, Body::from_stream(pieces)))
+        Ok(Response::from_parts(head, Body::from_stream(Unread::limited(Box::pin(pieces), write_idle))))
     }
 
     /// Returns the next piece; an error for an answer that broke off, which then must not look whole.
