@@ -131,6 +131,8 @@ impl<'a> Filter<'a> {
 
     fn needs(&self, offer: &Offer) -> [(bool, Option<bool>, &'static str); 8] {
         let (needs, model) = (&self.request.needs, &offer.model);
+        // By its name, for most: too slow to ask of every offer when nobody wants to know.
+        let makes = |needed: bool, craft: Craft| needed.then(|| model.makes(craft));
         [
             (needs.tools, model.tools, "tools"),
             (needs.vision, model.vision, "images"),
@@ -138,8 +140,8 @@ impl<'a> Filter<'a> {
             (needs.logprobs, model.logprobs, "log probabilities"),
             (needs.audio, model.audio, "sound"),
             // Few servers say it and most have no such path at all, so nobody is asked on the chance.
-            (needs.transcription, Some(model.makes(Craft::Transcripts)), "transcription"),
-            (needs.speech, Some(model.makes(Craft::Speech)), "speech"),
+            (needs.transcription, makes(needs.transcription, Craft::Transcripts), "transcription"),
+            (needs.speech, makes(needs.speech, Craft::Speech), "speech"),
             // Engines do not say it and most can, so only a known lack counts: a form for the answer is no reason to
             // leave the devices for a provider that says it can.
             (needs.schema && model.schema == Some(false), model.schema, "JSON schemas"),

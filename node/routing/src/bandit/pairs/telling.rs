@@ -57,51 +57,70 @@ impl Effect {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Telling {
     salt: PairSalt,
-    arms: BTreeMap<ArmId, BTreeMap<PairKey, Effect>>,
+    /// Pairs that some arm believes, ascending.
+    keys: Vec<PairKey>,
+    /// What each of `keys` changes for an arm, in their order: a prompt's pairs are looked up once, not by each arm.
+    arms: BTreeMap<ArmId, Vec<Option<Effect>>>,
     sieve: Sieve,
 }
 
-/// Pairs of a prompt that some arm has something to tell of.
+/// Pairs of a prompt that some arm has something to tell of, as places in [`Telling::keys`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Found {
-    keys: [PairKey; MAX_FOUND],
+    places: [u32; MAX_FOUND],
     len: usize,
 }
 
 impl Found {
-    fn keys(&self) -> &[PairKey] {
-        &self.keys[..self.len]
+    fn places(&self) -> impl Iterator<Item = usize> + '_ {
+        self.places[..self.len].iter().map(|place| *place as usize)
     }
 }
 
 impl Telling {
     /// Chooses among what was added up of each arm.
     pub fn of<'a>(salt: PairSalt, arms: impl IntoIterator<Item = (&'a ArmId, &'a PairSums)>) -> Self {
-        let mut telling = Self { salt, ..Self::default() };
+        let mut believed: Vec<(&ArmId, Vec<(PairKey, Effect)>)> = Vec::new();
         for (arm, sums) in arms {
             let mut effects: Vec<(PairKey, Effect)> =
                 sums.iter().filter_map(|(key, sum)| Some((key, Effect::of(sum)?))).collect();
             effects.sort_by(|a, b| b.1.evidence.total_cmp(&a.1.evidence));
             effects.truncate(MAX_BELIEVED);
             if !effects.is_empty() {
-                effects.iter().for_each(|(key, _)| telling.sieve.add(*key));
-                telling.arms.insert(arm.clone(), effects.into_iter().collect());
+                believed.push((arm, effects));
             }
         }
-        telling
+        let mut keys: Vec<PairKey> =
+            believed.iter().flat_map(|(_, effects)| effects.iter().map(|(key, _)| *key)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut sieve = Sieve::default();
+        keys.iter().for_each(|key| sieve.add(*key));
+        let row = |effects: Vec<(PairKey, Effect)>| {
+            let mut row = vec![None; keys.len()];
+            for (key, effect) in effects {
+                if let Ok(place) = keys.binary_search(&key) {
+                    row[place] = Some(effect);
+                }
+            }
+            row
+        };
+        let arms = believed.into_iter().map(|(arm, effects)| (arm.clone(), row(effects))).collect();
+        Self { salt, keys, arms, sieve }
     }
 
     /// Looks a prompt's pairs up.
     pub fn find(&self, words: &Words) -> Found {
         let mut found = Found::default();
-        if self.arms.is_empty() {
+        if self.keys.is_empty() {
             return found;
         }
-        let known = |key: &PairKey| {
-            self.sieve.lets_through(*key) && self.arms.values().any(|effects| effects.contains_key(key))
-        };
-        for (place, key) in found.keys.iter_mut().zip(words.pairs(self.salt).filter(known)) {
-            *place = key;
+        let known = words
+            .pairs(self.salt)
+            .filter(|key| self.sieve.lets_through(*key))
+            .filter_map(|key| self.keys.binary_search(&key).ok());
+        for (into, place) in found.places.iter_mut().zip(known) {
+            *into = place as u32;
             found.len += 1;
         }
         found
@@ -128,8 +147,8 @@ impl Telling {
         if found.len == 0 {
             return None;
         }
-        let effects = self.arms.get(arm)?;
-        let known = found.keys().iter().filter_map(|key| Some((*key, *effects.get(key)?)));
+        let row = self.arms.get(arm)?;
+        let known = found.places().filter_map(|place| Some((*self.keys.get(place)?, (*row.get(place)?)?)));
         known.max_by(|a, b| a.1.evidence.total_cmp(&b.1.evidence))
     }
 }
