@@ -355,6 +355,7 @@ impl Scene {
         let is_provider = |name: &str| self.pipeline.is_provider(name);
         let (parsed, request) = parse::parse(
             ApiPath::ChatCompletions,
+            None,
             &bytes,
             headers,
             floor,

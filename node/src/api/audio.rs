@@ -113,7 +113,7 @@ fn accept(
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let naming = front.pipeline.naming(&is_provider);
     let media = parse::media(headers);
-    let (parsed, request) = parse::parse_sound(path, media, &body, headers, caller.floor, naming)?;
+    let (parsed, request) = parse::parse(path, media, &body, headers, caller.floor, naming)?;
     let warnings = parsed.warnings.join("; ");
     Ok((front.pipeline.accept(parsed, &request, origin(caller, id))?, warnings))
 }

@@ -155,12 +155,17 @@ impl<'a> Form<'a> {
     }
 }
 
-/// Returns a form with another model named in it. What is no form, or names no model, stays as it is.
+/// Returns a form with a model named in it, whether it names another or none. What is no form stays as it is.
 pub fn with_model(media: &str, body: &Bytes, model: &str) -> Bytes {
     let Ok(form) = Form::parse(media, body) else { return body.clone() };
-    match form.only("model") {
-        Ok(Some(at)) if form.parts[at].content != model.as_bytes() => {
+    match (form.only("model"), boundary(media)) {
+        (Ok(Some(at)), _) if form.parts[at].content != model.as_bytes() => {
             form.rebuilt(body, &[(at, Change::Say(model.to_owned()))])
+        }
+        (Ok(None), Ok(boundary)) => {
+            let part =
+                format!("--{boundary}\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n");
+            Bytes::from([part.as_bytes(), body].concat())
         }
         _ => body.clone(),
     }

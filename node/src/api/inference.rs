@@ -117,7 +117,7 @@ async fn dry_run(
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let naming = front.pipeline.naming(&is_provider);
     let (mut parsed, request) =
-        parse::parse(ApiPath::ChatCompletions, &bytes, &headers, caller.floor, naming)?;
+        parse::parse(ApiPath::ChatCompletions, None, &bytes, &headers, caller.floor, naming)?;
     let origin = origin(&caller, front.new_request_id());
     let decision = front
         .pipeline
@@ -203,7 +203,7 @@ fn accept(
     let is_provider = |name: &str| front.pipeline.is_provider(name);
     let floor = Floor { data_class: caller.floor.data_class.raised_to(past), ..caller.floor };
     let (parsed, mut request) =
-        parse::parse(path, &body, headers, floor, front.pipeline.naming(&is_provider))?;
+        parse::parse(path, None, &body, headers, floor, front.pipeline.naming(&is_provider))?;
     request.max_local_tokens = front.pipeline.limits.max_local_tokens;
     let asked = Asked { path, include_usage: parsed.include_usage, answers: parsed.shape.answers };
     let prompt_tokens = parsed.profile.prompt_tokens;

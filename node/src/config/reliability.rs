@@ -18,12 +18,19 @@ pub struct FileIdempotency {
     pub entries: u64,
     /// Most bytes of all answers together, 1 MiB to 4 GiB. Default 67108864 (64 MiB).
     pub bytes: u64,
+    /// Seconds that a request goes on when its client is gone, who may come back for it, at most 60; 0 = none. Default 5.
+    pub grace_s: u64,
 }
 
 impl Default for FileIdempotency {
     fn default() -> Self {
-        let IdempotencySettings { keep, entries, bytes } = IdempotencySettings::default();
-        Self { keep_s: keep.as_secs(), entries: entries as u64, bytes: bytes as u64 }
+        let IdempotencySettings { keep, entries, bytes, grace } = IdempotencySettings::default();
+        Self {
+            keep_s: keep.as_secs(),
+            entries: entries as u64,
+            bytes: bytes as u64,
+            grace_s: grace.as_secs(),
+        }
     }
 }
 
@@ -33,6 +40,7 @@ impl FileIdempotency {
             keep: Duration::from_secs(within("idempotency.keep_s", self.keep_s, 1, 86_400)?),
             entries: within("idempotency.entries", self.entries, 0, 100_000)? as usize,
             bytes: within("idempotency.bytes", self.bytes, 1 << 20, 4 << 30)? as usize,
+            grace: Duration::from_secs(within("idempotency.grace_s", self.grace_s, 0, 60)?),
         })
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn read<'a>(
 ) -> Option<(Parsed, Request<'a>)> {
     let is_provider = |name: &str| pipeline.is_provider(name);
     let naming = pipeline.naming(&is_provider);
-    parse::parse(ApiPath::ChatCompletions, body, &HeaderMap::new(), floor, naming).ok()
+    parse::parse(ApiPath::ChatCompletions, None, body, &HeaderMap::new(), floor, naming).ok()
 }
 
 /// Runs a call on an offer until it ends, a client needs its slot, or the time is over. Giving it up cancels the

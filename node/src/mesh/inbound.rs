@@ -117,11 +117,7 @@ fn accept(pipeline: &Pipeline, request: InferRequest) -> Result<Job, ApiError> {
     // The router that accepted it wrote the model's own name into it.
     let naming = parse::Naming { is_provider: &is_provider, lfo_manners: false };
     let headers = HeaderMap::new();
-    let (mut parsed, mut routing) = if path.is_sound() {
-        parse::parse_sound(path, media.as_deref(), &body, &headers, floor, naming)?
-    } else {
-        parse::parse(path, &body, &headers, floor, naming)?
-    };
+    let (mut parsed, mut routing) = parse::parse(path, media.as_deref(), &body, &headers, floor, naming)?;
     parsed.shape.meshes = meshes;
     let hop = hop + 1;
     routing.hop = hop;

@@ -99,7 +99,7 @@ async fn a_rule_is_for_a_key_by_its_name_and_not_for_what_another_router_forward
     let headers = http::HeaderMap::new();
     let path = ApiPath::ChatCompletions;
     let (mut parsed, request) =
-        crate::api::parse::parse(path, &bytes, &headers, Default::default(), naming).unwrap();
+        crate::api::parse::parse(path, None, &bytes, &headers, Default::default(), naming).unwrap();
     let origin = |hop| Origin {
         id: "req_x".into(),
         hop,

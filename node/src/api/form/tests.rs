@@ -46,7 +46,10 @@ fn changes_leave_every_other_byte() {
     assert_eq!(fewer, form(&[("name=\"model\"", "mine")]));
     let none = read.rebuilt(&body, &[(0, Change::Remove), (1, Change::Remove), (2, Change::Remove)]);
     assert_eq!(none, form(&[]));
-    assert_eq!(with_model(MEDIA, &none, "m"), none);
+    assert_eq!(with_model(MEDIA, &none, "m"), form(&[("name=\"model\"", "m")]));
+    let unnamed = read.rebuilt(&body, &[(1, Change::Remove)]);
+    let named = form(&[("name=\"model\"", "m"), ("name=\"a\"", "1"), ("name=\"b\"", "2")]);
+    assert_eq!(with_model(MEDIA, &unnamed, "m"), named);
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Ledger {
             if let Some(reader) = entry.recording.read() {
                 return Claim::Share(reader);
             }
-            if entry.recording.is_window() && !entry.recording.abandoned().is_cancelled() {
+            if entry.recording.is_window() && !entry.recording.is_abandoned() {
                 return Claim::TooLarge;
             }
             table.remove(&place);
@@ -157,8 +157,9 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn abandoned(&self) -> CancellationToken {
-        self.recording.abandoned().clone()
+    /// Waits until nobody has read the answer for the time of grace, and gives it up.
+    pub(super) async fn deserted(&self) {
+        self.recording.deserted(self.ledger.settings.grace).await;
     }
 
     pub(super) fn head(&self, head: Parts) {

@@ -2,9 +2,9 @@
 //!
 //! It works on what goes over the wire, so every API has it alike: the first request with a key runs in a task of its
 //! own, its answer is recorded while it is told, and whoever comes with the same key reads the recording from its
-//! start. So a retry costs nothing a second time, neither money nor a tool that runs twice. The work is cancelled
-//! when nobody reads any more, not when the first client goes. Failures are not kept: a retry after one is meant to
-//! run anew.
+//! start. So a retry costs nothing a second time, neither money nor a tool that runs twice. When the last reader
+//! goes, the work goes on for a moment, since a client that names its request may be about to come back over a new
+//! connection, and is cancelled then. Failures are not kept: a retry after one is meant to run anew.
 //!
 //! Answers are in the memory of this node alone and of one API key each: a retry that reaches another node, or comes
 //! after a restart, runs anew.
@@ -58,12 +58,15 @@ pub struct IdempotencySettings {
     pub entries: usize,
     /// Most bytes of all answers together; one answer may take a quarter of it.
     pub bytes: usize,
+    /// How long the work goes on when nobody reads it any more; 0 = it is cancelled at once.
+    pub grace: Duration,
 }
 
 impl Default for IdempotencySettings {
-    /// Ten minutes, 1,000 answers, 64 MiB: longer than any client library retries.
+    /// Ten minutes, 1,000 answers, 64 MiB: longer than any client library retries. Five seconds of grace, in which
+    /// they come back after a lost connection.
     fn default() -> Self {
-        Self { keep: Duration::from_secs(600), entries: 1000, bytes: 64 << 20 }
+        Self { keep: Duration::from_secs(600), entries: 1000, bytes: 64 << 20, grace: Duration::from_secs(5) }
     }
 }
 
@@ -173,10 +176,9 @@ async fn replay(reader: Reader, write_idle: Duration) -> Result<Response, ApiErr
 
 /// Runs the request to its end, or until nobody reads; then keeps the answer for its time if it was good.
 async fn run(lease: Lease, request: Request, next: Next) {
-    let abandoned = lease.abandoned();
     let recorded = tokio::select! {
         biased;
-        () = abandoned.cancelled() => None,
+        () = lease.deserted() => None,
         is_good = record(&lease, request, next) => Some(is_good),
     };
     match recorded {

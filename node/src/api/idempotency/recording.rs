@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::response::Parts;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use super::ApiError;
 use crate::api::unread::Unread;
@@ -28,8 +28,6 @@ pub(super) struct Recording {
     state: Mutex<State>,
     /// Counts changes, for whoever waits for one.
     changes: watch::Sender<u64>,
-    /// Cancelled when the last reader left before the end.
-    abandoned: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +38,8 @@ struct State {
     first: usize,
     bytes: usize,
     end: Option<End>,
+    /// Nobody came back to it before the end.
+    is_abandoned: bool,
     /// Pieces are dropped once every reader has them.
     is_window: bool,
     /// Next piece of each reader.
@@ -57,27 +57,49 @@ enum End {
 
 impl Recording {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            state: Mutex::default(),
-            changes: watch::Sender::new(0),
-            abandoned: CancellationToken::new(),
-        })
+        Arc::new(Self { state: Mutex::default(), changes: watch::Sender::new(0) })
     }
 
     /// Adds a reader; `None` when the start is gone, or the work is being given up.
     pub(super) fn read(self: &Arc<Self>) -> Option<Reader> {
         let mut state = self.lock();
-        if state.is_window || self.abandoned.is_cancelled() || state.end == Some(End::Broken) {
+        if state.is_window || state.is_abandoned || state.end == Some(End::Broken) {
             return None;
         }
         let id = state.next_reader;
         state.next_reader += 1;
         state.readers.insert(id, 0);
+        drop(state);
+        self.changed();
         Some(Reader { recording: self.clone(), id })
     }
 
-    pub(super) fn abandoned(&self) -> &CancellationToken {
-        &self.abandoned
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().is_abandoned
+    }
+
+    /// Waits until nobody has read it for `grace` and gives it up; at once where nobody could join any more.
+    pub(super) async fn deserted(&self, grace: Duration) {
+        let mut changes = self.changes.subscribe();
+        let mut until: Option<Instant> = None;
+        loop {
+            changes.borrow_and_update();
+            {
+                // Under the lock, so that nobody joins what is being given up.
+                let mut state = self.lock();
+                let now = Instant::now();
+                until = state.is_deserted().then(|| until.unwrap_or(now + grace));
+                if until.is_some_and(|until| until <= now || state.is_window) {
+                    state.is_abandoned = true;
+                    return;
+                }
+            }
+            // The sender lives as long as the recording, which is borrowed here.
+            match until {
+                Some(until) => drop(tokio::time::timeout_at(until, changes.changed()).await),
+                None => drop(changes.changed().await),
+            }
+        }
     }
 
     pub(super) fn is_window(&self) -> bool {
@@ -138,6 +160,10 @@ impl Recording {
 }
 
 impl State {
+    fn is_deserted(&self) -> bool {
+        self.readers.is_empty() && self.end.is_none()
+    }
+
     fn trim(&mut self) {
         let slowest = self.readers.values().copied().min();
         while self.is_window && slowest.is_some_and(|at| at > self.first) {
@@ -148,7 +174,7 @@ impl State {
     }
 }
 
-/// One reader of an answer; dropped before the end as the last one, it cancels the work.
+/// One reader of an answer; dropped before the end as the last one, it leaves the work to its time of grace.
 #[derive(Debug)]
 pub(super) struct Reader {
     recording: Arc<Recording>,
@@ -240,13 +266,7 @@ enum Step {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut state = self.recording.lock();
-        state.readers.remove(&self.id);
-        if state.readers.is_empty() && state.end.is_none() {
-            // Under the lock, so that nobody joins what is being given up.
-            self.recording.abandoned.cancel();
-        }
-        drop(state);
+        self.recording.lock().readers.remove(&self.id);
         self.recording.changed();
     }
 }

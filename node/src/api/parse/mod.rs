@@ -23,7 +23,6 @@ use self::input::Input;
 use self::metadata::Metadata;
 pub(super) use self::metadata::OUR_METADATA;
 pub(super) use self::sound::media;
-pub use self::sound::parse_sound;
 use super::body::{Body, Edit};
 use super::error::ApiError;
 use super::form;
@@ -190,74 +189,136 @@ impl Naming<'_> {
     }
 }
 
-/// Parses and checks a body for an API path.
+/// Parses and checks a body for an API path; `media` is its content type, which only a recording's matters of.
 ///
 /// The request borrows its text from `bytes`; the parsed form owns all that must live longer.
+///
+/// # Errors
+/// What is wrong with it, with the field at fault.
 pub fn parse<'a>(
     path: ApiPath,
+    media: Option<&str>,
     bytes: &'a Bytes,
     headers: &HeaderMap,
     floor: Floor,
     naming: Naming<'_>,
 ) -> Result<(Parsed, Request<'a>), ApiError> {
+    if path.is_sound() {
+        return sound::read(path, media, bytes, naming)?.under(headers, floor, naming);
+    }
     let body = Body::parse(bytes).map_err(|e| {
         ApiError::new(400, "invalid_request_error", format!("the request body is not a JSON object: {e}"))
     })?;
     let model = naming.model(&body)?;
     checked_name(&model)?;
-    let messages = match path {
+    let inputs = match path {
         ApiPath::ChatCompletions => input::chat_messages(&body)?,
         ApiPath::Completions => input::plain_inputs(&body, "prompt")?,
-        ApiPath::Embeddings => input::plain_inputs(&body, "input")?,
-        ApiPath::Transcriptions | ApiPath::Translations | ApiPath::Speech => {
-            return sound::parse_sound(path, None, bytes, headers, floor, naming);
-        }
+        _ => input::plain_inputs(&body, "input")?,
     };
     let metadata = Metadata::read(&body)?;
     let stream = optional::<bool>(&body, "stream", "true or false")?.unwrap_or(false);
     let include_usage = stream_options(&body, stream)?;
     let fields = fields::check(path, &body)?;
-    let choice = naming.choice(&model);
-    let data_class = data_class(&metadata, headers, floor)?;
-    let needs = needs(path, &fields, &messages);
-    let messages: Vec<Message<'_>> = messages.into_iter().map(|input| input.message).collect();
-    let mut shape = Shape {
-        stream,
-        mode: if floor.local_only || choice == ModelChoice::AutoLocal { Mode::Local } else { metadata.mode },
-        preference: metadata.preference,
-        data_class: if floor.local_only { DataClass::Restricted } else { data_class },
+    let needs = needs(path, &fields, &inputs);
+    let messages: Vec<Message<'_>> = inputs.into_iter().map(|input| input.message).collect();
+    let session =
+        (path == ApiPath::ChatCompletions).then(|| session::of(headers, &body, &messages)).flatten();
+    let (out, warnings) = upstream_body(&body, &metadata, stream);
+    let asked = Asked {
+        path,
+        model,
+        messages,
         needs,
+        stream,
+        include_usage,
         max_output: max_output(&body)?,
         answers: fields.answers,
-        confidence_threshold: metadata.threshold,
-        resume: metadata.resume,
-        chooses: choice.is_auto(),
-        meshes: meshes(headers)?,
-        session: (path == ApiPath::ChatCompletions).then(|| session::of(headers, &body, &messages)).flatten(),
+        session,
+        user: fields.user,
+        metadata,
+        body: out,
+        media: None,
+        work: None,
+        warnings,
     };
-    let request = Request {
-        messages,
-        max_output: shape.max_output,
-        needs: shape.needs,
-        stream,
-        choice,
-        mode: shape.mode,
-        preference: shape.preference,
-        data_class: shape.data_class,
-        hop: 0,
-        max_local_tokens: None,
-        time_limit: time_limit(headers),
-        budget_left: None,
-        session: shape.session,
-    };
-    // `auto:cheap` says as much as the field does, also to who judges the answer.
-    shape.preference = request.effective_preference();
-    // Half a kilobyte that would otherwise be moved through every future of the request.
-    let profile = Box::new(RequestProfile::of(&request));
-    let (body, warnings) = upstream_body(&body, &metadata, stream);
-    let user = fields.user;
-    let (media, work) = (None, None);
-    Ok((Parsed { path, model, profile, shape, body, media, work, include_usage, user, warnings }, request))
+    asked.under(headers, floor, naming)
+}
+
+/// What was read of a body, in JSON or a form.
+struct Asked<'a> {
+    path: ApiPath,
+    model: String,
+    /// Text that the rules and the profile may look at.
+    messages: Vec<Message<'a>>,
+    needs: Needs,
+    stream: bool,
+    include_usage: bool,
+    max_output: Option<Tokens>,
+    answers: u64,
+    session: Option<u64>,
+    user: Option<String>,
+    metadata: Metadata,
+    body: Bytes,
+    media: Option<Arc<str>>,
+    work: Option<SoundWork>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Asked<'a> {
+    /// Makes the request of it, under what headers, key and earlier hops demand.
+    ///
+    /// # Errors
+    /// What is wrong with a header.
+    fn under(
+        self,
+        headers: &HeaderMap,
+        floor: Floor,
+        naming: Naming<'_>,
+    ) -> Result<(Parsed, Request<'a>), ApiError> {
+        let Self { path, model, metadata, stream, include_usage, user, body, media, work, warnings, .. } =
+            self;
+        let choice = naming.choice(&model);
+        let is_local = floor.local_only || choice == ModelChoice::AutoLocal;
+        let class = data_class(&metadata, headers, floor)?;
+        let mut shape = Shape {
+            stream,
+            mode: if is_local { Mode::Local } else { metadata.mode },
+            preference: metadata.preference,
+            data_class: if floor.local_only { DataClass::Restricted } else { class },
+            needs: self.needs,
+            max_output: self.max_output,
+            answers: self.answers,
+            confidence_threshold: metadata.threshold,
+            resume: metadata.resume,
+            chooses: choice.is_auto(),
+            meshes: meshes(headers)?,
+            session: self.session,
+        };
+        let request = Request {
+            messages: self.messages,
+            max_output: shape.max_output,
+            needs: shape.needs,
+            stream,
+            choice,
+            mode: shape.mode,
+            preference: shape.preference,
+            data_class: shape.data_class,
+            hop: 0,
+            max_local_tokens: None,
+            time_limit: time_limit(headers),
+            budget_left: None,
+            session: shape.session,
+        };
+        // `auto:cheap` says as much as the field does, also to who judges the answer.
+        shape.preference = request.effective_preference();
+        // Half a kilobyte that would otherwise be moved through every future of the request.
+        let profile = Box::new(RequestProfile::of(&request));
+        Ok((
+            Parsed { path, model, profile, shape, body, media, work, include_usage, user, warnings },
+            request,
+        ))
+    }
 }
 
 fn checked_name(model: &str) -> Result<(), ApiError> {

@@ -8,16 +8,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use serde_json::{Map, Value};
-use shoal_routing::{Message, MessageRole, ModelChoice, Needs, Request, RequestProfile, SoundWork};
+use shoal_routing::{Message, MessageRole, Needs, SoundWork};
 
 use super::super::body::{Body, Text};
 use super::super::error::ApiError;
 use super::super::form::{self, Change, Form, MAX_TEXT};
 use super::metadata::Metadata;
-use super::{
-    DENIED, Floor, Mode, Naming, Parsed, Shape, checked_name, data_class, meshes, optional, time_limit,
-    upstream_body,
-};
+use super::{Asked, DENIED, Naming, checked_name, optional, upstream_body};
 use crate::sound;
 use crate::upstream::ApiPath;
 
@@ -37,68 +34,41 @@ struct Heard<'a> {
     warnings: Vec<String>,
 }
 
-/// Parses and checks a request about sound; see [`parse`](super::parse).
+/// Reads and checks a request about sound.
 ///
 /// # Errors
 /// What is wrong with it, with the field at fault.
-pub fn parse_sound<'a>(
+pub(super) fn read<'a>(
     path: ApiPath,
     media: Option<&str>,
     bytes: &'a Bytes,
-    headers: &HeaderMap,
-    floor: Floor,
     naming: Naming<'_>,
-) -> Result<(Parsed, Request<'a>), ApiError> {
+) -> Result<Asked<'a>, ApiError> {
     let heard = match path {
         ApiPath::Speech => read_text(bytes, naming)?,
         _ => read_form(media, bytes, naming)?,
     };
     let Heard { model, text, metadata, stream, user, work, body, warnings } = heard;
     checked_name(&model)?;
-    let choice = naming.choice(&model);
-    let is_local = floor.local_only || choice == ModelChoice::AutoLocal;
-    let class = data_class(&metadata, headers, floor)?;
-    let mut shape = Shape {
+    let is_speech = path == ApiPath::Speech;
+    Ok(Asked {
+        path,
+        model,
+        messages: text.map(|text| Message { role: MessageRole::User, text }).into_iter().collect(),
+        needs: Needs { speech: is_speech, transcription: !is_speech, ..Needs::default() },
         stream,
-        mode: if is_local { Mode::Local } else { metadata.mode },
-        preference: metadata.preference,
-        data_class: if floor.local_only { shoal_routing::DataClass::Restricted } else { class },
-        needs: Needs {
-            speech: path == ApiPath::Speech,
-            transcription: path != ApiPath::Speech,
-            ..Needs::default()
-        },
+        include_usage: false,
         max_output: None,
         answers: 1,
-        confidence_threshold: None,
-        chooses: choice.is_auto(),
-        meshes: meshes(headers)?,
         session: None,
-        resume: None,
-    };
-    let request = Request {
-        messages: text.map(|text| Message { role: MessageRole::User, text }).into_iter().collect(),
-        max_output: None,
-        needs: shape.needs,
-        stream,
-        choice,
-        mode: shape.mode,
-        preference: shape.preference,
-        data_class: shape.data_class,
-        hop: 0,
-        max_local_tokens: None,
-        time_limit: time_limit(headers),
-        budget_left: None,
-        session: None,
-    };
-    shape.preference = request.effective_preference();
-    let profile = Box::new(RequestProfile::of(&request));
-    let media = (path != ApiPath::Speech).then(|| media.map(Into::into)).flatten();
-    let work = Some(work);
-    Ok((
-        Parsed { path, model, profile, shape, body, media, work, include_usage: false, user, warnings },
-        request,
-    ))
+        user,
+        // Recordings are neither judged by confidence nor gone on with elsewhere.
+        metadata: Metadata { threshold: None, resume: None, ..metadata },
+        body,
+        media: (!is_speech).then(|| media.map(Into::into)).flatten(),
+        work: Some(work),
+        warnings,
+    })
 }
 
 /// Returns the media type of a client's body; `None` where it says none.

@@ -1,7 +1,10 @@
 //! Requests about sound, read and refused.
 
-use shoal_routing::DataClass;
+use shoal_routing::{DataClass, Mode};
 
+use http::HeaderMap;
+
+use super::super::{Floor, Parsed, parse};
 use super::*;
 
 const NAMING: Naming<'_> = Naming { is_provider: &|_| false, lfo_manners: false };
@@ -18,14 +21,13 @@ fn form(parts: &[(&str, &str)]) -> Bytes {
 fn heard(parts: &[(&str, &str)]) -> Result<Parsed, ApiError> {
     let body = form(parts);
     let parsed =
-        parse_sound(ApiPath::Transcriptions, Some(MEDIA), &body, &HeaderMap::new(), Floor::default(), NAMING);
+        parse(ApiPath::Transcriptions, Some(MEDIA), &body, &HeaderMap::new(), Floor::default(), NAMING);
     parsed.map(|(parsed, _)| parsed)
 }
 
 fn spoken(json: &'static str) -> Result<Parsed, ApiError> {
     let body = Bytes::from_static(json.as_bytes());
-    parse_sound(ApiPath::Speech, None, &body, &HeaderMap::new(), Floor::default(), NAMING)
-        .map(|(parsed, _)| parsed)
+    parse(ApiPath::Speech, None, &body, &HeaderMap::new(), Floor::default(), NAMING).map(|(parsed, _)| parsed)
 }
 
 #[test]
@@ -72,7 +74,7 @@ fn a_form_that_cannot_be_served_says_which_field() {
     }
     let body = form(&[]);
     let asked =
-        |media| parse_sound(ApiPath::Translations, media, &body, &HeaderMap::new(), Floor::default(), NAMING);
+        |media| parse(ApiPath::Translations, media, &body, &HeaderMap::new(), Floor::default(), NAMING);
     assert_eq!(asked(Some("application/json")).unwrap_err().status, 415);
     assert_eq!(asked(None).unwrap_err().code, "unsupported_media_type");
 }

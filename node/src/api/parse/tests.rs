@@ -9,7 +9,7 @@ const NAMING: Naming<'_> = Naming { is_provider: &|_| false, lfo_manners: false 
 
 fn chat(text: &str) -> Result<Parsed, ApiError> {
     let bytes = Bytes::copy_from_slice(text.as_bytes());
-    parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), NAMING)
+    parse(ApiPath::ChatCompletions, None, &bytes, &HeaderMap::new(), Floor::default(), NAMING)
         .map(|(parsed, _)| parsed)
 }
 
@@ -195,11 +195,13 @@ fn a_client_can_only_raise_the_class_that_its_key_demands() {
     let text =
         r#"{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{"data_class":"public"}}"#;
     let bytes = Bytes::from_static(text.as_bytes());
-    let (parsed, _) = parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), floor, NAMING).unwrap();
+    let (parsed, _) =
+        parse(ApiPath::ChatCompletions, None, &bytes, &HeaderMap::new(), floor, NAMING).unwrap();
     assert_eq!(parsed.shape.data_class, DataClass::Restricted);
     let mut headers = HeaderMap::new();
     headers.insert("x-shoal-data-class", "restricted".parse().unwrap());
-    let (raised, _) = parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), NAMING).unwrap();
+    let (raised, _) =
+        parse(ApiPath::ChatCompletions, None, &bytes, &headers, Floor::default(), NAMING).unwrap();
     assert_eq!(raised.shape.data_class, DataClass::Restricted);
 }
 
@@ -219,7 +221,7 @@ fn an_sdks_time_limit_makes_its_caller_impatient() {
         let headers =
             sent.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         let (parsed, request) =
-            parse(ApiPath::ChatCompletions, &bytes, &headers, Floor::default(), NAMING).unwrap();
+            parse(ApiPath::ChatCompletions, None, &bytes, &headers, Floor::default(), NAMING).unwrap();
         assert_eq!(request.time_limit, seconds.map(Duration::from_secs), "{sent:?}");
         assert_eq!(parsed.profile.tolerance, tolerance, "{sent:?}");
     }
@@ -240,7 +242,7 @@ fn in_lfos_manners_a_missing_model_and_its_own_name_mean_auto() {
         let body = serde_json::json!({"messages": [{"role": "user", "content": "x"}], "model": model});
         let bytes = Bytes::from(body.to_string());
         let naming = Naming { lfo_manners, ..NAMING };
-        parse(ApiPath::ChatCompletions, &bytes, &HeaderMap::new(), Floor::default(), naming)
+        parse(ApiPath::ChatCompletions, None, &bytes, &HeaderMap::new(), Floor::default(), naming)
             .map(|(parsed, request)| (request.choice, parsed.body_for("m", false, false)))
     };
     for model in [Value::Null, "lfo-auto".into(), "auto".into()] {
@@ -259,7 +261,7 @@ fn a_request_that_went_through_too_many_routers_goes_no_further() {
     let came = |hops: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(HOPS, hops.parse().unwrap());
-        parse(ApiPath::ChatCompletions, &body, &headers, Floor::default(), NAMING)
+        parse(ApiPath::ChatCompletions, None, &body, &headers, Floor::default(), NAMING)
             .map(|(p, _)| p.shape.meshes)
     };
     assert_eq!(came("3").unwrap(), 3);
