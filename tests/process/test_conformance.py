@@ -13,7 +13,7 @@ import pytest
 
 import kit
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs" / "conformance.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- the table: made by tests/process/test_conformance.py -->", "<!-- end of the table -->"
 KEY = "sk-conformance"
 

@@ -160,6 +160,38 @@ mod tests {
     }
 
     #[test]
+    fn recordings_go_to_their_deployment_in_the_older_form() {
+        let media = "multipart/form-data; boundary=b";
+        let form = |model: &str| {
+            let part = |head: &str, content: &str| {
+                format!("--b\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n")
+            };
+            part("name=\"file\"; filename=\"a.wav\"", "RIFF") + &part("name=\"model\"", model) + "--b--\r\n"
+        };
+        let settings = openai_http::testing_settings("https://x.openai.azure.com");
+        for (path, end) in
+            [(ApiPath::Transcriptions, "audio/transcriptions"), (ApiPath::Translations, "audio/translations")]
+        {
+            let body = Bytes::from(form("az/my-gpt"));
+            let request = UpstreamRequest { body, path, media: Some(media.into()), ..chat(false) };
+            for (version, address) in [
+                (None, format!("https://x.openai.azure.com/openai/v1/{end}")),
+                (
+                    Some("2024-10-21"),
+                    format!(
+                        "https://x.openai.azure.com/openai/deployments/my-gpt/{end}?api-version=2024-10-21"
+                    ),
+                ),
+            ] {
+                let out = dialect(version).outgoing(&settings, &request).unwrap();
+                assert_eq!(out.url().as_str(), address);
+                assert_eq!(out.headers()["content-type"], media);
+                assert_eq!(out.body().unwrap().as_bytes().unwrap(), form("my-gpt").as_bytes());
+            }
+        }
+    }
+
+    #[test]
     fn a_completion_that_is_no_chat_keeps_the_name_of_its_limit() {
         let body = Bytes::from_static(br#"{"model":"az/my-gpt","max_tokens":5}"#);
         let request = UpstreamRequest { body, path: ApiPath::Completions, ..chat(false) };
