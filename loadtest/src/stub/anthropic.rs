@@ -5,24 +5,22 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{ConnectInfo, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
 };
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::{
     Shared,
-    answer::{self, Choice},
-    body::{self, Framing, Outgoing},
+    answer::Choice,
+    body::Framing,
     conn::KillSwitch,
-    infer::{entry, nonce, refuse, whole},
-    log::{End, Phase},
     render::{Frame, tokens_of},
     request::{self, Request, Tool},
+    vendor::{self, Refused, Vendor},
 };
 use crate::script::Script;
 
@@ -79,56 +77,33 @@ async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let parsed = parse(&headers, &body).and_then(|request| {
-        let script = shared.options.script.for_prompt(&request.prompt).map_err(|error| error.to_string())?;
-        Ok((request, script))
-    });
-    let (request, script) = match parsed {
-        Ok(parsed) => parsed,
-        Err(message) => {
-            let guard = shared.log.open(entry(request::Path::Messages, None, None));
-            return refuse(guard, error(StatusCode::BAD_REQUEST, &message, None));
+    vendor::serve::<Anthropic>(shared, connection, parse(&headers, &body)).await
+}
+
+struct Anthropic;
+
+impl Vendor for Anthropic {
+    const PATH: request::Path = request::Path::Messages;
+    const FRAMING: Framing = Framing::Messages;
+
+    fn refusal(why: Refused<'_>) -> Response {
+        match why {
+            Refused::Malformed(message) => error(StatusCode::BAD_REQUEST, message, None),
+            Refused::UnknownModel(model) => error(StatusCode::NOT_FOUND, &format!("model: {model}"), None),
+            Refused::Scripted(status, wait_s) => error(status, "scripted error", wait_s),
         }
-    };
-    let mut guard = shared.log.open(entry(request::Path::Messages, Some(&request), script.tag.clone()));
-    if !shared.options.models.contains(&request.model) {
-        let message = format!("model: {}", request.model);
-        return refuse(guard, error(StatusCode::NOT_FOUND, &message, None));
     }
-    let slot = Arc::clone(&shared.slots).acquire_owned().await.expect("the semaphore is never closed");
-    guard.phase(Phase::Prefill);
-    if script.drop {
-        guard.end(End::Fault, 0);
-        connection.kill();
-        return StatusCode::NO_CONTENT.into_response();
+
+    fn frames(request: &Request, script: &Script, choices: &[Choice]) -> Vec<Frame> {
+        frames(request, script, &choices[0])
     }
-    let first = Instant::now() + script.ttft;
-    tokio::time::sleep_until(first).await;
-    if let Some(status) = script.status {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return refuse(guard, error(status, "scripted error", script.retry_after));
+
+    fn whole(request: &Request, choices: &[Choice]) -> Value {
+        let choice = &choices[0];
+        let mut message = message(request, vec![block(choice)], stop_reason(choice).into());
+        message["usage"]["output_tokens"] = tokens_of(&choices[..1]).into();
+        message
     }
-    if script.hang == Some(0) || (script.hang.is_some() && !request.stream) {
-        return std::future::pending().await;
-    }
-    if script.html {
-        guard.end(End::Fault, 200);
-        return ([(header::CONTENT_TYPE, "text/html")], "<html><body>Sign in</body></html>").into_response();
-    }
-    let choice = answer::plan(&request, &script, nonce(&shared, guard.seq())).swap_remove(0);
-    if request.stream {
-        // The stream has no farewell line: it ends with its last event.
-        let script = Script { no_done: true, ..script };
-        let frames = frames(&request, &script, &choice).into_iter();
-        let out = Outgoing { script, frames, guard, _slot: slot, first, framing: Framing::Messages };
-        return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(body::events(out)))
-            .into_response();
-    }
-    tokio::time::sleep_until(first + body::pace(script.itl, choice.pieces.len().saturating_sub(1))).await;
-    let mut message = message(&request, vec![block(&choice)], stop_reason(&choice).into());
-    let out = tokens_of(std::slice::from_ref(&choice));
-    message["usage"]["output_tokens"] = out.into();
-    whole(&script, guard, message, out)
 }
 
 /// Reads what a stub needs, and refuses what the real server refuses.

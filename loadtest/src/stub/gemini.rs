@@ -4,24 +4,22 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{ConnectInfo, Path, State},
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::{
     Shared,
-    answer::{self, Choice},
-    body::{self, Framing, Outgoing},
+    answer::Choice,
+    body::Framing,
     conn::KillSwitch,
-    infer::{entry, nonce, refuse, whole},
-    log::{End, Phase},
     render::{Frame, tokens_of},
     request::{self, Request, Tool},
+    vendor::{self, Refused, Vendor},
 };
 use crate::script::Script;
 
@@ -88,56 +86,34 @@ async fn call(
         Some((model, "streamGenerateContent")) => (model, true),
         _ => return error(StatusCode::NOT_FOUND, "No such method.", None, None),
     };
-    let parsed = parse(model, stream, &body).and_then(|request| {
-        let script = shared.options.script.for_prompt(&request.prompt).map_err(|error| error.to_string())?;
-        Ok((request, script))
-    });
-    let (request, script) = match parsed {
-        Ok(parsed) => parsed,
-        Err(message) => {
-            let guard = shared.log.open(entry(request::Path::Gemini, None, None));
-            return refuse(guard, error(StatusCode::BAD_REQUEST, &message, None, None));
+    vendor::serve::<Gemini>(shared, connection, parse(model, stream, &body)).await
+}
+
+struct Gemini;
+
+impl Vendor for Gemini {
+    const PATH: request::Path = request::Path::Gemini;
+    const FRAMING: Framing = Framing::Data;
+
+    fn refusal(why: Refused<'_>) -> Response {
+        match why {
+            Refused::Malformed(message) => error(StatusCode::BAD_REQUEST, message, None, None),
+            Refused::UnknownModel(_) => error(StatusCode::NOT_FOUND, "No such model.", None, None),
+            Refused::Scripted(status, wait_s) => error(status, "scripted error", None, wait_s),
         }
-    };
-    let mut guard = shared.log.open(entry(request::Path::Gemini, Some(&request), script.tag.clone()));
-    if !shared.options.models.contains(&request.model) {
-        return refuse(guard, error(StatusCode::NOT_FOUND, "No such model.", None, None));
     }
-    let slot = Arc::clone(&shared.slots).acquire_owned().await.expect("the semaphore is never closed");
-    guard.phase(Phase::Prefill);
-    if script.drop {
-        guard.end(End::Fault, 0);
-        connection.kill();
-        return StatusCode::NO_CONTENT.into_response();
+
+    fn frames(request: &Request, script: &Script, choices: &[Choice]) -> Vec<Frame> {
+        frames(request, script, choices)
     }
-    let first = Instant::now() + script.ttft;
-    tokio::time::sleep_until(first).await;
-    if let Some(status) = script.status {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return refuse(guard, error(status, "scripted error", None, script.retry_after));
+
+    fn whole(request: &Request, choices: &[Choice]) -> Value {
+        let candidates: Vec<Value> =
+            choices.iter().enumerate().map(|(i, c)| candidate(i, c, parts(c))).collect();
+        let mut out = response(request, candidates);
+        out["usageMetadata"] = usage(request, tokens_of(choices));
+        out
     }
-    if script.hang == Some(0) || (script.hang.is_some() && !stream) {
-        return std::future::pending().await;
-    }
-    if script.html {
-        guard.end(End::Fault, 200);
-        return ([(header::CONTENT_TYPE, "text/html")], "<html><body>Sign in</body></html>").into_response();
-    }
-    let choices = answer::plan(&request, &script, nonce(&shared, guard.seq()));
-    if stream {
-        // Google's stream has no farewell line: it ends with the connection's body.
-        let script = Script { no_done: true, ..script };
-        let frames = frames(&request, &script, &choices).into_iter();
-        let out = Outgoing { script, frames, guard, _slot: slot, first, framing: Framing::Data };
-        return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(body::events(out)))
-            .into_response();
-    }
-    let longest = choices.iter().map(|choice| choice.pieces.len()).max().unwrap_or(0);
-    tokio::time::sleep_until(first + body::pace(script.itl, longest.saturating_sub(1))).await;
-    let candidates: Vec<Value> = choices.iter().enumerate().map(|(i, c)| candidate(i, c, parts(c))).collect();
-    let mut out = response(&request, candidates);
-    out["usageMetadata"] = usage(&request, tokens_of(&choices));
-    whole(&script, guard, out, tokens_of(&choices))
 }
 
 /// Reads what a stub needs, strictly where the real server is strict: an unknown top-level field is an error.

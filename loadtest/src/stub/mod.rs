@@ -20,6 +20,7 @@ mod ollama;
 mod render;
 mod request;
 mod responses;
+mod vendor;
 
 use std::{
     net::SocketAddr,

@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use axum::{
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{ConnectInfo, State},
     http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::{
     Shared,
-    answer::{self, Choice},
-    body::{self, Framing, Outgoing},
+    answer::Choice,
+    body::Framing,
     conn::KillSwitch,
     error,
-    infer::{entry, nonce, refuse, whole},
-    log::{End, Phase},
-    render::{Frame, tokens_of},
+    render::Frame,
     request::{self, Request, Tool},
+    vendor::{self, Refused, Vendor},
 };
 use crate::script::Script;
 
@@ -29,54 +27,41 @@ pub(super) async fn create(
     ConnectInfo(connection): ConnectInfo<KillSwitch>,
     body: Bytes,
 ) -> Response {
-    let bad = |message: &str| error(StatusCode::BAD_REQUEST, message, "invalid_request_error", None);
-    let parsed = parse(&body).and_then(|request| {
-        let script = shared.options.script.for_prompt(&request.prompt).map_err(|error| error.to_string())?;
-        Ok((request, script))
-    });
-    let (request, script) = match parsed {
-        Ok(parsed) => parsed,
-        Err(message) => {
-            let guard = shared.log.open(entry(request::Path::Responses, None, None));
-            return refuse(guard, bad(&message));
+    vendor::serve::<Responses>(shared, connection, parse(&body)).await
+}
+
+struct Responses;
+
+impl Vendor for Responses {
+    const PATH: request::Path = request::Path::Responses;
+    const FRAMING: Framing = Framing::Responses;
+
+    fn refusal(why: Refused<'_>) -> Response {
+        match why {
+            Refused::Malformed(message) => {
+                error(StatusCode::BAD_REQUEST, message, "invalid_request_error", None)
+            }
+            Refused::UnknownModel(model) => {
+                let message = format!("The model '{model}' does not exist.");
+                error(StatusCode::NOT_FOUND, &message, "model_not_found", Some("model"))
+            }
+            Refused::Scripted(status, wait_s) => {
+                let mut response = error(status, "scripted error", "scripted", None);
+                if let Some(seconds) = wait_s {
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+                }
+                response
+            }
         }
-    };
-    let mut guard = shared.log.open(entry(request::Path::Responses, Some(&request), script.tag.clone()));
-    if !shared.options.models.contains(&request.model) {
-        let message = format!("The model '{}' does not exist.", request.model);
-        return refuse(guard, error(StatusCode::NOT_FOUND, &message, "model_not_found", Some("model")));
     }
-    let slot = Arc::clone(&shared.slots).acquire_owned().await.expect("the semaphore is never closed");
-    guard.phase(Phase::Prefill);
-    if script.drop {
-        guard.end(End::Fault, 0);
-        connection.kill();
-        return StatusCode::NO_CONTENT.into_response();
+
+    fn frames(request: &Request, script: &Script, choices: &[Choice]) -> Vec<Frame> {
+        frames(request, script, &choices[0])
     }
-    let first = Instant::now() + script.ttft;
-    tokio::time::sleep_until(first).await;
-    if let Some(status) = script.status {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = error(status, "scripted error", "scripted", None);
-        if let Some(seconds) = script.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        return refuse(guard, response);
+
+    fn whole(request: &Request, choices: &[Choice]) -> Value {
+        ended(request, &choices[0])
     }
-    if script.hang == Some(0) || (script.hang.is_some() && !request.stream) {
-        return std::future::pending().await;
-    }
-    let choice = answer::plan(&request, &script, nonce(&shared, guard.seq())).swap_remove(0);
-    if request.stream {
-        let script = Script { no_done: true, ..script };
-        let frames = frames(&request, &script, &choice).into_iter();
-        let out = Outgoing { script, frames, guard, _slot: slot, first, framing: Framing::Responses };
-        return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(body::events(out)))
-            .into_response();
-    }
-    tokio::time::sleep_until(first + body::pace(script.itl, choice.pieces.len().saturating_sub(1))).await;
-    let out = tokens_of(std::slice::from_ref(&choice));
-    whole(&script, guard, ended(&request, &choice), out)
 }
 
 fn parse(body: &[u8]) -> Result<Request, String> {

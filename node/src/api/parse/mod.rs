@@ -1,33 +1,30 @@
 //! From a client's JSON to a checked request: one parse, every bound checked, a clear error for each mistake.
 
+mod asked;
 mod fields;
 mod input;
 mod metadata;
+mod parsed;
 mod session;
 mod sound;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;
-use shoal_routing::{
-    DataClass, Message, Mode, ModelChoice, Needs, Preference, Request, RequestProfile, SoundWork, Tokens,
-};
+use shoal_routing::{DataClass, Message, ModelChoice, Needs, Request, Tokens};
 
+use self::asked::Asked;
 use self::fields::Fields;
 use self::input::Input;
 use self::metadata::Metadata;
 pub(super) use self::metadata::OUR_METADATA;
+pub use self::parsed::{Parsed, Shape};
 pub(super) use self::sound::media;
 use super::body::{Body, Edit};
 use super::error::ApiError;
-use super::form;
 use crate::upstream::ApiPath;
-use crate::upstream::openai_http::HOPS;
 
 /// Fields that could redirect or corrupt an upstream; a client may never set them.
 const DENIED: &[&str] = &[
@@ -41,113 +38,8 @@ const DENIED: &[&str] = &[
     "extra_body",
     "kv_transfer_params",
 ];
-/// Likeliest tokens asked for at each place of an answer that will be judged: margin and entropy need a few.
-const JUDGED_TOP_LOGPROBS: u8 = 5;
-
-/// Headers in which the SDKs of OpenAI and Anthropic say how many seconds they wait.
-const TIME_LIMITS: [&str; 2] = ["x-stainless-timeout", "x-stainless-read-timeout"];
-
-/// Most meshes that a request may come through before this one.
-const MAX_MESHES: u32 = 3;
-
 /// Name under which LFO offered its choice of a model.
 const LFO_AUTO: &str = "lfo-auto";
-
-/// A request of a client after all checks, owning what the pipeline needs.
-#[derive(Debug, Clone)]
-pub struct Parsed {
-    /// Which API it speaks.
-    pub path: ApiPath,
-    /// Model as the client wrote it.
-    pub model: String,
-    /// Features for the router.
-    pub profile: Box<RequestProfile>,
-    /// The same request without its text.
-    pub shape: Shape,
-    /// Body to send on, but for the model's name; our metadata and denied fields are gone.
-    pub body: Bytes,
-    /// Media type of the body, with the boundary of a form; `None` = JSON.
-    pub media: Option<Arc<str>>,
-    /// How much of sound there is, in requests about it.
-    pub work: Option<SoundWork>,
-    /// True when the client asked for usage in the stream.
-    pub include_usage: bool,
-    /// Who asks, in the client's own words: the `user` field.
-    pub user: Option<String>,
-    /// Denied fields that were left out.
-    pub warnings: Vec<String>,
-}
-
-impl Shape {
-    /// Returns the class under which the request is handed on: what must stay local goes nowhere as anything less
-    /// than restricted, so that no later hop and no egress can send it on.
-    pub fn travels_as(&self) -> DataClass {
-        if self.mode == Mode::Local { DataClass::Restricted } else { self.data_class }
-    }
-}
-
-/// A request's properties that policy and filters look at.
-#[derive(Debug, Clone)]
-pub struct Shape {
-    /// Streamed answer wanted.
-    pub stream: bool,
-    /// Where it may go.
-    pub mode: Mode,
-    /// What matters to the client.
-    pub preference: Preference,
-    /// How far the content may travel.
-    pub data_class: DataClass,
-    /// What the model must be able to do.
-    pub needs: Needs,
-    /// Longest answer wanted.
-    pub max_output: Option<Tokens>,
-    /// Answers wanted to one prompt, at least 1.
-    pub answers: u64,
-    /// Explicit threshold for escalation, 0..1.
-    pub confidence_threshold: Option<f64>,
-    /// Another device goes on with an answer that breaks off; `None` = as the node is set.
-    pub resume: Option<bool>,
-    /// The model is ours to choose.
-    pub chooses: bool,
-    /// How many meshes it came through before this one.
-    pub meshes: u32,
-    /// Hash of the conversation, where a host may have it in its cache.
-    pub session: Option<u64>,
-}
-
-impl Parsed {
-    /// Returns the body with the chosen model's name in it, and with log probabilities asked for where the answer
-    /// will be judged by them.
-    ///
-    /// `plain` is for engines, which know the fields of a few years ago: the role `developer` is said as `system`, and a
-    /// limit as `max_tokens` too, or their templates would refuse the one and their samplers pass over the other.
-    pub fn body_for(&self, model: &str, ask_logprobs: bool, plain: bool) -> Bytes {
-        if let Some(media) = &self.media {
-            return form::with_model(media, &self.body, model);
-        }
-        let mut edits = Vec::new();
-        if plain && let Ok(body) = Body::parse(&self.body) {
-            edits.extend(input::without_developer(&body).map(|messages| ("messages", Edit::Set(messages))));
-            if let Some(limit) =
-                body.raw("max_completion_tokens").filter(|_| body.raw("max_tokens").is_none())
-            {
-                edits.push(("max_tokens", Edit::Set(limit.get().to_owned())));
-            }
-        }
-        if self.model != model {
-            edits.push(("model", Edit::Set(json_string(model))));
-        }
-        if ask_logprobs {
-            edits.push(("logprobs", Edit::Set("true".into())));
-            edits.push(("top_logprobs", Edit::Set(JUDGED_TOP_LOGPROBS.to_string())));
-        }
-        if edits.is_empty() {
-            return self.body.clone();
-        }
-        // The body was parsed before and is ours, so it parses again; if not, the upstream will say so.
-        Body::parse(&self.body).map_or_else(|_| self.body.clone(), |body| body.rebuild(&edits))
-    }
-}
 
 /// What a key or an earlier hop demands; a client can only raise it.
 #[derive(Debug, Clone, Copy)]
@@ -245,82 +137,6 @@ pub fn parse<'a>(
     asked.under(headers, floor, naming)
 }
 
-/// What was read of a body, in JSON or a form.
-struct Asked<'a> {
-    path: ApiPath,
-    model: String,
-    /// Text that the rules and the profile may look at.
-    messages: Vec<Message<'a>>,
-    needs: Needs,
-    stream: bool,
-    include_usage: bool,
-    max_output: Option<Tokens>,
-    answers: u64,
-    session: Option<u64>,
-    user: Option<String>,
-    metadata: Metadata,
-    body: Bytes,
-    media: Option<Arc<str>>,
-    work: Option<SoundWork>,
-    warnings: Vec<String>,
-}
-
-impl<'a> Asked<'a> {
-    /// Makes the request of it, under what headers, key and earlier hops demand.
-    ///
-    /// # Errors
-    /// What is wrong with a header.
-    fn under(
-        self,
-        headers: &HeaderMap,
-        floor: Floor,
-        naming: Naming<'_>,
-    ) -> Result<(Parsed, Request<'a>), ApiError> {
-        let Self { path, model, metadata, stream, include_usage, user, body, media, work, warnings, .. } =
-            self;
-        let choice = naming.choice(&model);
-        let is_local = floor.local_only || choice == ModelChoice::AutoLocal;
-        let class = data_class(&metadata, headers, floor)?;
-        let mut shape = Shape {
-            stream,
-            mode: if is_local { Mode::Local } else { metadata.mode },
-            preference: metadata.preference,
-            data_class: if floor.local_only { DataClass::Restricted } else { class },
-            needs: self.needs,
-            max_output: self.max_output,
-            answers: self.answers,
-            confidence_threshold: metadata.threshold,
-            resume: metadata.resume,
-            chooses: choice.is_auto(),
-            meshes: meshes(headers)?,
-            session: self.session,
-        };
-        let request = Request {
-            messages: self.messages,
-            max_output: shape.max_output,
-            needs: shape.needs,
-            stream,
-            choice,
-            mode: shape.mode,
-            preference: shape.preference,
-            data_class: shape.data_class,
-            hop: 0,
-            max_local_tokens: None,
-            time_limit: time_limit(headers),
-            budget_left: None,
-            session: shape.session,
-        };
-        // `auto:cheap` says as much as the field does, also to who judges the answer.
-        shape.preference = request.effective_preference();
-        // Half a kilobyte that would otherwise be moved through every future of the request.
-        let profile = Box::new(RequestProfile::of(&request));
-        Ok((
-            Parsed { path, model, profile, shape, body, media, work, include_usage, user, warnings },
-            request,
-        ))
-    }
-}
-
 fn checked_name(model: &str) -> Result<(), ApiError> {
     if model.is_empty() || model.len() > 256 || model.chars().any(char::is_control) {
         return Err(ApiError::invalid("model", "'model' must be a name of 1 to 256 printable characters"));
@@ -381,49 +197,6 @@ fn max_output(body: &Body<'_>) -> Result<Option<Tokens>, ApiError> {
     Ok(found)
 }
 
-fn data_class(metadata: &Metadata, headers: &HeaderMap, floor: Floor) -> Result<DataClass, ApiError> {
-    let mut class = floor.data_class.max(metadata.data_class.unwrap_or(floor.data_class));
-    // Header, metadata, key and earlier hops can each only raise it; so can each of several headers.
-    for value in headers.get_all("x-shoal-data-class") {
-        let asked = value.to_str().ok().and_then(|v| v.parse::<DataClass>().ok()).ok_or_else(|| {
-            ApiError::invalid(
-                "x-shoal-data-class",
-                "the header 'x-shoal-data-class' must be public, internal or restricted",
-            )
-        })?;
-        class = class.max(asked);
-    }
-    Ok(class)
-}
-
-/// Returns how many meshes a request came through.
-///
-/// # Errors
-/// 508 above [`MAX_MESHES`]: two routers that have each other as a provider would ask in a circle.
-fn meshes(headers: &HeaderMap) -> Result<u32, ApiError> {
-    let Some(value) = headers.get(HOPS) else { return Ok(0) };
-    let count: Option<u32> = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    let count =
-        count.ok_or_else(|| ApiError::invalid(HOPS, format!("the header '{HOPS}' must be a number")))?;
-    if count > MAX_MESHES {
-        let message =
-            "the request came through too many routers; probably two of them are each other's provider";
-        return Err(ApiError::new(508, "too_many_hops", message));
-    }
-    Ok(count)
-}
-
-/// Returns how long the caller waits; what makes no sense as a time is no limit, since it only informs a guess.
-fn time_limit(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    TIME_LIMITS
-        .into_iter()
-        .filter_map(seconds)
-        .filter(|seconds| *seconds > 0.0)
-        .filter_map(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .min()
-}
-
 fn upstream_body(body: &Body<'_>, metadata: &Metadata, stream: bool) -> (Bytes, Vec<String>) {
     let mut edits: Vec<(&str, Edit)> = Vec::new();
     let mut warnings = Vec::new();
@@ -462,8 +235,4 @@ pub(super) fn optional<'a, T: Deserialize<'a>>(
         let shown: String = raw.get().chars().take(32).collect();
         ApiError::invalid(name, format!("'{name}' is {shown}; it must be {what}"))
     })
-}
-
-fn json_string(text: &str) -> String {
-    serde_json::to_string(text).expect("a string serialises")
 }

@@ -3,7 +3,12 @@
 use serde_json::Value;
 use shoal_routing::Tolerance;
 
+use std::time::Duration;
+
+use shoal_routing::Mode;
+
 use super::*;
+use crate::upstream::openai_http::HOPS;
 
 const NAMING: Naming<'_> = Naming { is_provider: &|_| false, lfo_manners: false };
 

@@ -9,17 +9,16 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-
-use bytes::Bytes;
 use http::HeaderValue;
-use reqwest::Request;
+use reqwest::{Request, Url};
+use serde_json::Value;
 
 use self::answer::Answer;
 use super::Model;
+use super::translated::{Translated, known};
 use crate::store::unix_ms;
-use crate::upstream::openai_http::{self, Malformed, Settings, join, post, secret};
-use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
+use crate::upstream::openai_http::{Malformed, Settings, join, secret};
+use crate::upstream::{UpstreamError, UpstreamRequest};
 
 /// Version of the API that is spoken. It is kept as it is; the newer one of 2026-10-21 takes no temperature any more,
 /// which clients of OpenAI's API send and some models still heed.
@@ -40,34 +39,28 @@ impl Dialect {
     }
 }
 
-impl openai_http::Dialect for Dialect {
-    fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
-        if request.path != ApiPath::ChatCompletions {
-            let message = format!("{} serves chat completions only", settings.name);
-            return Err(UpstreamError::retryable(400, "unsupported", message));
-        }
-        let body = request::translate(&request.body, &self.model)
-            .map_err(|error| UpstreamError::retryable(400, "invalid_request_error", error.to_string()))?;
-        let body = serde_json::to_vec(&body).expect("a JSON value serialises");
-        let mut out = post(join(&settings.base, "/v1/messages"), request, body.into());
+impl Translated for Dialect {
+    fn request(&self, body: &[u8]) -> Result<Value, String> {
+        request::translate(body, &self.model).map_err(|error| error.to_string())
+    }
+
+    fn address(&self, base: &Url, _stream: bool) -> Url {
+        join(base, "/v1/messages")
+    }
+
+    fn sign(&self, out: &mut Request, settings: &Settings) -> Result<(), UpstreamError> {
         out.headers_mut().insert("anthropic-version", VERSION);
         if let Some(key) = &settings.key {
             out.headers_mut().insert("x-api-key", secret("", key)?);
         }
-        Ok(out)
-    }
-
-    fn whole(&mut self, body: Bytes) -> Result<Bytes, Malformed> {
-        let body = serde_json::from_slice(&body).map_err(|_| "an answer of a form that is not known")?;
-        let whole = self.answer.whole(body)?;
-        Ok(serde_json::to_vec(&whole).expect("a JSON value serialises").into())
-    }
-
-    fn payload(&mut self, payload: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), Malformed> {
-        let event = serde_json::from_slice(&payload).map_err(|_| "a stream of a form that is not known")?;
-        for chunk in self.answer.chunks(event)? {
-            out.push_back(serde_json::to_vec(&chunk).expect("a JSON value serialises").into());
-        }
         Ok(())
+    }
+
+    fn whole(&mut self, answer: &[u8]) -> Result<Value, Malformed> {
+        self.answer.whole(known(answer)?)
+    }
+
+    fn chunks(&mut self, event: &[u8]) -> Result<Vec<Value>, Malformed> {
+        self.answer.chunks(known(event)?)
     }
 }

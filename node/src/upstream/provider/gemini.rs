@@ -8,16 +8,16 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use reqwest::{Request, Url};
+use serde_json::Value;
 
 use self::answer::Answer;
+use super::translated::{Translated, known};
 use crate::store::unix_ms;
-use crate::upstream::openai_http::{self, Malformed, Settings, post, secret};
-use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
+use crate::upstream::openai_http::{Malformed, Settings, secret};
+use crate::upstream::{UpstreamError, UpstreamRequest};
 
 /// Version of the API; the one that has all that is used here.
 const VERSION: &str = "v1beta";
@@ -36,34 +36,28 @@ impl Dialect {
     }
 }
 
-impl openai_http::Dialect for Dialect {
-    fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
-        if request.path != ApiPath::ChatCompletions {
-            let message = format!("{} serves chat completions only", settings.name);
-            return Err(UpstreamError::retryable(400, "unsupported", message));
-        }
-        let body = request::translate(&request.body)
-            .map_err(|error| UpstreamError::retryable(400, "invalid_request_error", error.to_string()))?;
-        let body = serde_json::to_vec(&body).expect("a JSON value serialises");
-        let mut out = post(url(&settings.base, &self.model, request.stream), request, body.into());
+impl Translated for Dialect {
+    fn request(&self, body: &[u8]) -> Result<Value, String> {
+        request::translate(body).map_err(|error| error.to_string())
+    }
+
+    fn address(&self, base: &Url, stream: bool) -> Url {
+        url(base, &self.model, stream)
+    }
+
+    fn sign(&self, out: &mut Request, settings: &Settings) -> Result<(), UpstreamError> {
         if let Some(key) = &settings.key {
             out.headers_mut().insert("x-goog-api-key", secret("", key)?);
         }
-        Ok(out)
-    }
-
-    fn whole(&mut self, body: Bytes) -> Result<Bytes, Malformed> {
-        let body = serde_json::from_slice(&body).map_err(|_| "an answer of a form that is not known")?;
-        let whole = self.answer.whole(body)?;
-        Ok(serde_json::to_vec(&whole).expect("a JSON value serialises").into())
-    }
-
-    fn payload(&mut self, payload: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), Malformed> {
-        let payload = serde_json::from_slice(&payload).map_err(|_| "a stream of a form that is not known")?;
-        for chunk in self.answer.chunks(payload)? {
-            out.push_back(serde_json::to_vec(&chunk).expect("a JSON value serialises").into());
-        }
         Ok(())
+    }
+
+    fn whole(&mut self, answer: &[u8]) -> Result<Value, Malformed> {
+        self.answer.whole(known(answer)?)
+    }
+
+    fn chunks(&mut self, event: &[u8]) -> Result<Vec<Value>, Malformed> {
+        self.answer.chunks(known(event)?)
     }
 }
 

@@ -9,6 +9,7 @@ mod gemini;
 mod openai;
 mod responses;
 mod thoughts;
+mod translated;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

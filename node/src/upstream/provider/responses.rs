@@ -8,17 +8,17 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use reqwest::Request;
+use reqwest::{Request, Url};
+use serde_json::Value;
 
 use self::answer::Answer;
+use super::translated::{Translated, known};
 use super::{Kind, Model, Protocol, azure};
 use crate::store::unix_ms;
-use crate::upstream::openai_http::{self, Malformed, Settings, bearer, join, post};
-use crate::upstream::{ApiPath, UpstreamError, UpstreamRequest};
+use crate::upstream::openai_http::{Malformed, Settings, bearer, join};
+use crate::upstream::{UpstreamError, UpstreamRequest};
 
 /// The dialect of the Responses API for one request.
 #[derive(Debug)]
@@ -35,41 +35,30 @@ impl Dialect {
     }
 }
 
-impl openai_http::Dialect for Dialect {
-    fn outgoing(&self, settings: &Settings, request: &UpstreamRequest) -> Result<Request, UpstreamError> {
-        if request.path != ApiPath::ChatCompletions {
-            let message = format!("this model of {} serves chats only", settings.name);
-            return Err(UpstreamError::retryable(400, "unsupported", message));
-        }
-        let body = request::translate(&request.body, &self.model)
-            .map_err(|error| UpstreamError::retryable(400, "invalid_request_error", error.to_string()))?;
-        let body = serde_json::to_vec(&body).expect("a JSON value serialises");
-        let azure = self.protocol.kind == Kind::Azure;
-        let url = if azure {
-            azure::address(&settings.base, self.protocol.api_version.as_deref(), None, "/responses")
-        } else {
-            join(&settings.base, "/v1/responses")
-        };
-        let mut out = post(url, request, body.into());
-        if azure {
-            azure::sign(&mut out, settings)?
-        } else {
-            bearer(&mut out, settings)?
-        }
-        Ok(out)
+impl Translated for Dialect {
+    fn request(&self, body: &[u8]) -> Result<Value, String> {
+        request::translate(body, &self.model).map_err(|error| error.to_string())
     }
 
-    fn whole(&mut self, body: Bytes) -> Result<Bytes, Malformed> {
-        let body = serde_json::from_slice(&body).map_err(|_| "an answer of a form that is not known")?;
-        let whole = self.answer.whole(body)?;
-        Ok(serde_json::to_vec(&whole).expect("a JSON value serialises").into())
+    fn address(&self, base: &Url, _stream: bool) -> Url {
+        match self.protocol.kind {
+            Kind::Azure => azure::address(base, self.protocol.api_version.as_deref(), None, "/responses"),
+            _ => join(base, "/v1/responses"),
+        }
     }
 
-    fn payload(&mut self, payload: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), Malformed> {
-        let event = serde_json::from_slice(&payload).map_err(|_| "a stream of a form that is not known")?;
-        for chunk in self.answer.chunks(event)? {
-            out.push_back(serde_json::to_vec(&chunk).expect("a JSON value serialises").into());
+    fn sign(&self, out: &mut Request, settings: &Settings) -> Result<(), UpstreamError> {
+        match self.protocol.kind {
+            Kind::Azure => azure::sign(out, settings),
+            _ => bearer(out, settings),
         }
-        Ok(())
+    }
+
+    fn whole(&mut self, answer: &[u8]) -> Result<Value, Malformed> {
+        self.answer.whole(known(answer)?)
+    }
+
+    fn chunks(&mut self, event: &[u8]) -> Result<Vec<Value>, Malformed> {
+        self.answer.chunks(known(event)?)
     }
 }
