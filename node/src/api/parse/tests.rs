@@ -1,11 +1,9 @@
 //! What clients get wrong, and what their upstream never sees.
 
-use serde_json::Value;
-use shoal_routing::Tolerance;
-
 use std::time::Duration;
 
-use shoal_routing::Mode;
+use serde_json::Value;
+use shoal_routing::{Mode, Tolerance};
 
 use super::*;
 use crate::upstream::openai_http::HOPS;
