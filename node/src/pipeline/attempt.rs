@@ -225,6 +225,9 @@ pub(super) async fn run(
         Err(error) => {
             // A fault of the request, or a request for less traffic, says nothing against the host.
             let failure = Failure { error };
+            if failure.error.unheard {
+                guard.host_is_silent();
+            }
             let blameless = failure.error.status < 500 || failure.is_throttle();
             guard.finish(Instant::now(), blameless);
             Err(failure)

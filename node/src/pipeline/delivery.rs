@@ -231,6 +231,9 @@ impl Committed {
             ),
             Ok(Some(Err(error))) | Err(error) => error,
         };
+        if cut.unheard {
+            self.guard.host_is_silent();
+        }
         self.end(cut)
     }
 

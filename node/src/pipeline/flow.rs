@@ -93,7 +93,12 @@ impl Flow {
                 "upstream_interrupted",
                 "the answer was cut off: the upstream ended it before it was whole",
             )),
-            Some(Err(error)) => Err(error),
+            Some(Err(error)) => {
+                if error.unheard {
+                    self.guard.host_is_silent();
+                }
+                Err(error)
+            }
         }
     }
 

@@ -160,6 +160,15 @@ impl Cell {
         }
     }
 
+    /// Takes in that a request was taken away since the host fell silent. That ends all that are under way at once, and is
+    /// one fault: a radio that slept for some seconds must not open the breaker.
+    pub(super) fn fell_silent(&mut self, now: Instant, admission: Admission, jitter: f64) {
+        let is_first = self.penalty_until.is_none_or(|until| now >= until);
+        if is_first || admission == Admission::Probe {
+            self.finished(now, admission, false, jitter);
+        }
+    }
+
     /// Returns the mean time that requests without a first token have waited, milliseconds.
     pub(super) fn waited_ms(&self, now: Instant) -> Option<f64> {
         (self.waiting > 0)
