@@ -14,6 +14,7 @@ use crate::ids::NodeId;
 
 mod accept;
 mod alpn;
+mod congestion;
 mod device;
 mod directory;
 mod frames;

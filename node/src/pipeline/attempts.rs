@@ -106,6 +106,12 @@ impl<'a> Attempts<'a> {
             let (hop, now) = (self.origin.hop, Instant::now());
             let choice = candidates.next(&pipeline.loads, hop, balancer, now, &mut rand::rng());
             let Some(choice) = choice else { break };
+            // Of hosts that are all known to be broken one is asked, since somebody has to find out when they are well; a
+            // second try of the same request would only add to what keeps them down.
+            if last.is_some() && !pipeline.loads.of(&choice.offer, now).admits {
+                metrics::counter!("shoal_retries_refused_total").increment(1);
+                break;
+            }
             let (choice, passed) = self.pass(choice, &mut candidates, balancer, work).await;
             let guard = match passed {
                 Ok(guard) => guard,

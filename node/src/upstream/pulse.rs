@@ -44,7 +44,7 @@ const ARRIVAL_RATE: f64 = 50e3;
 /// The far end says for so long that it knows nothing of the request before that is believed.
 const UNKNOWN_FOR: Duration = Duration::from_millis(900);
 
-const MOVABLE: u8 = 0;
+/// Values of a [`Commitment`]; any other = the request may move.
 const LAST_RESORT: u8 = 1;
 const COMMITTED: u8 = 2;
 
@@ -56,6 +56,11 @@ impl Commitment {
     /// Makes that of a request which no other host could take over even now.
     pub fn of_last_resort() -> Self {
         Self(Arc::new(AtomicU8::new(LAST_RESORT)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_last_resort(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == LAST_RESORT
     }
 
     /// Notes that no other host can take over any more: the client has a part of the answer.

@@ -38,6 +38,8 @@ pub(super) struct Expected {
     pub(super) prompt: Tokens,
     /// Time to its first token, queue and all, milliseconds; 0 = not known.
     pub(super) first_ms: f64,
+    /// Time per token after it, milliseconds; 0 = not known.
+    pub(super) token_ms: f64,
 }
 
 /// How a request's first token came about.
@@ -117,9 +119,19 @@ impl Cell {
         }
     }
 
-    pub(super) fn whole_answer(&mut self, start: &Start, now: Instant, per_token_ms: f64) {
+    /// Takes in an answer that came in one piece, of so many tokens. What reading and writing took of its time nobody saw,
+    /// but it tells whether the host is as quick as was thought.
+    pub(super) fn whole_answer(&mut self, start: &Start, now: Instant, tokens: u32) {
         self.stop_waiting(start);
+        let took_ms = millis(now.saturating_duration_since(start.at));
+        let per_token_ms = took_ms / f64::from(tokens.max(1));
         self.per_token.observe(now, per_token_ms);
+        let Expected { first_ms, token_ms, .. } = start.expected;
+        if tokens >= MIN_GAPS && start.read_tokens.is_some() && token_ms > 0.0 {
+            let ratio = took_ms / (first_ms + token_ms * f64::from(tokens - 1));
+            self.prefill.drifted(now, ratio);
+            self.decode.drifted(now, ratio);
+        }
         // Confirms what is known, so that it does not grow stale.
         self.ttft.observe(now, self.ttft.estimate_ms().unwrap_or(per_token_ms));
     }

@@ -97,8 +97,7 @@ impl InFlight {
         }
         self.first_token = Some(now);
         let start = self.start;
-        let per_token_ms = millis(now.saturating_duration_since(start.at)) / f64::from(tokens.0.max(1));
-        self.with_cell(|cell, _| cell.whole_answer(&start, now, per_token_ms));
+        self.with_cell(|cell, _| cell.whole_answer(&start, now, tokens.0));
     }
 
     /// Notes that the host fell silent: if the request fails now, so do all others there, by one fault.
@@ -153,6 +152,10 @@ impl Drop for InFlight {
             if !self.done {
                 cell.breaker.abandon(self.admission);
             }
+        }
+        if self.sent && self.done && self.first_token.is_some() {
+            // It ran there and is done: a slot is free, whatever the host said before.
+            state.full = None;
         }
         drop(state);
         self.upstream.has_freed();
