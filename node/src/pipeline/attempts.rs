@@ -131,7 +131,9 @@ impl<'a> Attempts<'a> {
                         Some(permit) => {
                             metrics::counter!("shoal_failovers_total", "code" => failure.label())
                                 .increment(1);
-                            Some(permit)
+                            // All requests of a host that fell silent move at once: the mesh bore them before, so they
+                            // are paid for but need not wait for each other.
+                            (!failure.error.unheard).then_some(permit)
                         }
                         None => break,
                     }
