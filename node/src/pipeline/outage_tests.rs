@@ -67,3 +67,18 @@ fn a_node_that_has_just_started_does_not_say_that_a_model_does_not_exist() {
     let alone = refusal(&Scene::new(offers()));
     assert_eq!((alone.status, &*alone.code), (404, "model_not_found"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn requests_of_a_host_that_fell_silent_move_all_at_once() {
+    const REQUESTS: usize = 8;
+    let scene = Scene::new(vec![offer("a", "m", &[]), offer("b", "m", &[])]);
+    let mut begun = std::collections::BTreeSet::new();
+    scene.improvise(Box::new(move |_, request| {
+        let lost = UpstreamError { unheard: true, ..broken() };
+        if begun.insert(request.id.clone()) { Act::Fail(lost) } else { Act::Hang }
+    }));
+    let all = futures_util::future::join_all((0..REQUESTS).map(|_| play(&scene)));
+    let moved = tokio::time::timeout(Duration::from_millis(1), all).await;
+    assert!(moved.is_err(), "they wait for the other host's words");
+    assert_eq!(scene.tried().len(), 2 * REQUESTS, "and not for each other");
+}
