@@ -50,8 +50,8 @@ async fn the_last_host_that_may_be_asked_is_waited_for_longer() {
     assert_eq!(last_resorts(two_ways).await, [false, true]);
 }
 
-#[test]
-fn a_node_that_has_just_started_does_not_say_that_a_model_does_not_exist() {
+#[tokio::test]
+async fn a_node_that_has_just_started_does_not_say_that_a_model_does_not_exist() {
     let refusal = |scene: &Scene| scene.chat(UNKNOWN).err().expect("nobody serves it");
     let offers = || vec![offer("a", "m", &[])];
     let scene = Scene::just_started(offers());
