@@ -206,11 +206,11 @@ class Node(Process):
 class Device(Process):
     """A device agent: `shoal join` with a device token."""
 
-    def __init__(self, folder, name, command, engines, data_dir=None, more=()):
+    def __init__(self, folder, name, command, engines, data_dir=None, more=(), env=None):
         self.name = name
         self.data_dir = pathlib.Path(data_dir or pathlib.Path(folder) / "data")
         engines = [word for engine in engines for word in ("--engine", engine)]
-        super().__init__(folder, [SHOAL, *command, "--data-dir", self.data_dir, "--name", name, *engines, *more])
+        super().__init__(folder, [SHOAL, *command, "--data-dir", self.data_dir, "--name", name, *engines, *more], env=env)
 
 
 class Mesh:
@@ -240,8 +240,8 @@ class Mesh:
         self.others.append(stub)
         return stub
 
-    def device(self, name, engines):
-        device = Device(self.folder / name, name, ["join", f"@{self.tokens['device']}"], engines)
+    def device(self, name, engines, env=None):
+        device = Device(self.folder / name, name, ["join", f"@{self.tokens['device']}"], engines, env=env)
         self.others.append(device)
         return device
 

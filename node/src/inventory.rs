@@ -47,6 +47,8 @@ pub struct Inventory {
     pub direct: BTreeMap<NodeId, DeviceInfo>,
     /// Names of the providers that this node or another one has, also one that is away.
     pub providers: BTreeSet<Arc<str>>,
+    /// When another router or a device was heard of first since the start.
+    pub heard_at: Option<Instant>,
 }
 
 /// Readers' side.
@@ -64,6 +66,7 @@ pub struct Service {
     published_providers: BTreeMap<String, ProviderInfo>,
     snapshot: Snapshot,
     loads: Option<Arc<LoadBook>>,
+    heard_at: Option<Instant>,
 }
 
 /// What the task does to the mesh.
@@ -96,6 +99,7 @@ impl Service {
             published_providers: BTreeMap::new(),
             snapshot: snapshot.clone(),
             loads: None,
+            heard_at: None,
         };
         (service, snapshot)
     }
@@ -186,7 +190,13 @@ impl Service {
         }
         self.published = direct.clone();
         metrics::gauge!("shoal_devices_linked").set(direct.len() as f64);
-        self.snapshot.store(Arc::new(Inventory { registry, direct, providers }));
+        if self.heard_at.is_none()
+            && (!self.linked.is_empty() || view.alive().any(|member| member.id != view.me))
+        {
+            self.heard_at = Some(Instant::now());
+        }
+        let heard_at = self.heard_at;
+        self.snapshot.store(Arc::new(Inventory { registry, direct, providers, heard_at }));
     }
 }
 

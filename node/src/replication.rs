@@ -16,6 +16,8 @@ use shoal_routing::{ModelSpec, Offer, Power, Registry, Route, Tokens, UpstreamId
 use crate::cloud::Budget;
 use crate::store::KeyRecord;
 
+/// Platform of phones and tablets that may say nothing of their battery.
+const ANDROID: &str = "android/";
 /// Longest name of a device or model that is believed.
 const NAME_LEN: usize = 128;
 /// Most requests at once that a device may claim to take; a claim attracts traffic.
@@ -112,6 +114,7 @@ fn offer(device: &proto::DeviceInfo, model: ModelSpec) -> Offer {
         (Some(false), None) => Power::Mains,
         (None, None) => Power::Unknown,
     };
+    offer.naps = device.battery_percent.is_some() || device.platform.starts_with(ANDROID);
     offer.throttled = device.throttled.unwrap_or(false);
     offer.kv_use = device.kv_percent.map(|percent| percent.min(100) as f32 / 100.0);
     offer

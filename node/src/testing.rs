@@ -230,13 +230,18 @@ impl Scene {
     }
 
     pub(crate) fn with_room_for(concurrent_requests: usize, offers: Vec<Offer>) -> Self {
-        Self::build(concurrent_requests, offers, Rules::default(), None)
+        Self::build(concurrent_requests, offers, Rules::default(), |pipeline| pipeline)
+    }
+
+    /// A node that was part of a mesh and has just started.
+    pub(crate) fn just_started(offers: Vec<Offer>) -> Self {
+        Self::build(100, offers, Rules::default(), |pipeline| pipeline.expecting_a_mesh(true))
     }
 
     /// A node that may ask another model for its opinion.
     pub(crate) fn with_second_opinion(offers: Vec<Offer>, settings: AgreementSettings) -> Self {
         let second = SecondOpinion::new(settings, "0123abcd".into());
-        Self::build(100, offers, Rules::default(), Some(second))
+        Self::build(100, offers, Rules::default(), |pipeline| pipeline.with_second_opinion(Some(second)))
     }
 
     /// A node whose `shoal.toml` holds these rules.
@@ -244,14 +249,14 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shoal.toml");
         std::fs::write(&path, format!("version = 1\n{rules}")).unwrap();
-        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules, None)
+        Self::build(100, offers, crate::config::check_file(&path, &[]).unwrap().rules, |pipeline| pipeline)
     }
 
     fn build(
         concurrent_requests: usize,
         offers: Vec<Offer>,
         rules: Rules,
-        second: Option<SecondOpinion>,
+        finish: impl FnOnce(Pipeline) -> Pipeline,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -292,9 +297,8 @@ impl Scene {
         let pipeline = Pipeline::new("me", inventory, loads, sinks, resolver, limits)
             .with_rules(RuleBook::new(rules, keys.clone()))
             .with_purses(KeyPurses::new(keys.clone(), store))
-            .with_hedging(MAX_SHARE)
-            .with_second_opinion(second);
-        let pipeline = Arc::new(pipeline);
+            .with_hedging(MAX_SHARE);
+        let pipeline = Arc::new(finish(pipeline));
         let front = Front {
             name: "me".into(),
             short_id: "0123abcd".into(),

@@ -51,21 +51,57 @@ def test_a_stopped_device_loses_what_may_move_within_three_seconds_and_comes_bac
     kit.until("no slot taken", lambda: counted() == {"d1": 0, "d2": 0}, within_s=15)
 
 
-def test_a_committed_stream_of_a_device_that_is_stopped_for_a_moment_goes_on(mesh):
-    stub = mesh.stub("d1", model="stub-a")
-    node = mesh.first("n1")
-    device = mesh.device("d1", [stub.url])
-    mesh.everywhere("stub-a")
+BATTERY = {"percentage": 80, "plugged": "UNPLUGGED", "status": "DISCHARGING", "temperature": 25.0}
+
+
+def with_battery(folder):
+    """The environment of a device that says it has a battery, as a phone does."""
+    folder.mkdir()
+    script = folder / "termux-battery-status"
+    script.write_text(f"#!/bin/sh\necho '{json.dumps(BATTERY)}'\n")
+    script.chmod(0o755)
+    env = kit.clean_env()
+    return {**env, "PATH": f"{folder}:{env['PATH']}"}
+
+
+def speak_and_stop(node, device, goes_on_after=None):
+    """Stops a device in the middle of its answer, for good or for some seconds; returns the rest, and the time it took."""
     body = {"model": "stub-a", "messages": [{"role": "user", "content": "[[stub n=30 itl=200]]"}], "stream": True}
     with httpx.stream("POST", node.url + "/v1/chat/completions", headers=node.auth(), json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         for _ in range(6):
             next(lines)
         stop(device)
-        time.sleep(4.5)  # what is tested: a radio that sleeps
-        stop(device, signal.SIGCONT)
-        rest = list(lines)
-    assert rest[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in rest, rest[-3:]
+        stopped = time.monotonic()
+        if goes_on_after is not None:
+            time.sleep(goes_on_after)  # what is tested: a radio that sleeps
+            stop(device, signal.SIGCONT)
+        rest = [line.removeprefix("data: ") for line in lines if line]
+    return rest, time.monotonic() - stopped
+
+
+def test_a_committed_stream_of_a_phone_that_naps_goes_on(mesh, tmp_path):
+    stub = mesh.stub("d1", model="stub-a")
+    node = mesh.first("n1")
+    device = mesh.device("d1", [stub.url], env=with_battery(tmp_path / "bin"))
+    mesh.everywhere("stub-a")
+    kit.until("its battery is told", lambda: any(
+        device["battery_percent"] == 80 for device in node.get("/shoal/v1/devices").json()["devices"]))
+    rest, _ = speak_and_stop(node, device, goes_on_after=4.5)
+    assert rest[-1] == "[DONE]", rest[-3:]
+
+
+def test_a_committed_stream_of_a_stopped_machine_ends_soon_and_its_link_stays(mesh):
+    stub = mesh.stub("d1", model="stub-a")
+    node = mesh.first("n1")
+    device = mesh.device("d1", [stub.url])
+    mesh.everywhere("stub-a")
+    rest, took = speak_and_stop(node, device)
+    stop(device, signal.SIGCONT)
+    assert json.loads(rest[-1])["error"]["code"] == "upstream_interrupted", rest[-3:]
+    assert took < 5.0, f"ended after {took:.2f} s; its connection alone would be believed for 15"
+    kit.until("it serves again", lambda: node.chat("stub-a", "[[stub n=2]]").status_code == 200)
+    assert node.text().count("a device linked") == 1, "over the link that it had"
 
 
 def test_a_device_links_to_another_node_within_five_seconds_when_its_node_is_killed(mesh):

@@ -11,7 +11,7 @@ use shoal_proto::{InferFrame, InferRequest};
 use quinn::Connection;
 
 use super::frames::{FrameReader, FrameWriter, StreamKind};
-use super::pulse::{self, Listed, Pulse};
+use super::pulse::{self, Listed, Pulse, Vitals};
 use super::{Error, Link, code};
 use crate::tasks::spawn_named;
 
@@ -61,10 +61,9 @@ impl InferStream {
         self.frames.next(FRAME_LIMIT).await
     }
 
-    /// Datagrams that came from the other end so far. They are sent by its process, not by its system: where more come, it
-    /// runs.
-    pub fn datagrams(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
+    /// Returns what the connection knows of its other end and of the way there.
+    pub fn vitals(&self) -> Vitals {
+        Vitals::of(&self.connection)
     }
 
     /// Asks the other end, beside the answer, whether it still works on the request. Resolves when it says so, which

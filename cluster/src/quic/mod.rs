@@ -14,6 +14,7 @@ use crate::ids::NodeId;
 
 mod accept;
 mod alpn;
+mod congestion;
 mod device;
 mod directory;
 mod frames;
@@ -33,7 +34,7 @@ pub use frames::FrameBuffer;
 pub use grpc::{Caller, Channels, serve_control, serve_join};
 pub use infer::{FRAME_LIMIT, InferStream, REQUEST_BODY_LIMIT, Responder};
 pub use net::{CONNECT_DEADLINE, Connections, Link, Net, canonical};
-pub use pulse::Pulse;
+pub use pulse::{Pulse, Vitals};
 pub use rpc::{INBOUND, Inbound, Rpc};
 
 pub(crate) use grpc::channel_on;

@@ -35,6 +35,25 @@ pub enum Pulse {
     Unasked,
 }
 
+/// What a connection knows of its other end and of the way there.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Vitals {
+    /// Datagrams that came so far. They are sent by the process, not by its system: where more come, it runs.
+    pub datagrams: u64,
+    /// Round trip, smoothed; a third of a second before the first was measured.
+    pub rtt: Duration,
+    /// Share of the packets sent that were lost since the connection began, 0 to 1.
+    pub loss: f64,
+}
+
+impl Vitals {
+    pub(super) fn of(connection: &Connection) -> Self {
+        let stats = connection.stats();
+        let loss = stats.path.lost_packets as f64 / stats.path.sent_packets.max(1) as f64;
+        Self { datagrams: stats.udp_rx.datagrams, rtt: stats.path.rtt, loss }
+    }
+}
+
 /// Inferences that this process works on, by who asked and the request's id. Clones share the list.
 #[derive(Debug, Clone, Default)]
 pub(super) struct WorkList(Arc<Mutex<BTreeMap<Asked, u32>>>);

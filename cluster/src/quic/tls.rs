@@ -18,6 +18,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
 
+use super::congestion::FlooredCubic;
 use super::{Alpn, Error};
 use crate::identity::{Identity, provider, root_store};
 use crate::ids::Role;
@@ -87,6 +88,13 @@ impl ConnectionIdGenerator for RandomIds {
     }
 }
 
+/// What both ends of a member's connection have in common.
+fn member_transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport.congestion_controller_factory(Arc::new(FlooredCubic::default()));
+    transport
+}
+
 /// Settings for accepted connections, tight until it is known who calls; see [`super::accept`].
 pub(super) fn server_config(identity: &Identity) -> Result<ServerConfig, Error> {
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
@@ -97,7 +105,7 @@ pub(super) fn server_config(identity: &Identity) -> Result<ServerConfig, Error> 
     tls.alpn_protocols = Alpn::ALL.iter().map(|alpn| alpn.as_bytes().to_vec()).collect();
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.send_tls13_tickets = 0;
-    let mut transport = TransportConfig::default();
+    let mut transport = member_transport();
     // The smaller idle time-out of the two ends counts, so the dialling end decides.
     transport.max_idle_timeout(Some(idle(DEVICE_IDLE)));
     transport.max_concurrent_bidi_streams(UNKNOWN_STREAMS);
@@ -118,7 +126,7 @@ pub(super) fn client_config(identity: &Identity, alpn: Alpn) -> Result<ClientCon
     let mut tls = client_tls(verifier)?
         .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*chain).clone())));
     finish_client(&mut tls, alpn);
-    let mut transport = TransportConfig::default();
+    let mut transport = member_transport();
     let (silence, keep_alive) = match identity.role() {
         Role::Router => (ROUTER_IDLE, ROUTER_KEEP_ALIVE),
         Role::Device => (DEVICE_IDLE, DEVICE_KEEP_ALIVE),

@@ -177,6 +177,18 @@ impl Candidates {
         }
     }
 
+    /// True while something else than `choice` is left to be tried.
+    pub fn has_more(&self, choice: &Choice, hop: u32) -> bool {
+        let is_other = |offer: &Arc<Offer>| {
+            self.untried(offer, hop).is_some_and(|route| {
+                offer.upstream != choice.offer.upstream
+                    || offer.model.id != choice.offer.model.id
+                    || route != choice.route
+            })
+        };
+        self.others.len() > 0 || self.offers.iter().any(is_other)
+    }
+
     /// Takes in that a host asked for less traffic, for `pause`. One that is full and told how many slots it has may
     /// be chosen again: it is known to be full now, and may be waited for.
     pub fn throttled(

@@ -119,10 +119,8 @@ async fn dry_run(
     let (mut parsed, request) =
         parse::parse(ApiPath::ChatCompletions, None, &bytes, &headers, caller.floor, naming)?;
     let origin = origin(&caller, front.new_request_id());
-    let decision = front
-        .pipeline
-        .preview(&mut parsed, &request, &origin)
-        .map_err(|no| crate::pipeline::no_route(&no, &front.pipeline.inventory.load().registry))?;
+    let decision =
+        front.pipeline.preview(&mut parsed, &request, &origin).map_err(|no| front.pipeline.refusal(&no))?;
     Ok(Json(json!({
         "model": &*decision.model,
         "routing_reason": decision.reason.under(decision.rule.as_deref()),

@@ -2,7 +2,9 @@
 
 use futures_util::future::BoxFuture;
 use shoal_cluster::ids::Peer;
-use shoal_cluster::quic::{self, DeviceHandle, Error, Inbound, InferStream, Responder, RouterAddr, Rpc};
+use shoal_cluster::quic::{
+    self, DeviceHandle, Error, Inbound, InferStream, Responder, RouterAddr, Rpc, Vitals,
+};
 use shoal_proto::{DeviceAnnounce, InferFrame, InferRequest};
 use tokio::sync::{mpsc, watch};
 
@@ -49,8 +51,8 @@ impl Frames for InferStream {
         InferStream::next(self).await.map_err(|error| Interrupted(error.to_string()))
     }
 
-    fn heard(&self) -> u64 {
-        self.datagrams()
+    fn vitals(&self) -> Vitals {
+        InferStream::vitals(self)
     }
 
     fn pulse(&self) -> BoxFuture<'static, Pulse> {

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use shoal_proto::InferRequest;
 use tower::ServiceExt;
 
-use super::slots::Slots;
+use super::slots::{Slot, Slots};
 use crate::sound;
 use crate::upstream::reply::{Gone, Reply, Respond};
 use crate::upstream::wire::from_wire;
@@ -46,12 +46,10 @@ pub async fn answer<R: Respond>(
     let Some(slot) = slots.try_take(limit) else {
         return told(reply.fail(&overloaded(slots.is_closed())).await, Ending::Refused);
     };
-    let ending = match from_wire(request) {
-        Ok(request) => run(request, reply, upstream).await,
+    match from_wire(request) {
+        Ok(request) => run(request, reply, upstream, slot).await,
         Err(error) => told(reply.fail(&error).await, Ending::Failed),
-    };
-    drop(slot);
-    ending
+    }
 }
 
 fn overloaded(leaving: bool) -> UpstreamError {
@@ -60,7 +58,12 @@ fn overloaded(leaving: bool) -> UpstreamError {
     UpstreamError { retry_after: Some(RETRY_AFTER), ..UpstreamError::retryable(503, "overloaded", message) }
 }
 
-async fn run<R: Respond>(request: UpstreamRequest, mut reply: Reply<R>, upstream: BoxUpstream) -> Ending {
+async fn run<R: Respond>(
+    request: UpstreamRequest,
+    mut reply: Reply<R>,
+    upstream: BoxUpstream,
+    slot: Slot,
+) -> Ending {
     let (stream, is_sound) = (request.stream, request.path.is_sound());
     let answered = tokio::select! {
         biased;
@@ -87,6 +90,8 @@ async fn run<R: Respond>(request: UpstreamRequest, mut reply: Reply<R>, upstream
             Some(Ok(Event::Chunk(bytes))) => reply.body(bytes).await.map(Ok),
             Some(Ok(Event::End { complete })) => {
                 let ending = if complete { Ending::Complete } else { Ending::Cut };
+                // Before the asker knows: its next request may be here at once, and must find them free.
+                drop((events, slot));
                 return told(reply.end(complete).await, ending);
             }
             Some(Err(error)) => Ok(Err(error)),
@@ -103,4 +108,59 @@ async fn run<R: Respond>(request: UpstreamRequest, mut reply: Reply<R>, upstream
 
 fn told(sent: Result<(), Gone>, ending: Ending) -> Ending {
     sent.map_or(Ending::Cancelled, |()| ending)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use shoal_proto::InferFrame;
+    use shoal_proto::infer_frame::Kind;
+
+    use super::*;
+    use crate::device::testing::chat;
+    use crate::upstream::wire::to_wire;
+    use crate::upstream::{ServedBy, UpstreamFuture};
+
+    /// Notes how many slots are taken as each frame leaves.
+    struct Asker {
+        slots: Slots,
+        taken: Arc<Mutex<Vec<(bool, u32)>>>,
+    }
+
+    impl Respond for Asker {
+        async fn send(&mut self, frame: InferFrame) -> Result<(), Gone> {
+            let is_end = matches!(frame.kind, Some(Kind::End(_)));
+            self.taken.lock().unwrap().push((is_end, self.slots.taken()));
+            Ok(())
+        }
+
+        async fn finish(self) -> Result<(), Gone> {
+            Ok(())
+        }
+
+        async fn cancelled(&mut self) {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_free_before_the_asker_learns_that_its_answer_is_whole() {
+        let answers = |_: UpstreamRequest| -> UpstreamFuture {
+            Box::pin(async {
+                let served_by = ServedBy { upstream: "e".into(), upstream_id: "e".into(), model: "m".into() };
+                let events = [Ok(Event::Chunk("{}".into())), Ok(Event::End { complete: true })];
+                let events = futures_util::stream::iter(events).boxed();
+                Ok(UpstreamResponse { served_by, media: None, events })
+            })
+        };
+        let (slots, taken) = (Slots::default(), Arc::default());
+        let asker = Asker { slots: slots.clone(), taken: Arc::clone(&taken) };
+        let upstream = BoxUpstream::new(tower::service_fn(answers));
+        let ending = answer(to_wire(&chat(true)), asker, upstream, &slots, 1).await;
+        assert_eq!(ending, Ending::Complete);
+        let taken = taken.lock().unwrap();
+        assert_eq!(taken.first(), Some(&(false, 1)), "taken while it runs");
+        assert_eq!(taken.last(), Some(&(true, 0)), "{taken:?}");
+    }
 }

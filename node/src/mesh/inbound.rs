@@ -197,5 +197,5 @@ fn served_by(ticket: &Ticket) -> ServedBy {
 fn refusal(error: ApiError) -> UpstreamError {
     let ApiError { status, code, message, retry_after, .. } = error;
     let retryable = matches!(status, 404 | 429 | 500..);
-    UpstreamError { status, code, message, retryable, retry_after, unanswered: false }
+    UpstreamError { status, code, message, retryable, retry_after, unanswered: false, unheard: false }
 }

@@ -11,6 +11,7 @@ use crate::cloud::Clouds;
 use crate::cloud::metered::Metered;
 use crate::device::mesh::unopened;
 use crate::pipeline::Resolve;
+use crate::upstream::pulse::Host;
 use crate::upstream::tunnel::{Opener, Tunnel};
 use crate::upstream::{BoxUpstream, UpstreamError};
 
@@ -36,12 +37,16 @@ impl Resolve for MeshResolver {
             UpstreamId::Provider(provider) => return self.provider(offer, provider, route),
             UpstreamId::Peer(_) => return None,
         };
-        let peer = match route {
+        let (peer, host) = match route {
             Route::Direct if *device == self.me => return Some(self.own.clone()),
-            Route::Direct => Peer { role: Role::Device, id: device.parse().ok()? },
-            Route::Via(node) => Peer { role: Role::Router, id: node.parse().ok()? },
+            Route::Direct => {
+                let host = if offer.naps { Host::Napping } else { Host::Steady };
+                (Peer { role: Role::Device, id: device.parse().ok()? }, host)
+            }
+            Route::Via(node) => (Peer { role: Role::Router, id: node.parse().ok()? }, Host::Steady),
         };
-        Some(BoxUpstream::new(Tunnel::new(Streams(self.mesh.clone()), peer, offer.name.to_string())))
+        let tunnel = Tunnel::new(Streams(self.mesh.clone()), peer, offer.name.to_string());
+        Some(BoxUpstream::new(tunnel.listening_to(host)))
     }
 }
 

@@ -28,8 +28,10 @@ const REPLY_BYTES: usize = 1024 * 1024;
 const MAX_BLOBS: usize = 256;
 /// Shortest time between two pulls from one router, however often it announces something.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Longest time before a router that failed, or whose statistics are not believed, is asked again.
+/// Longest time before a router whose statistics are not believed is asked again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The same for one that did not answer: it may be the way to it, which is mended without anybody being told.
+const UNHEARD_PAUSE: Duration = Duration::from_secs(1);
 /// How often some router is asked for everything: news of the dead spreads no other way.
 const EXCHANGE_EVERY: Duration = Duration::from_secs(30);
 
@@ -213,8 +215,11 @@ impl Plan {
     ) {
         let Some(peer) = self.peers.get_mut(id) else { return };
         peer.greeted |= answered;
-        peer.failures =
-            if answered && !is_behind(view, known, id) { 0 } else { peer.failures.saturating_add(1) };
+        if !answered {
+            peer.not_before = Some(now + UNHEARD_PAUSE);
+            return;
+        }
+        peer.failures = if is_behind(view, known, id) { peer.failures.saturating_add(1) } else { 0 };
         let pause = PAUSE * 2_u32.saturating_pow(peer.failures.min(10));
         peer.not_before = Some(now + pause.min(LONGEST_PAUSE));
     }
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_or_is_not_believed_is_asked_ever_less_often() {
+    fn who_is_not_believed_is_asked_ever_less_often() {
         let mut now = Instant::now();
         let mut plan = Plan { peers: BTreeMap::new(), exchange_at: now + Duration::from_secs(86_400) };
         let (seen, nothing) = (view(&[(1, (1, 5))]), known(&[]));
@@ -290,6 +295,19 @@ mod tests {
         let believed = known(&[(1, (1, 5))]);
         plan.ended(&seen, &believed, &id(1), true, now);
         assert!(plan.peers[&id(1)].failures == 0);
+    }
+
+    #[test]
+    fn who_does_not_answer_is_asked_again_soon_however_long_it_was_cut_off() {
+        let mut now = Instant::now();
+        let mut plan = Plan::new(now);
+        let (seen, nothing) = (view(&[(1, (1, 5))]), known(&[]));
+        for _ in 0..100 {
+            assert_eq!(plan.wanted(&seen, &nothing, now, 0), [id(1)]);
+            plan.ended(&seen, &nothing, &id(1), false, now);
+            assert!(plan.wanted(&seen, &nothing, now, 0).is_empty(), "not at once");
+            now += UNHEARD_PAUSE;
+        }
     }
 
     #[test]

@@ -118,6 +118,8 @@ impl Started {
             witness: witness.clone(),
         };
         let control = ControlService::routes(judge.clone(), keys.clone(), live.clone(), shelf.clone());
+        // Tokens are made for devices and routers: there may be some, which come back by themselves.
+        let expects_mesh = !seeds.is_empty() || !book.list()?.is_empty();
         let (service, mesh, inbound) =
             bind_mesh(&config, identity.clone(), book.clone(), control, api_url.clone(), seeds, generation)?;
         let (links, link_events) = mpsc::channel(EVENT_QUEUE);
@@ -143,6 +145,7 @@ impl Started {
             .with_purses(KeyPurses::new(keys.clone(), store.clone()))
             .with_hedging(config.hedging_share)
             .resuming(config.resume)
+            .expecting_a_mesh(expects_mesh)
             .with_second_opinion(
                 config.agreement.map(|settings| SecondOpinion::new(settings, me.short().into())),
             );

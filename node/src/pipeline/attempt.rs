@@ -190,12 +190,13 @@ impl Begun {
 
     /// Gives the answer up: its host did its part, and what it wrote is paid for. Returns the tokens it wrote.
     pub(super) fn reject(self) -> u64 {
-        self.guard.finish(Instant::now(), true);
-        match self.answer {
+        let tokens = match self.answer {
             Answer::Whole(_, tap) => tap.completion_tokens(),
             Answer::Stream(held, _) => held.len() as u64,
             Answer::Sound(..) => 0,
-        }
+        };
+        self.guard.finish(Instant::now(), true);
+        tokens
     }
 }
 
@@ -225,6 +226,9 @@ pub(super) async fn run(
         Err(error) => {
             // A fault of the request, or a request for less traffic, says nothing against the host.
             let failure = Failure { error };
+            if failure.error.unheard {
+                guard.host_is_silent();
+            }
             let blameless = failure.error.status < 500 || failure.is_throttle();
             guard.finish(Instant::now(), blameless);
             Err(failure)

@@ -17,6 +17,7 @@ use super::{GRACE, Origin, Pipeline};
 use crate::api::parse::Parsed;
 use crate::sound::Bill;
 use crate::store::AttemptRecord;
+use crate::upstream::pulse::Commitment;
 use crate::upstream::{BoxUpstream, UpstreamError, UpstreamRequest, reading_time};
 
 /// Longest wait for a stronger model's first content while a weaker answer is kept.
@@ -105,6 +106,12 @@ impl<'a> Attempts<'a> {
             let (hop, now) = (self.origin.hop, Instant::now());
             let choice = candidates.next(&pipeline.loads, hop, balancer, now, &mut rand::rng());
             let Some(choice) = choice else { break };
+            // Of hosts that are all known to be broken one is asked, since somebody has to find out when they are well; a
+            // second try of the same request would only add to what keeps them down.
+            if last.is_some() && !pipeline.loads.of(&choice.offer, now).admits {
+                metrics::counter!("shoal_retries_refused_total").increment(1);
+                break;
+            }
             let (choice, passed) = self.pass(choice, &mut candidates, balancer, work).await;
             let guard = match passed {
                 Ok(guard) => guard,
@@ -124,7 +131,9 @@ impl<'a> Attempts<'a> {
                         Some(permit) => {
                             metrics::counter!("shoal_failovers_total", "code" => failure.label())
                                 .increment(1);
-                            Some(permit)
+                            // All requests of a host that fell silent move at once: the mesh bore them before, so they
+                            // are paid for but need not wait for each other.
+                            (!failure.error.unheard).then_some(permit)
                         }
                         None => break,
                     }
@@ -139,7 +148,8 @@ impl<'a> Attempts<'a> {
                 self.tries.begin(&choice.route);
                 continue;
             };
-            let first = self.prepare(upstream, &choice, guard, climb, ticket);
+            let has_more = candidates.has_more(&choice, hop);
+            let first = self.prepare(upstream, &choice, guard, climb, has_more, ticket);
             let (choice, result) = self
                 .race(
                     choice,
@@ -209,16 +219,21 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Counts an attempt and makes the future that runs it to its commit point.
+    /// Counts an attempt and makes the future that runs it to its commit point. `has_more` = others may be asked if it
+    /// fails.
     pub(super) fn prepare(
         &mut self,
         upstream: BoxUpstream,
         choice: &Choice,
         guard: InFlight,
         climb: &Climb,
+        has_more: bool,
         ticket: &mut Ticket,
     ) -> Attempt {
         let left = self.tries.begin(&choice.route);
+        // Of a forwarded request the other router may know another host.
+        let may_move = (has_more && self.tries.are_left()) || self.origin.hop > 0;
+        let commitment = if may_move { Commitment::default() } else { Commitment::of_last_resort() };
         note(ticket, choice, self.parsed.work);
         let watch = climb.watch(choice, self.parsed);
         let request = UpstreamRequest {
@@ -239,7 +254,7 @@ impl<'a> Attempts<'a> {
             attempts_left: left,
             device: device(choice),
             egress: ticket.egress().clone(),
-            commitment: Default::default(),
+            commitment,
             payer: self.pipeline.payer(&choice.offer, self.origin),
         };
         Box::pin(attempt::run(upstream, request, guard, self.patience, watch))

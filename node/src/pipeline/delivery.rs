@@ -231,6 +231,9 @@ impl Committed {
             ),
             Ok(Some(Err(error))) | Err(error) => error,
         };
+        if cut.unheard {
+            self.guard.host_is_silent();
+        }
         self.end(cut)
     }
 
@@ -261,6 +264,8 @@ impl Committed {
 
     /// Ends the request: the whole answer was passed on.
     pub fn complete(self) {
+        // Whoever waits is let through by the guard, and must find the host's own slot free.
+        drop(self.events);
         self.guard.finish(Instant::now(), true);
         self.ticket.complete();
     }
@@ -268,6 +273,7 @@ impl Committed {
     /// Ends the request: the upstream broke off.
     pub fn fail(self, code: &str) {
         metrics::counter!("shoal_streams_interrupted_total").increment(1);
+        drop(self.events);
         self.guard.finish(Instant::now(), false);
         self.ticket.fail(502, code);
     }

@@ -93,12 +93,19 @@ impl Flow {
                 "upstream_interrupted",
                 "the answer was cut off: the upstream ended it before it was whole",
             )),
-            Some(Err(error)) => Err(error),
+            Some(Err(error)) => {
+                if error.unheard {
+                    self.guard.host_is_silent();
+                }
+                Err(error)
+            }
         }
     }
 
     /// Ends the request: the whole answer was passed on.
     pub fn complete(self) {
+        // Whoever waits is let through by the guard, and must find the host's own slot free.
+        drop(self.events);
         self.guard.finish(Instant::now(), true);
         self.ticket.complete();
     }
@@ -106,6 +113,7 @@ impl Flow {
     /// Ends the request: the upstream broke off.
     pub fn fail(self, code: &str) {
         metrics::counter!("shoal_streams_interrupted_total").increment(1);
+        drop(self.events);
         self.guard.finish(Instant::now(), false);
         self.ticket.fail(502, code);
     }

@@ -137,7 +137,7 @@ impl Attempts<'_> {
         tracing::debug!(late = %late.offer.name, other = %choice.offer.name, "a second device is asked");
         let mark = ticket.mark();
         let guard = pipeline.loads.begin(&choice.offer, self.parsed.profile.work(), Instant::now());
-        let attempt = self.prepare(upstream, &choice, guard, others.climb, ticket);
+        let attempt = self.prepare(upstream, &choice, guard, others.climb, true, ticket);
         Some((mark, choice, attempt))
     }
 }

@@ -24,6 +24,8 @@ mod hedge;
 #[cfg(test)]
 mod hedge_tests;
 pub mod live;
+#[cfg(test)]
+mod outage_tests;
 pub mod purpose;
 mod resume;
 #[cfg(test)]
@@ -32,6 +34,7 @@ mod ruled;
 #[cfg(test)]
 mod ruled_tests;
 mod second;
+mod starting;
 pub mod tap;
 #[cfg(test)]
 mod tests;
@@ -60,6 +63,7 @@ use self::gate::Gate;
 pub use self::purpose::Purpose;
 use self::resume::Resume;
 pub use self::ruled::RuleBook;
+use self::starting::Starting;
 use self::ticket::{Sinks, Ticket};
 use self::turns::Turns;
 use crate::api::error::ApiError;
@@ -159,6 +163,7 @@ pub struct Pipeline {
     gate: Gate,
     retries: RetryBudget,
     slots: Arc<Semaphore>,
+    starting: Starting,
 }
 
 impl Pipeline {
@@ -190,7 +195,27 @@ impl Pipeline {
             turns: Turns::default(),
             retries: RetryBudget::default(),
             slots,
+            starting: Starting::default(),
         }
+    }
+
+    /// Says that the node was part of a mesh before: what it has not heard of yet may exist.
+    pub fn expecting_a_mesh(self, expects: bool) -> Self {
+        let starting = if expects { Starting::expecting(Instant::now()) } else { Starting::default() };
+        Self { starting, ..self }
+    }
+
+    /// Turns the core's refusal into an error for the client. A model that nobody was heard to serve is not said to be
+    /// unknown while the mesh has hardly been heard: clients take that for final.
+    pub fn refusal(&self, no: &NoRoute) -> ApiError {
+        let inventory = self.inventory.load();
+        let is_starting = self.starting.is_on(inventory.heard_at, Instant::now());
+        if is_starting && matches!(no, NoRoute::UnknownModel { .. }) {
+            let message =
+                "this node has just started and has not heard of all of its mesh yet; try again in a second";
+            return ApiError::new(503, "starting", message).after(Duration::from_secs(1));
+        }
+        no_route(no, &inventory.registry)
     }
 
     /// Puts rules before the learnt choice.
@@ -337,7 +362,7 @@ impl Pipeline {
                 Ok(Self::job(parsed, decision, origin, ticket))
             }
             Err(no) => {
-                let mut error = no_route(&no, &self.inventory.load().registry);
+                let mut error = self.refusal(&no);
                 if let Some(plan) = plan {
                     error.message += &format!(" (by the rule '{}')", plan.rule);
                 }
@@ -419,7 +444,7 @@ fn stopping() -> UpstreamError {
 }
 
 /// Turns the core's refusal into an error for the client.
-pub fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
+fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
     let wait = Duration::from_secs(1);
     let (status, retry) = match no {
         NoRoute::UnknownModel { .. } => (404, false),

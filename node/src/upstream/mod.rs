@@ -211,6 +211,8 @@ pub struct UpstreamError {
     pub retry_after: Option<Duration>,
     /// True when the request may have arrived and nothing was said of it: whoever bills may bill it.
     pub unanswered: bool,
+    /// True when the host fell silent in the middle of it: the way to it may be at fault, or a radio that sleeps.
+    pub unheard: bool,
 }
 
 impl UpstreamError {
@@ -223,6 +225,7 @@ impl UpstreamError {
             retryable: false,
             retry_after: None,
             unanswered: false,
+            unheard: false,
         }
     }
 

@@ -1,49 +1,111 @@
-//! Listens to a far end that may be hung: in each second of silence it is asked whether it still works on the request.
+//! Listens to a far end that may be dead or hung: in each moment of silence it is asked whether it still works on the
+//! request, and a request is taken away from a host that says nothing at all for about a second.
 //!
-//! A process that is stopped keeps its connection for as long as that is believed, and a first byte may take minutes,
-//! so neither bound notices it. While nothing was given to the client an unanswered question ends the attempt after
-//! less than 3 s of silence: another host costs little. After the commit point an answer cannot move, so its host is
-//! given the time in which phones' radios sleep.
+//! A process that is killed or stopped keeps its connection for as long as that is believed, and a first byte may take
+//! minutes, so neither bound notices it. Silence is counted in short ticks of our own timer, not by the clock: where this
+//! process is late itself, the other end may have spoken. Any datagram of the connection breaks it, whichever request
+//! it is for. How much of it is borne follows from what would be lost ([`Commitment`]), from what kind of host it is
+//! (phones' radios sleep) and from the path's own round trip and losses. Only the request leaves; the connection stays.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use shoal_cluster::quic::Vitals;
 use shoal_proto::InferFrame;
 use tokio::time::Instant;
 
 use super::tunnel::{Frames, Interrupted};
 
-/// Silence after which the far end is asked, and asked again.
+/// Time since the far end last spoke of this request after which it is asked for it, however lively its connection is.
 const ASK_AFTER: Duration = Duration::from_secs(1);
-/// Wait for its answer while the request may still move.
-const MOVABLE_WAIT: Duration = Duration::from_millis(1_750);
-/// Wait for its answer when it may not.
-const COMMITTED_WAIT: Duration = Duration::from_secs(8);
-/// A timer that fires so much late says that this process was not running: then the other end may have answered.
-const STARVED: Duration = Duration::from_millis(250);
-/// Waits that are begun anew because of that.
-const MAX_EXCUSES: u32 = 3;
-/// How far into a wait signs of life are counted from: those before it may be the last.
-const LOOK: Duration = Duration::from_millis(750);
+/// Silence of a host that cannot be replaced: nothing is gained by giving it up sooner.
+const ALONE: Duration = Duration::from_secs(9);
+/// Time in which a far end whose datagrams come must also answer: its transport runs, but maybe nothing above it.
+const STUCK: Duration = Duration::from_secs(9);
+/// A tick that comes so much late says that this process was not running; it is no silence of the other end.
+const STARVED: Duration = Duration::from_millis(150);
+/// Ticks that are passed over because of that.
+const MAX_EXCUSES: u32 = 20;
+/// Questions under way at once; each is a stream.
+const MAX_QUESTIONS: usize = 8;
+/// Round trips of silence that are no sign of anything: a question, its loss, and another one.
+const ROUND_TRIPS: u32 = 6;
+/// How much longer losses make the wait: by a fifth at 5 %.
+const LOSS_WEIGHT: f64 = 4.0;
+/// Share of losses beyond which the wait grows no more.
+const MAX_LOSS: f64 = 0.5;
 /// Time in which a request arrives at the far end, and bytes of its body that arrive in a second on a poor link.
 const ARRIVAL: Duration = Duration::from_secs(2);
 const ARRIVAL_RATE: f64 = 50e3;
-/// Answers in a row by which the far end says that it knows nothing of the request.
-const MAX_UNKNOWN: u32 = 2;
+/// The far end says for so long that it knows nothing of the request before that is believed.
+const UNKNOWN_FOR: Duration = Duration::from_millis(900);
+
+/// Values of a [`Commitment`]; any other = the request may move.
+const LAST_RESORT: u8 = 1;
+const COMMITTED: u8 = 2;
 
 /// Whether the answer that a request gets may still come from elsewhere; shared by all who look after the request.
 #[derive(Debug, Clone, Default)]
-pub struct Commitment(Arc<AtomicBool>);
+pub struct Commitment(Arc<AtomicU8>);
 
 impl Commitment {
-    /// Notes that no other host can take over any more.
-    pub fn commit(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// Makes that of a request which no other host could take over even now.
+    pub fn of_last_resort() -> Self {
+        Self(Arc::new(AtomicU8::new(LAST_RESORT)))
     }
 
-    fn wait(&self) -> Duration {
-        if self.0.load(Ordering::Relaxed) { COMMITTED_WAIT } else { MOVABLE_WAIT }
+    #[cfg(test)]
+    pub(crate) fn is_last_resort(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == LAST_RESORT
+    }
+
+    /// Notes that no other host can take over any more: the client has a part of the answer.
+    pub fn commit(&self) {
+        self.0.store(COMMITTED, Ordering::Relaxed);
+    }
+}
+
+/// What kind of host is listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Host {
+    /// A machine on mains, or a router: silent when it is gone.
+    #[default]
+    Steady,
+    /// One with a battery, most likely a phone: its radio sleeps for seconds, and each question wakes it.
+    Napping,
+}
+
+impl Host {
+    /// Pace at which silence is counted.
+    fn tick(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Steady => 100,
+            Self::Napping => 250,
+        })
+    }
+
+    /// Silence after which it is asked, and asked again.
+    fn ask_after(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Steady => 300,
+            Self::Napping => 1_000,
+        })
+    }
+
+    /// Silence after which the request leaves it.
+    fn patience(self, commitment: &Commitment, path: &Vitals) -> Duration {
+        let base = match (self, commitment.0.load(Ordering::Relaxed)) {
+            (_, LAST_RESORT) => ALONE,
+            (Self::Steady, COMMITTED) => Duration::from_millis(1_200),
+            (Self::Steady, _) => Duration::from_millis(700),
+            (Self::Napping, COMMITTED) => ALONE,
+            (Self::Napping, _) => Duration::from_millis(2_750),
+        };
+        base.max(path.rtt * ROUND_TRIPS).mul_f64(1.0 + LOSS_WEIGHT * path.loss.clamp(0.0, MAX_LOSS))
     }
 }
 
@@ -71,15 +133,16 @@ pub(super) enum Lost {
 #[derive(Debug, Clone)]
 pub(super) struct Listening {
     commitment: Commitment,
+    host: Host,
     /// Until then the far end may not have all of the request, and so not know of it.
     arriving_until: Instant,
 }
 
 impl Listening {
     /// Begins when a request with a body of so many bytes was handed to the connection.
-    pub(super) fn new(commitment: Commitment, bytes: usize) -> Self {
+    pub(super) fn new(commitment: Commitment, host: Host, bytes: usize) -> Self {
         let arriving = ARRIVAL + Duration::from_secs_f64(bytes as f64 / ARRIVAL_RATE);
-        Self { commitment, arriving_until: Instant::now() + arriving }
+        Self { commitment, host, arriving_until: Instant::now() + arriving }
     }
 }
 
@@ -88,123 +151,102 @@ pub(super) async fn next_frame<F: Frames>(
     frames: &mut F,
     listening: &Listening,
 ) -> Result<Result<Option<InferFrame>, Interrupted>, Lost> {
-    let mut unknown = 0;
+    let mut watch = Watch::new(frames.vitals());
+    let mut questions = FuturesUnordered::<BoxFuture<'static, Pulse>>::new();
     loop {
-        if let Ok(frame) = tokio::time::timeout(ASK_AFTER, frames.next()).await {
-            return Ok(frame);
-        }
-        let mut answer = frames.pulse();
-        let asked = Instant::now();
-        let mut excuses = 0;
-        let answer = loop {
-            let (look, until) = (Instant::now() + LOOK, Instant::now() + listening.commitment.wait());
-            tokio::select! {
-                biased;
-                frame = frames.next() => return Ok(frame),
-                answer = &mut answer => break Some(answer),
-                () = tokio::time::sleep_until(look) => {}
-            }
-            let heard = frames.heard();
-            tokio::select! {
-                biased;
-                frame = frames.next() => return Ok(frame),
-                answer = &mut answer => break Some(answer),
-                () = tokio::time::sleep_until(until) => {}
-            }
-            // Datagrams of the last second say that its process runs, behind a link that is full perhaps.
-            let it_runs = frames.heard() != heard && asked.elapsed() < COMMITTED_WAIT;
-            let starved = until.elapsed() >= STARVED && excuses < MAX_EXCUSES;
-            if !(it_runs || starved) {
-                break None;
-            }
-            excuses += u32::from(starved);
-            metrics::counter!("shoal_pulses_excused_total", "why" => if starved { "starved" } else { "running" })
-                .increment(1);
+        let tick = Instant::now() + listening.host.tick();
+        let answer = tokio::select! {
+            biased;
+            frame = frames.next() => return Ok(frame),
+            Some(answer) = questions.next(), if !questions.is_empty() => Some(answer),
+            () = tokio::time::sleep_until(tick) => None,
         };
         match answer {
-            Some(Pulse::Working) => unknown = 0,
             Some(Pulse::Unasked) => return Ok(frames.next().await),
-            Some(Pulse::Unknown) if Instant::now() < listening.arriving_until => {}
-            Some(Pulse::Unknown) => {
-                unknown += 1;
-                if unknown >= MAX_UNKNOWN {
+            Some(answer) => {
+                questions.clear();
+                watch.answered(answer, listening)?;
+            }
+            None => {
+                watch.tick(frames.vitals(), tick.elapsed(), listening)?;
+                if questions.len() < MAX_QUESTIONS && watch.asks(listening.host) {
+                    questions.push(frames.pulse());
+                }
+            }
+        }
+    }
+}
+
+/// What was heard since the last frame.
+#[derive(Debug)]
+struct Watch {
+    datagrams: u64,
+    /// Silence of the connection, in counted ticks.
+    silence: Duration,
+    excuses: u32,
+    /// When the far end last spoke of this request, or the wait began.
+    spoke: Instant,
+    /// First and last question since then.
+    asked: Option<(Instant, Instant)>,
+    unknown_since: Option<Instant>,
+}
+
+impl Watch {
+    fn new(vitals: Vitals) -> Self {
+        Self {
+            datagrams: vitals.datagrams,
+            silence: Duration::ZERO,
+            excuses: 0,
+            spoke: Instant::now(),
+            asked: None,
+            unknown_since: None,
+        }
+    }
+
+    fn answered(&mut self, answer: Pulse, listening: &Listening) -> Result<(), Lost> {
+        let now = Instant::now();
+        (self.silence, self.spoke, self.asked) = (Duration::ZERO, now, None);
+        match answer {
+            Pulse::Working | Pulse::Unasked => self.unknown_since = None,
+            Pulse::Unknown if now < listening.arriving_until => {}
+            Pulse::Unknown => {
+                if now - *self.unknown_since.get_or_insert(now) >= UNKNOWN_FOR {
                     return Err(Lost::Unknown);
                 }
             }
-            None => return Err(Lost::Silent),
         }
+        Ok(())
+    }
+
+    /// Takes in a tick that came `late`.
+    fn tick(&mut self, vitals: Vitals, late: Duration, listening: &Listening) -> Result<(), Lost> {
+        if vitals.datagrams != self.datagrams {
+            (self.datagrams, self.silence) = (vitals.datagrams, Duration::ZERO);
+        } else if late >= STARVED && self.excuses < MAX_EXCUSES {
+            self.excuses += 1;
+            metrics::counter!("shoal_pulses_excused_total").increment(1);
+        } else {
+            self.silence += listening.host.tick();
+        }
+        let is_stuck = self.asked.is_some_and(|(first, _)| first.elapsed() >= STUCK);
+        let is_silent = self.silence >= listening.host.patience(&listening.commitment, &vitals);
+        if is_silent || is_stuck { Err(Lost::Silent) } else { Ok(()) }
+    }
+
+    /// True when it is time for a question, which is then taken to be asked.
+    fn asks(&mut self, host: Host) -> bool {
+        let now = Instant::now();
+        let asks = match self.asked {
+            None => self.silence >= host.ask_after() || now - self.spoke >= ASK_AFTER,
+            // The first one, or its answer, may be lost.
+            Some((_, last)) => self.silence > Duration::ZERO && now - last >= host.ask_after(),
+        };
+        if asks {
+            self.asked = Some((self.asked.map_or(now, |(first, _)| first), now));
+        }
+        asks
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::future::BoxFuture;
-
-    use super::*;
-
-    /// A far end that says nothing of its own accord; answers questions in turn, then no more.
-    struct Quiet(std::sync::Mutex<Vec<Pulse>>);
-
-    impl Quiet {
-        fn that_says(answers: &[Pulse]) -> Self {
-            Self(std::sync::Mutex::new(answers.iter().rev().copied().collect()))
-        }
-    }
-
-    impl Frames for Quiet {
-        async fn next(&mut self) -> Result<Option<InferFrame>, Interrupted> {
-            std::future::pending().await
-        }
-
-        fn pulse(&self) -> BoxFuture<'static, Pulse> {
-            match self.0.lock().unwrap().pop() {
-                Some(pulse) => Box::pin(std::future::ready(pulse)),
-                None => Box::pin(std::future::pending()),
-            }
-        }
-    }
-
-    async fn lost_after(answers: &[Pulse], commitment: Commitment) -> (Lost, Duration) {
-        let began = Instant::now();
-        let lost =
-            next_frame(&mut Quiet::that_says(answers), &Listening::new(commitment, 0)).await.unwrap_err();
-        (lost, began.elapsed())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_host_that_stops_answering_is_given_up_in_less_than_three_seconds() {
-        let (lost, after) = lost_after(&[], Commitment::default()).await;
-        assert_eq!((lost, after), (Lost::Silent, ASK_AFTER + MOVABLE_WAIT));
-        assert!(after < Duration::from_secs(3));
-        let (_, after) = lost_after(&[Pulse::Working; 100], Commitment::default()).await;
-        assert_eq!(after, ASK_AFTER * 101 + MOVABLE_WAIT, "not while it works");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_cannot_move_is_waited_for_longer() {
-        let commitment = Commitment::default();
-        commitment.commit();
-        let (lost, after) = lost_after(&[], commitment).await;
-        assert_eq!((lost, after), (Lost::Silent, ASK_AFTER + COMMITTED_WAIT));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_host_that_knows_nothing_of_the_request_is_given_up_at_its_second_word() {
-        let words = [Pulse::Working, Pulse::Working, Pulse::Unknown, Pulse::Unknown];
-        let (lost, after) = lost_after(&words, Commitment::default()).await;
-        assert_eq!((lost, after), (Lost::Unknown, ASK_AFTER * 4));
-        // As long as it is on its way, it is not missed.
-        let listening = Listening::new(Commitment::default(), 500_000);
-        let mut quiet = Quiet::that_says(&[Pulse::Unknown; 12]);
-        let frame = tokio::time::timeout(ASK_AFTER * 11, next_frame(&mut quiet, &listening));
-        assert!(frame.await.is_err(), "10 s at 50 kB/s, and 2 s for the way");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_host_that_cannot_be_asked_is_listened_to_as_before() {
-        let mut quiet = Quiet::that_says(&[Pulse::Unasked]);
-        let listening = Listening::new(Commitment::default(), 0);
-        let waited = next_frame(&mut quiet, &listening);
-        assert!(tokio::time::timeout(Duration::from_secs(3600), waited).await.is_err());
-    }
-}
+mod tests;

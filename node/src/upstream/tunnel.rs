@@ -12,11 +12,12 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use shoal_cluster::ids::{Peer, Role};
+use shoal_cluster::quic::Vitals;
 use shoal_proto::infer_frame::Kind;
 use shoal_proto::{InferFrame, InferHead, InferRequest};
 use tokio::time::Instant;
 
-use super::pulse::{self, Listening, Lost, Pulse};
+use super::pulse::{self, Host, Listening, Lost, Pulse};
 use super::wire::{error_from_wire, media_from_wire, to_wire};
 use super::{
     Event, ServedBy, UpstreamError, UpstreamFuture, UpstreamRequest, UpstreamResponse, reading_time_of,
@@ -45,9 +46,9 @@ pub trait Frames: Send + 'static {
     /// Returns the next frame, or `None` when the far end finished the stream.
     fn next(&mut self) -> impl Future<Output = Result<Option<InferFrame>, Interrupted>> + Send;
 
-    /// Counts signs that the far end's process runs, whatever it does.
-    fn heard(&self) -> u64 {
-        0
+    /// Returns signs that the far end's process runs, whatever it does, and what the way there is like.
+    fn vitals(&self) -> Vitals {
+        Vitals::default()
     }
 
     /// Asks the far end whether it still works on the request; may never resolve.
@@ -67,20 +68,26 @@ pub struct Tunnel<O> {
     opener: O,
     to: Peer,
     name: String,
+    host: Host,
     provider: Option<Arc<str>>,
 }
 
 impl<O: Opener> Tunnel<O> {
     /// Makes the upstream; `name` is how people know the far end. Nothing is opened yet.
     pub fn new(opener: O, to: Peer, name: impl Into<String>) -> Self {
-        Self { opener, to, name: name.into(), provider: None }
+        Self { opener, to, name: name.into(), host: Host::Steady, provider: None }
+    }
+
+    /// Says what kind of host is at the far end, where it is not a steady one.
+    pub fn listening_to(self, host: Host) -> Self {
+        Self { host, ..self }
     }
 
     /// Makes the upstream of a provider that the far end has the key for. A request that is lost on the way there counts
     /// as sent to it, since nobody can say that it was not.
     pub fn to_provider(opener: O, to: Peer, provider: Arc<str>) -> Self {
         let name = format!("the node that has the key for '{provider}'");
-        Self { opener, to, name, provider: Some(provider) }
+        Self { opener, to, name, host: Host::Steady, provider: Some(provider) }
     }
 }
 
@@ -94,7 +101,7 @@ impl<O: Opener> tower::Service<UpstreamRequest> for Tunnel<O> {
     }
 
     fn call(&mut self, request: UpstreamRequest) -> UpstreamFuture {
-        let Self { opener, to, name, provider } = self.clone();
+        let Self { opener, to, name, host, provider } = self.clone();
         Box::pin(async move {
             let deadline = request.deadline;
             // A device knows of no provider, and what it says could only mislead.
@@ -105,7 +112,7 @@ impl<O: Opener> tower::Service<UpstreamRequest> for Tunnel<O> {
             let lost = LostOnTheWay { egress: request.egress.clone(), provider };
             let told = is_router.then_some(&request.egress);
             let commitment = request.commitment.clone();
-            let listening = Listening::new(commitment, request.body.len());
+            let listening = Listening::new(commitment, host, request.body.len());
             Answer { frames, deadline, silence, listening, name, over: false }.begin(told, lost).await
         })
     }
@@ -214,7 +221,7 @@ impl<F: Frames> Answer<F> {
                 };
                 metrics::counter!("shoal_pulses_lost_total", "why" => why).increment(1);
                 tracing::info!(upstream = self.name, what, "a request is taken away from its host");
-                return Err(self.interrupted(what));
+                return Err(UpstreamError { unheard: lost == Lost::Silent, ..self.interrupted(what) });
             }
         };
         match frame {

@@ -115,6 +115,7 @@ pub fn error_from_wire(error: InferError) -> UpstreamError {
         retryable: error.retryable,
         retry_after: (!retry_after.is_zero()).then_some(retry_after),
         unanswered: error.unanswered,
+        unheard: false,
     }
 }
 

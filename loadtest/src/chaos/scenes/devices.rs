@@ -19,6 +19,9 @@ use crate::stub::Phase;
 /// act on it. Beyond it no noise excuses a wait.
 const DEVICE_SILENCE: Duration = Duration::from_secs(15 + 10);
 
+/// Time in which what a device says of itself reaches every router: its next announcement at the latest, and gossip.
+const NEWS: Duration = Duration::from_secs(5 + 2);
+
 /// Starts requests and hands back their tasks.
 fn start(mesh: &Mesh, count: usize, request: &Ask) -> Vec<tokio::task::JoinHandle<Sample>> {
     let urls = mesh.urls();
@@ -195,15 +198,10 @@ pub(super) async fn freeze(context: &Context, mesh: &mut Mesh, row: &mut Row) ->
     let back = resumed.elapsed();
     let mut samples = load.finish().await;
     samples.extend(waiting);
-    let mut left_open = 0;
     for url in mesh.urls() {
         mesh.api.idle(&url, DEVICE_SILENCE).await?;
-        let view = mesh.api.get(&url, "/shoal/v1/devices").await.unwrap_or_default();
-        let device =
-            view["devices"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name.as_str()));
-        let in_flight = device.and_then(|one| one["in_flight"].as_u64()).unwrap_or(0);
-        left_open += usize::try_from(in_flight).unwrap_or(usize::MAX);
     }
+    let left_open = slots_taken(mesh, &name).await;
     row.note(format!("stopped for {:.0} s under load, {} requests", length.as_secs_f32(), samples.len()));
     row.most("failed requests", samples.len() - load::count(&samples, End::Complete), 0);
     row.time_within(
@@ -215,6 +213,25 @@ pub(super) async fn freeze(context: &Context, mesh: &mut Mesh, row: &mut Row) ->
     row.time("serves again after it goes on", back, Duration::from_secs(5));
     row.most("slots still taken on it", left_open, 0);
     Ok(samples)
+}
+
+/// Slots of a device that routers take for taken although nothing runs, once the news has had time to reach all of them.
+async fn slots_taken(mesh: &Mesh, name: &str) -> usize {
+    let started = Instant::now();
+    loop {
+        let mut taken = 0;
+        for url in mesh.urls() {
+            let view = mesh.api.get(&url, "/shoal/v1/devices").await.unwrap_or_default();
+            let device =
+                view["devices"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name));
+            let in_flight = device.and_then(|one| one["in_flight"].as_u64()).unwrap_or(0);
+            taken += usize::try_from(in_flight).unwrap_or(usize::MAX);
+        }
+        if taken == 0 || started.elapsed() > NEWS {
+            return taken;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// One device takes ten times as long; traffic must find out.

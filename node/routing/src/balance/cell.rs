@@ -38,6 +38,8 @@ pub(super) struct Expected {
     pub(super) prompt: Tokens,
     /// Time to its first token, queue and all, milliseconds; 0 = not known.
     pub(super) first_ms: f64,
+    /// Time per token after it, milliseconds; 0 = not known.
+    pub(super) token_ms: f64,
 }
 
 /// How a request's first token came about.
@@ -117,9 +119,19 @@ impl Cell {
         }
     }
 
-    pub(super) fn whole_answer(&mut self, start: &Start, now: Instant, per_token_ms: f64) {
+    /// Takes in an answer that came in one piece, of so many tokens. What reading and writing took of its time nobody saw,
+    /// but it tells whether the host is as quick as was thought.
+    pub(super) fn whole_answer(&mut self, start: &Start, now: Instant, tokens: u32) {
         self.stop_waiting(start);
+        let took_ms = millis(now.saturating_duration_since(start.at));
+        let per_token_ms = took_ms / f64::from(tokens.max(1));
         self.per_token.observe(now, per_token_ms);
+        let Expected { first_ms, token_ms, .. } = start.expected;
+        if tokens >= MIN_GAPS && start.read_tokens.is_some() && token_ms > 0.0 {
+            let ratio = took_ms / (first_ms + token_ms * f64::from(tokens - 1));
+            self.prefill.drifted(now, ratio);
+            self.decode.drifted(now, ratio);
+        }
         // Confirms what is known, so that it does not grow stale.
         self.ttft.observe(now, self.ttft.estimate_ms().unwrap_or(per_token_ms));
     }
@@ -157,6 +169,15 @@ impl Cell {
             let doublings = self.failures_in_a_row.min(5);
             self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
             self.penalty_until = Some(now + (MIN_PENALTY * 2u32.pow(doublings)).min(MAX_PENALTY));
+        }
+    }
+
+    /// Takes in that a request was taken away since the host fell silent. That ends all that are under way at once, and is
+    /// one fault: a radio that slept for some seconds must not open the breaker.
+    pub(super) fn fell_silent(&mut self, now: Instant, admission: Admission, jitter: f64) {
+        let is_first = self.penalty_until.is_none_or(|until| now >= until);
+        if is_first || admission == Admission::Probe {
+            self.finished(now, admission, false, jitter);
         }
     }
 

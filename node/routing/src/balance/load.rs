@@ -122,6 +122,7 @@ struct UpstreamState {
 struct Place {
     prompt: Tokens,
     first_ms: f64,
+    token_ms: f64,
     total_ms: f64,
     read_tokens: Option<f64>,
     others: u32,
@@ -187,6 +188,7 @@ impl UpstreamState {
         Place {
             prompt: work.prompt,
             first_ms: forecast.queue_ms + forecast.load_ms + forecast.prefill_ms,
+            token_ms: forecast.decode_ms / f64::from(work.output.0.max(1)),
             total_ms: forecast.total_ms(),
             read_tokens: at_once.then_some(f64::from(work.prompt.0) + load.pending_tokens),
             others: load.in_flight,
@@ -198,7 +200,7 @@ impl UpstreamState {
         let others = place.others.max(self.in_flight);
         self.in_flight += 1;
         let reservation = self.reservations.add(now, place.ends(now));
-        let expected = Expected { prompt: place.prompt, first_ms: place.first_ms };
+        let expected = Expected { prompt: place.prompt, first_ms: place.first_ms, token_ms: place.token_ms };
         let start = Start { at: now, expected, read_tokens: place.read_tokens, others };
         (cell(self, model, now).started(now, expected), start, reservation)
     }
@@ -288,7 +290,7 @@ impl LoadBook {
             state.queued += 1;
             state.reservations.add(now, place.ends(now))
         };
-        let expected = Expected { prompt: work.prompt, first_ms: 0.0 };
+        let expected = Expected { prompt: work.prompt, first_ms: 0.0, token_ms: 0.0 };
         let start = Start { at: now, expected, read_tokens: None, others: 0 };
         InFlight::new(entry, offer.model.id.clone(), Admission::Normal, start, reservation, false)
     }

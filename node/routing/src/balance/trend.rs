@@ -98,6 +98,17 @@ impl Trend {
         self.samples = self.samples.saturating_add(1);
     }
 
+    /// Takes in that something took `ratio` times what the line, with its drift, had promised for it.
+    pub(super) fn drifted(&mut self, now: Instant, ratio: f64) {
+        if self.samples == 0 || !ratio.is_finite() {
+            return;
+        }
+        let drift = self.drift_now(now);
+        let seen = (drift * ratio).clamp(1.0 / MAX_DRIFT, MAX_DRIFT);
+        self.drift = drift + DRIFT_WEIGHT * (seen - drift);
+        self.drift_at = Some(now);
+    }
+
     /// Returns the line with the drift of this moment, `None` before the first sample.
     pub(super) fn read(&self, now: Instant) -> Option<Straight> {
         let drift = self.drift_now(now);

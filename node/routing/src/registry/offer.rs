@@ -175,6 +175,8 @@ pub struct Offer {
     pub resident: Option<bool>,
     /// What feeds it.
     pub power: Power,
+    /// It may be silent for seconds and be well: most likely a phone, whose radio sleeps.
+    pub naps: bool,
     /// It slows itself down against heat.
     pub throttled: bool,
     /// Share of its cache of keys and values in use, 0 to 1.
@@ -202,6 +204,7 @@ impl Offer {
             queued_reported: 0,
             resident: None,
             power: Power::Unknown,
+            naps: false,
             throttled: false,
             kv_use: None,
             draining: false,

@@ -25,6 +25,7 @@ pub struct InFlight {
     last_token: Instant,
     tokens: u32,
     sent: bool,
+    silent: bool,
     done: bool,
 }
 
@@ -37,8 +38,19 @@ impl InFlight {
         reservation: u64,
         sent: bool,
     ) -> Self {
-        let (last_token, first_token, tokens, done) = (start.at, None, 0, false);
-        Self { upstream, model, admission, start, reservation, first_token, last_token, tokens, sent, done }
+        Self {
+            upstream,
+            model,
+            admission,
+            start,
+            reservation,
+            first_token: None,
+            last_token: start.at,
+            tokens: 0,
+            sent,
+            silent: false,
+            done: false,
+        }
     }
 
     /// Notes that the wait for a slot is over: from here on the host is measured.
@@ -85,8 +97,12 @@ impl InFlight {
         }
         self.first_token = Some(now);
         let start = self.start;
-        let per_token_ms = millis(now.saturating_duration_since(start.at)) / f64::from(tokens.0.max(1));
-        self.with_cell(|cell, _| cell.whole_answer(&start, now, per_token_ms));
+        self.with_cell(|cell, _| cell.whole_answer(&start, now, tokens.0));
+    }
+
+    /// Notes that the host fell silent: if the request fails now, so do all others there, by one fault.
+    pub fn host_is_silent(&mut self) {
+        self.silent = true;
     }
 
     /// Ends the request. `ok` = the upstream did its part; a fault of the request itself (a 4xx) is `ok` too.
@@ -95,12 +111,16 @@ impl InFlight {
             .first_token
             .filter(|_| self.tokens > 0)
             .map(|first| millis(self.last_token.saturating_duration_since(first)) / f64::from(self.tokens));
-        let (admission, start, gaps) = (self.admission, self.start, self.tokens);
+        let (admission, start, gaps, silent) = (self.admission, self.start, self.tokens, self.silent);
         self.with_cell(|cell, jitter| {
             if let (true, Some(sample)) = (ok, per_token) {
                 cell.tokens(&start, now, gaps, sample);
             }
-            cell.finished(now, admission, ok, jitter);
+            if silent && !ok {
+                cell.fell_silent(now, admission, jitter);
+            } else {
+                cell.finished(now, admission, ok, jitter);
+            }
         });
         self.done = true;
     }
@@ -132,6 +152,10 @@ impl Drop for InFlight {
             if !self.done {
                 cell.breaker.abandon(self.admission);
             }
+        }
+        if self.sent && self.done && self.first_token.is_some() {
+            // It ran there and is done: a slot is free, whatever the host said before.
+            state.full = None;
         }
         drop(state);
         self.upstream.has_freed();

@@ -103,6 +103,70 @@ fn requests_that_fail_together_count_as_one_failure() {
 }
 
 #[test]
+fn a_host_that_falls_silent_has_one_fault_however_many_requests_it_had() {
+    let (book, now, a, model) = (LoadBook::default(), start(), device("a"), Arc::from("m"));
+    let nap = |at: Instant| {
+        let all: Vec<_> = (0..20).map(|_| book.started(&a, &model, at)).collect();
+        for mut guard in all {
+            guard.host_is_silent();
+            guard.finish(at + ms(700), false);
+        }
+        book.load(&a, "m", at + ms(700))
+    };
+    let load = nap(now);
+    assert!(load.penalised, "others come first for a moment");
+    assert_eq!((load.admits, load.breaker), (true, "closed"));
+    for n in 1..5 {
+        assert_eq!(nap(now + ms(60_000 * n)).breaker, if n < 4 { "closed" } else { "open" }, "{n}");
+    }
+}
+
+#[test]
+fn a_device_is_not_full_any_more_once_a_request_of_ours_has_run_to_its_end() {
+    let (book, now, model) =
+        (LoadBook::default(), start(), Arc::new(crate::registry::ModelSpec::new("m", "t")));
+    let offer = Offer { slots: 2, ..Offer::new(device("a"), model) };
+    let (mut runs, refused) =
+        (book.begin(&offer, Work::UNKNOWN, now), book.begin(&offer, Work::UNKNOWN, now));
+    book.refused(&offer, now);
+    refused.finish(now, true);
+    assert_eq!(book.of(&offer, now).ahead, 1, "the refused one ended, and freed nothing");
+    runs.first_token(now);
+    runs.finish(now, true);
+    assert_eq!(book.of(&offer, now).ahead, 0);
+}
+
+#[test]
+fn whole_answers_tell_that_a_host_became_slow_as_streams_do() {
+    let (book, now, model) =
+        (LoadBook::default(), start(), Arc::new(crate::registry::ModelSpec::new("m", "t")));
+    let offer = Offer { slots: 8, ..Offer::new(device("a"), model) };
+    let work = Work { prompt: Tokens(100), output: Tokens(8) };
+    for n in 0..10 {
+        let at = now + ms(n * 100);
+        let mut guard = book.begin(&offer, work, at);
+        for token in 0..8 {
+            guard.token(at + ms(20 + 5 * token));
+        }
+        guard.finish(at + ms(60), true);
+    }
+    let forecast = |at| Forecast::of(work, &offer, &book.of(&offer, at)).unwrap().total_ms();
+    let at = now + ms(2_000);
+    let quick = forecast(at);
+    assert!((50.0..70.0).contains(&quick), "{quick}");
+    let mut guard = book.begin(&offer, work, at);
+    guard.whole_answer(at + ms(570), Tokens(8));
+    guard.finish(at + ms(570), true);
+    let slow = forecast(at + ms(570));
+    assert!(slow > 2.0 * quick, "{slow} after {quick}");
+    // An answer that does not say how long it is tells nothing.
+    let mut guard = book.begin(&offer, work, at + ms(600));
+    guard.whole_answer(at + ms(60_000), Tokens(0));
+    guard.finish(at + ms(60_000), true);
+    assert!(forecast(at + ms(60_000)) < slow * 1.01);
+}
+
+#[test]
 fn a_named_pause_is_kept_up_to_two_minutes_for_all_models_of_the_account() {
     let (book, now, a) = (LoadBook::default(), start(), device("a"));
     book.pause(&a, now, ms(600_000));
