@@ -10,7 +10,7 @@ use shoal_cluster::keyspace::{self, Key, Origin, Value};
 use shoal_cluster::quic::FrameBuffer;
 use shoal_fuzz::strangers;
 use shoal_node::api::form::Form;
-use shoal_node::api::parse::{Floor, Naming, parse, parse_sound};
+use shoal_node::api::parse::{Floor, Naming, parse};
 use shoal_node::config::FileConfig;
 use shoal_node::pack::RouterPack;
 use shoal_node::upstream::sse::{Decoder, Framing, Item};
@@ -23,12 +23,13 @@ fn request_json() {
     strangers("request_json", |bytes| {
         let bytes = Bytes::copy_from_slice(bytes);
         for path in [ApiPath::ChatCompletions, ApiPath::Completions, ApiPath::Embeddings] {
-            let Ok((parsed, _)) = parse(path, &bytes, &HeaderMap::new(), Floor::default(), naming) else {
+            let Ok((parsed, _)) = parse(path, None, &bytes, &HeaderMap::new(), Floor::default(), naming)
+            else {
                 continue;
             };
             // What is sent on is JSON again, and never what a client may not set.
             let sent = parsed.body_for("m", true, true);
-            let again = parse(path, &sent, &HeaderMap::new(), Floor::default(), naming);
+            let again = parse(path, None, &sent, &HeaderMap::new(), Floor::default(), naming);
             assert!(again.is_ok_and(|(again, _)| again.model == "m" && again.warnings.is_empty()));
         }
     });
@@ -40,8 +41,7 @@ fn forms() {
     let naming = Naming { is_provider: &|name| name == "openai", lfo_manners: false };
     let ask = |bytes: &Bytes| {
         let (headers, floor) = (HeaderMap::new(), Floor::default());
-        parse_sound(ApiPath::Transcriptions, Some(MEDIA), bytes, &headers, floor, naming)
-            .map(|(parsed, _)| parsed)
+        parse(ApiPath::Transcriptions, Some(MEDIA), bytes, &headers, floor, naming).map(|(parsed, _)| parsed)
     };
     strangers("forms", |bytes| {
         let _ = Form::parse(&String::from_utf8_lossy(bytes), bytes);
