@@ -24,6 +24,8 @@ pub struct InFlight {
     first_token: Option<Instant>,
     last_token: Instant,
     tokens: u32,
+    /// Tokens of the answer, once it is whole.
+    answered: Option<Tokens>,
     sent: bool,
     done: bool,
 }
@@ -37,8 +39,19 @@ impl InFlight {
         reservation: u64,
         sent: bool,
     ) -> Self {
-        let (last_token, first_token, tokens, done) = (start.at, None, 0, false);
-        Self { upstream, model, admission, start, reservation, first_token, last_token, tokens, sent, done }
+        Self {
+            upstream,
+            model,
+            admission,
+            start,
+            reservation,
+            first_token: None,
+            last_token: start.at,
+            tokens: 0,
+            answered: None,
+            sent,
+            done: false,
+        }
     }
 
     /// Notes that the wait for a slot is over: from here on the host is measured.
@@ -46,11 +59,12 @@ impl InFlight {
         if self.sent {
             return;
         }
+        let output = self.upstream.expected_output(offer, &work);
         let mut state = self.upstream.lock();
         state.reservations.remove(self.reservation);
         state.queued = state.queued.saturating_sub(1);
         state.in_flight = state.in_flight.saturating_sub(1);
-        let place = state.place(offer, work, now);
+        let place = state.place(offer, &work, output, now);
         (self.admission, self.start, self.reservation) = state.admit(&self.model, place, now);
         self.last_token = now;
         self.sent = true;
@@ -84,9 +98,16 @@ impl InFlight {
             return;
         }
         self.first_token = Some(now);
+        self.answered(tokens);
         let start = self.start;
         let per_token_ms = millis(now.saturating_duration_since(start.at)) / f64::from(tokens.0.max(1));
         self.with_cell(|cell, _| cell.whole_answer(&start, now, per_token_ms));
+    }
+
+    /// Notes that the answer is whole, and its length: what is expected of the model's next ones. Pieces of a stream may
+    /// hold several tokens each, and an answer that was broken off, or given up, says nothing of lengths.
+    pub fn answered(&mut self, tokens: Tokens) {
+        self.answered = Some(tokens).filter(|tokens| tokens.0 > 0);
     }
 
     /// Ends the request. `ok` = the upstream did its part; a fault of the request itself (a 4xx) is `ok` too.
@@ -102,6 +123,9 @@ impl InFlight {
             }
             cell.finished(now, admission, ok, jitter);
         });
+        if let (true, Some(kind), Some(tokens)) = (ok, self.start.kind, self.answered) {
+            self.upstream.lengths().record(&self.model, kind, tokens);
+        }
         self.done = true;
     }
 
