@@ -12,26 +12,30 @@ pub const ID_LEN: usize = 26;
 pub struct InvalidId(pub String, pub &'static str);
 
 /// Identity of a router or a device, derived from its public key, so that nobody can choose another's.
+///
+/// Held in place, without a string of its own: ids are the keys of every map of members, and a frame of gossip looks
+/// some hundred of them up.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(String);
+pub struct NodeId([u8; ID_LEN]);
 
 impl NodeId {
     /// Derives the id from a DER-encoded SubjectPublicKeyInfo.
     pub fn from_spki(spki_der: &[u8]) -> Self {
         let digest = ring::digest::digest(&ring::digest::SHA256, spki_der);
-        let mut text = data_encoding::BASE32_NOPAD.encode(digest.as_ref()).to_ascii_lowercase();
-        text.truncate(ID_LEN);
-        Self(text)
+        let text = data_encoding::BASE32_NOPAD.encode(digest.as_ref()).to_ascii_lowercase();
+        let mut id = [0; ID_LEN];
+        id.copy_from_slice(&text.as_bytes()[..ID_LEN]);
+        Self(id)
     }
 
     /// Returns the 26 characters.
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).expect("both constructors take ASCII alone")
     }
 
     /// Returns the first 8 characters, enough to tell nodes apart in logs and request ids.
     pub fn short(&self) -> &str {
-        &self.0[..8]
+        &self.as_str()[..8]
     }
 }
 
@@ -39,20 +43,22 @@ impl FromStr for NodeId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let valid = text.len() == ID_LEN && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
-        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidId(text.to_owned(), "node id")) }
+        let invalid = || InvalidId(text.to_owned(), "node id");
+        let id: [u8; ID_LEN] = text.as_bytes().try_into().map_err(|_| invalid())?;
+        let valid = id.iter().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
+        if valid { Ok(Self(id)) } else { Err(invalid()) }
     }
 }
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

@@ -111,21 +111,7 @@ impl ClusterView {
         for (id, new) in &newer.members {
             match self.members.get(id) {
                 Some(old) => old.push_changes(new, &mut changes),
-                None => {
-                    changes.push(Change::Joined(id.clone()));
-                    if new.alive {
-                        changes.push(Change::Alive(id.clone()));
-                    }
-                    for device in new.devices.keys() {
-                        changes.push(Change::Device { node: id.clone(), device: device.clone() });
-                    }
-                    if !new.providers.is_empty() {
-                        changes.push(Change::Providers(id.clone()));
-                    }
-                    if new.stats.is_some() {
-                        changes.push(Change::Stats(id.clone()));
-                    }
-                }
+                None => new.push_all(&mut changes),
             }
         }
         changes
@@ -133,12 +119,36 @@ impl ClusterView {
 }
 
 impl Member {
-    fn push_changes(&self, new: &Member, changes: &mut Vec<Change>) {
-        match (self.alive, new.alive) {
+    /// Says that a router is there that was not before.
+    pub(crate) fn push_all(&self, changes: &mut Vec<Change>) {
+        let id = &self.id;
+        changes.push(Change::Joined(id.clone()));
+        if self.alive {
+            changes.push(Change::Alive(id.clone()));
+        }
+        for device in self.devices.keys() {
+            changes.push(Change::Device { node: id.clone(), device: device.clone() });
+        }
+        if !self.providers.is_empty() {
+            changes.push(Change::Providers(id.clone()));
+        }
+        if self.stats.is_some() {
+            changes.push(Change::Stats(id.clone()));
+        }
+    }
+
+    /// Says whether the router is alive from now on, if it was not so before.
+    pub(crate) fn push_alive(&self, alive: bool, changes: &mut Vec<Change>) {
+        match (self.alive, alive) {
             (false, true) => changes.push(Change::Alive(self.id.clone())),
             (true, false) => changes.push(Change::Dead(self.id.clone())),
-            _ => {}
+            (true, true) | (false, false) => {}
         }
+    }
+
+    /// Says what is different in a newer state.
+    pub(crate) fn push_changes(&self, new: &Member, changes: &mut Vec<Change>) {
+        self.push_alive(new.alive, changes);
         if self.info != new.info || self.generation != new.generation {
             changes.push(Change::Info(self.id.clone()));
         }

@@ -26,6 +26,8 @@ pub(crate) struct Learning {
     scrutiny: Scrutiny,
     /// The newest testimony of each router as it is passed on.
     pub(crate) blobs: BTreeMap<usize, Arc<Blob>>,
+    /// Their positions, by name.
+    pub(crate) positions: BTreeMap<Arc<str>, (u64, u64)>,
     published: Option<(u64, At)>,
     pub(crate) posterior: Posterior,
     shown: Option<(At, u64)>,
@@ -49,6 +51,7 @@ impl Learning {
             evidence: Evidence::default(),
             scrutiny: Scrutiny::default(),
             blobs: BTreeMap::new(),
+            positions: BTreeMap::new(),
             published: None,
             posterior: Posterior::default(),
             shown: None,
@@ -68,7 +71,7 @@ impl Learning {
         let testimony = self.own.published();
         self.published = Some((self.own.version, at));
         let blob = blob(number, &self.me, &testimony, issued_ms);
-        self.blobs.insert(number, Arc::new(blob));
+        self.keep(number, Arc::new(blob));
         self.evidence.put(&self.me, Arc::new(testimony.clone()));
         self.news += 1;
         Some(statistics::summaries(&testimony))
@@ -79,10 +82,11 @@ impl Learning {
         self.blobs.iter().map(|(who, blob)| (*who, blob.blob.generation, blob.blob.version)).collect()
     }
 
-    /// The same for the plan, by name.
-    pub(crate) fn positions(&self) -> BTreeMap<Arc<str>, (u64, u64)> {
-        let position = |blob: &SignedBlob| (blob.generation, blob.version);
-        self.blobs.values().map(|blob| (blob.blob.origin.as_str().into(), position(&blob.blob))).collect()
+    /// Keeps a testimony to pass on.
+    fn keep(&mut self, number: usize, blob: Arc<Blob>) {
+        let position = (blob.blob.generation, blob.blob.version);
+        self.positions.insert(blob.blob.origin.as_str().into(), position);
+        self.blobs.insert(number, blob);
     }
 
     /// Returns what somebody with these positions lacks.
@@ -115,7 +119,7 @@ impl Learning {
             return;
         }
         self.evidence.put(&origin, testimony.clone());
-        self.blobs.insert(blob.origin, blob.clone());
+        self.keep(blob.origin, blob.clone());
         self.news += 1;
         if broken == Some(Breakage::CountTwice) {
             for (arm, evidence) in &testimony.arms {

@@ -33,7 +33,7 @@ impl World {
         if offer.slots == 0 {
             return Passed::Goes(router.loads.begin(offer, work, now));
         }
-        let load = router.loads.of(offer, now);
+        let load = router.loads.for_work(offer, &work, now);
         let forecast = Forecast::of(work, offer, &load).unwrap_or_default();
         let cost_ms = forecast.total_ms() - forecast.queue_ms;
         let asking = Asking { key: key.into(), priority: Priority::Client, deadline, cost_ms };

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use shoal_cluster::Change;
 use shoal_cluster::gossip::frame::{Frame, KeyValue, NodeDelta, Status};
 use shoal_cluster::gossip::ledger::{LEASE_RENEWAL, LEASE_VALIDITY};
+use shoal_cluster::ids::NodeId;
 use shoal_cluster::keyspace::{self, CERT_VERSION, Key, Value};
-use shoal_cluster::{Change, ClusterView};
 use shoal_node::replication;
 use shoal_proto::{Lease, NodeInfo};
 use shoal_routing::{Registry, UpstreamId};
@@ -20,6 +21,9 @@ use crate::world::World;
 
 /// Others that a router speaks to in a round, as chitchat does.
 const FANOUT: usize = 3;
+
+/// How often routers that are not reached are dialled.
+const REDIAL_PAUSE: Duration = Duration::from_secs(2);
 
 /// Time of a pull's two ways beside the network's.
 const PULL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -233,32 +237,63 @@ impl World {
         let now = self.instant();
         let (at, node) = (self.now, &mut self.nodes[number]);
         node.guard.tick(now.into());
-        let mut view = node.guard.view(now.into());
+        let mut changes = node.guard.refresh(&mut node.view, &mut node.revisions, now.into());
         for (owner, info) in node.forged.drain(..) {
-            if let (Some(member), Ok(id)) = (view.members.get_mut(&owner), info.id.parse()) {
-                member.devices.insert(id, info);
+            if let (Some(member), Ok(id)) = (node.view.members.get_mut(&owner), info.id.parse::<NodeId>()) {
+                member.devices.insert(id.clone(), info);
+                changes.push(Change::Device { node: owner, device: id });
             }
         }
-        let changes = node.view.changes(&view);
-        for member in view.members.values() {
-            if member.alive {
-                node.dead_since.remove(&member.id);
-            } else {
-                node.dead_since.entry(member.id.clone()).or_insert(at);
+        for change in &changes {
+            match change {
+                Change::Dead(id) => {
+                    node.dead_since.insert(id.clone(), at);
+                }
+                Change::Alive(id) | Change::Forgotten(id) => {
+                    node.dead_since.remove(id);
+                }
+                Change::Joined(id) if !node.view.members.get(id).is_some_and(|member| member.alive) => {
+                    node.dead_since.insert(id.clone(), at);
+                }
+                Change::Joined(_)
+                | Change::Info(_)
+                | Change::Device { .. }
+                | Change::Providers(_)
+                | Change::Stats(_) => {}
             }
         }
-        self.check_changes(number, &view, &changes);
+        self.check_changes(number, &changes);
         let told = changes.iter().any(|change| !matches!(change, Change::Stats(_)));
         let lost = changes.iter().any(|change| matches!(change, Change::Dead(_)));
-        self.nodes[number].view = view;
         if told && !(lost && self.is_broken(Breakage::DeadPicked)) {
             self.nodes[number].is_stale = true;
         }
         if self.nodes[number].is_stale {
             self.refresh(number);
         }
+        self.redial(number);
         self.keep_up(number);
         self.look_again(number);
+    }
+
+    /// Dials whoever renews its lease without a connection, as the node's transport does.
+    fn redial(&mut self, number: usize) {
+        if self.now < self.nodes[number].redials_at {
+            return;
+        }
+        self.nodes[number].redials_at = self.now + REDIAL_PAUSE;
+        let now = self.instant().into();
+        let node = &self.nodes[number];
+        let away = node.view.members.values().filter(|member| !member.alive).map(|member| &member.id);
+        let unreached: Vec<NodeId> = away.filter(|id| node.guard.is_unreached(id, now)).cloned().collect();
+        for id in unreached {
+            let Some(to) = self.numbers.get(id.as_str()).copied() else { continue };
+            if self.connects(number, to) {
+                let me = self.nodes[number].id.clone();
+                self.nodes[number].guard.set_connected(&id, true, now);
+                self.nodes[to].guard.set_connected(&me, true, now);
+            }
+        }
     }
 
     /// Builds the registry and publishes what is linked, as the node's inventory does.
@@ -314,13 +349,15 @@ impl World {
             self.write(number, &Key::Stats, Some(Value::Stats(summaries)));
         }
         let node = &mut self.nodes[number];
-        let positions = node.learning.positions();
         node.learning.show(at, now);
         // The next pulls are planned when the last ones have ended, as the node does.
         if node.learning.pulls > 0 {
             return;
         }
-        let wanted = node.learning.plan.wanted(&node.view, &positions, now, chance);
+        let wanted = node.learning.plan.wanted(&node.view, &node.learning.positions, now, chance);
+        if wanted.is_empty() {
+            return;
+        }
         let known = node.learning.known();
         let life = node.life;
         node.learning.pulls = wanted.len();
@@ -360,9 +397,7 @@ impl World {
         for blob in blobs {
             node.learning.believe(blob, now, broken);
         }
-        let positions = node.learning.positions();
-        let view: &ClusterView = &node.view;
-        node.learning.plan.ended(view, &positions, &id, answered, now);
+        node.learning.plan.ended(&node.view, &node.learning.positions, &id, answered, now);
         for blob in blobs {
             self.check_testimony(to, blob);
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use shoal_cluster::ClusterView;
 use shoal_cluster::gossip::frame::RawId;
 use shoal_cluster::gossip::guard::{Counters, Guard};
+use shoal_cluster::gossip::ledger::Revisions;
 use shoal_cluster::ids::NodeId;
 use shoal_cluster::keyspace::Origin;
 use shoal_proto::DeviceInfo;
@@ -46,6 +47,9 @@ pub(crate) struct Node {
     pub(crate) guard: Guard,
     pub(crate) book: Book,
     pub(crate) view: ClusterView,
+    pub(crate) revisions: Revisions,
+    /// When it dials next whom it does not reach.
+    pub(crate) redials_at: At,
     pub(crate) registry: Registry,
     /// What is linked here changed since the registry was built.
     pub(crate) is_stale: bool,
@@ -125,6 +129,8 @@ impl Node {
             keys,
             guard: guard(&origin, authority),
             view: ClusterView::empty(id.clone()),
+            revisions: Revisions::new(),
+            redials_at: At::ZERO,
             id,
             name: name.clone(),
             life: 0,
@@ -168,7 +174,7 @@ impl Node {
         self.origin.generation = generation;
         self.guard = guard(&self.origin, authority);
         self.book = Book::default();
-        self.view = ClusterView::empty(self.id.clone());
+        (self.view, self.revisions) = (ClusterView::empty(self.id.clone()), Revisions::new());
         (self.registry, self.is_stale) = (Registry::default(), true);
         self.loads = Arc::new(LoadBook::new(generation));
         let freed = freed.clone();

@@ -1,7 +1,9 @@
 //! What one router of five costs the others that claims a billion perfect answers of the worst model.
 //!
-//! The same requests, models and answers twice: once all five are honest, once the fifth lies. Decisions are Shoal's,
-//! on what its evidence believes; regret is what the best model's expected quality was above the chosen one's.
+//! The same requests, models and answers four times: all five are honest; the fifth says nothing; it lies of the worst
+//! model and is honest of the others; it lies and says nothing else. Each lie is held against the mesh that has as much
+//! honest evidence. Decisions are Shoal's, on what its evidence believes; regret is what the best model's expected
+//! quality was above the chosen one's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -60,32 +62,55 @@ pub struct Found {
     pub seeds: u64,
     /// With five honest routers.
     pub clean: f64,
-    /// With a liar.
+    /// With one that learns and says nothing.
+    pub silent: f64,
+    /// With one that praises the worst model, and is honest of all others.
     pub poisoned: f64,
+    /// With one that praises the worst model and says nothing else.
+    pub bare: f64,
+}
+
+/// What the fifth router does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fifth {
+    /// As the others.
+    Honest,
+    /// Learns and says nothing.
+    Silent,
+    /// Praises the worst model, and is honest of all others: it keeps their trust.
+    Praises,
+    /// Praises the worst model and says nothing else.
+    OnlyPraises,
+}
+
+impl Fifth {
+    const ALL: [Self; 4] = [Self::Honest, Self::Silent, Self::Praises, Self::OnlyPraises];
 }
 
 impl Found {
     /// True when the liar adds at most a tenth.
     pub fn is_bounded(&self) -> bool {
-        self.poisoned <= self.clean * (1.0 + BOUND)
+        self.poisoned <= self.clean * (1.0 + BOUND) && self.bare <= self.silent * (1.0 + BOUND)
     }
 }
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seeds, clean, poisoned } = self;
-        let more = 100.0 * (poisoned / clean - 1.0);
+        let Self { seeds, clean, silent, poisoned, bare } = self;
+        let more = |lies: &f64, honest: &f64| 100.0 * (lies / honest - 1.0);
+        let (praises, only) = (more(poisoned, clean), more(bare, silent));
         write!(
             f,
-            "regret a request over {seeds} seeds: clean {clean:.4}, with a liar {poisoned:.4} ({more:+.1} %)"
+            "regret a request over {seeds} seeds: five honest {clean:.4}, the fifth praises the worst {poisoned:.4} \
+             ({praises:+.1} %); the fifth silent {silent:.4}, praises and says nothing else {bare:.4} ({only:+.1} %)"
         )
     }
 }
 
-/// Runs seeds twice each, on `jobs` threads.
+/// Runs seeds four times each, on `jobs` threads.
 pub fn compare(first: u64, seeds: u64, jobs: usize) -> Found {
     let next = AtomicU64::new(0);
-    let sums: Mutex<BTreeMap<u64, [f64; 2]>> = Mutex::default();
+    let sums: Mutex<BTreeMap<u64, [f64; 4]>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
@@ -94,16 +119,16 @@ pub fn compare(first: u64, seeds: u64, jobs: usize) -> Found {
                     if at >= seeds {
                         return;
                     }
-                    let both = [false, true].map(|lies| regret(first + at, lies));
-                    sums.lock().unwrap_or_else(PoisonError::into_inner).insert(at, both);
+                    let all = Fifth::ALL.map(|fifth| regret(first + at, fifth));
+                    sums.lock().unwrap_or_else(PoisonError::into_inner).insert(at, all);
                 }
             });
         }
     });
     // In order of seed, so that the sums are the same whichever thread was first.
     let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mean = |which: usize| sums.values().map(|both| both[which]).sum::<f64>() / seeds.max(1) as f64;
-    Found { seeds, clean: mean(0), poisoned: mean(1) }
+    let mean = |which: usize| sums.values().map(|all| all[which]).sum::<f64>() / seeds.max(1) as f64;
+    Found { seeds, clean: mean(0), silent: mean(1), poisoned: mean(2), bare: mean(3) }
 }
 
 /// One router's knowledge.
@@ -147,7 +172,7 @@ impl Learner {
     }
 }
 
-fn regret(seed: u64, lies: bool) -> f64 {
+fn regret(seed: u64, fifth: Fifth) -> f64 {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut qualities: [f64; MODELS] = std::array::from_fn(|_| rng.random_range(0.3..0.9));
     qualities.sort_by(f64::total_cmp);
@@ -163,7 +188,7 @@ fn regret(seed: u64, lies: bool) -> f64 {
     for n in 0..REQUESTS {
         let now = base + Duration::from_millis(200) * n as u32;
         if n % EXCHANGE_EVERY == 0 {
-            exchange(&mut learners, lies, now);
+            exchange(&mut learners, fifth, now);
         }
         let at = n % ROUTERS;
         let learner = &mut learners[at];
@@ -172,7 +197,7 @@ fn regret(seed: u64, lies: bool) -> f64 {
         let Ok(decision) = decided else { continue };
         let chosen = (0..MODELS).find(|n| arm(*n) == decision.arm).unwrap_or_default();
         let is_good = rng.random_bool(qualities[chosen]);
-        if lies && at == ROUTERS - 1 {
+        if at == ROUTERS - 1 && matches!(fifth, Fifth::Silent | Fifth::OnlyPraises) {
             continue;
         }
         learner.own.record_end(&decision.arm, Reward::Valid, None);
@@ -186,11 +211,12 @@ fn regret(seed: u64, lies: bool) -> f64 {
     regret / f64::from(counted.max(1))
 }
 
-fn exchange(learners: &mut [Learner], lies: bool, now: Instant) {
+fn exchange(learners: &mut [Learner], fifth: Fifth, now: Instant) {
     let mut said: Vec<(Arc<str>, Arc<Testimony>)> =
         learners.iter().map(|learner| (learner.name.clone(), Arc::new(learner.own.published()))).collect();
-    if lies {
-        let arms = BTreeMap::from([(arm(0), PRAISE.clone())]);
+    if matches!(fifth, Fifth::Praises | Fifth::OnlyPraises) {
+        let mut arms = learners[ROUTERS - 1].own.arms.clone();
+        arms.insert(arm(0), PRAISE.clone());
         said[ROUTERS - 1].1 = Arc::new(Testimony::resume(1, arms).published());
     }
     for learner in learners {

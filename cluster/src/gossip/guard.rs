@@ -15,10 +15,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::frame::{self, DigestEntry, Frame, NodeDelta, RawId, Status};
-use super::ledger::{Authority, FORGET_AFTER, Ledger, MAX_MEMBERS, Taken};
+use super::ledger::{Authority, FORGET_AFTER, Ledger, MAX_MEMBERS, Revisions, Taken};
 use crate::ids::NodeId;
 use crate::keyspace::{Origin, Refusal};
-use crate::view::ClusterView;
+use crate::view::{Change, ClusterView};
 
 /// Frames that a peer may send at once after a pause.
 const FRAME_BURST: f64 = 600.0;
@@ -196,6 +196,21 @@ impl Guard {
         self.ledger.view(now)
     }
 
+    /// Brings an earlier view up to date and returns what is different; see [`Ledger::refresh`].
+    pub fn refresh(&self, view: &mut ClusterView, known: &mut Revisions, now: Instant) -> Vec<Change> {
+        self.ledger.refresh(view, known, now)
+    }
+
+    /// True for a router that renews its lease while there is no connection to it: it is worth dialling.
+    pub fn is_unreached(&self, id: &NodeId, now: Instant) -> bool {
+        self.ledger.is_unreached(id, now)
+    }
+
+    /// True while the last connection to a router is lost, and the router not yet forgotten.
+    pub fn is_lost(&self, id: &NodeId) -> bool {
+        self.ledger.is_lost(id)
+    }
+
     /// Returns where a router receives gossip: its gossip address, then all others that it named.
     pub fn addresses_of(&self, id: &NodeId) -> Vec<SocketAddr> {
         let Some((gossip, info)) = self.ledger.whereabouts(id) else { return Vec::new() };
@@ -284,8 +299,8 @@ impl Guard {
 
     /// Returns false if the life is new and chitchat knows as many as it may.
     fn may_live(&self, origin: &Origin) -> bool {
-        let of_one = self.lives.keys().filter(|life| life.id == origin.id).count();
-        self.lives.contains_key(origin) || (self.lives.len() < MAX_LIVES && of_one < MAX_LIVES_OF_ONE)
+        let of_one = || self.lives.keys().filter(|life| life.id == origin.id).count();
+        self.lives.contains_key(origin) || (self.lives.len() < MAX_LIVES && of_one() < MAX_LIVES_OF_ONE)
     }
 
     fn admit_digest(&mut self, digest: Vec<DigestEntry>, now: Instant) -> Vec<DigestEntry> {

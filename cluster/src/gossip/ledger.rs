@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::ids::NodeId;
 use crate::keyspace::{self, CERT_VERSION, Key, MAX_KEY_BYTES, MAX_NODE_BYTES, MAX_VALUE_BYTES};
 use crate::keyspace::{Origin, Refusal, Value};
-use crate::view::{ClusterView, Member};
+use crate::view::{Change, ClusterView, Member};
 
 /// How often a router renews its lease.
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(1);
@@ -28,6 +28,9 @@ pub const LEASE_VALIDITY: Duration = Duration::from_millis(3_500);
 
 /// How long a lost connection to a router may take to come back before the router stops being selectable.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(2);
+
+/// Renewals by which one that arrives may be ahead of the time since the one before: they travel by different ways.
+const LEAP_SLACK: f64 = 1.0;
 
 /// How long chitchat keeps a member after it found it dead.
 pub const DEAD_KEPT: Duration = Duration::from_secs(15 * 60);
@@ -75,7 +78,12 @@ pub enum Taken {
 pub struct Ledger {
     me: NodeId,
     records: BTreeMap<NodeId, Record>,
+    /// Changes so far, of all routers together: no two states of a router have the same number.
+    revisions: u64,
 }
+
+/// Which state of each router a view shows; goes with one view, and is nobody else's business.
+pub type Revisions = BTreeMap<NodeId, u64>;
 
 /// A router whose certificate is known.
 struct Record {
@@ -86,6 +94,8 @@ struct Record {
     lost_since: Option<Instant>,
     /// Last sign of life, for forgetting.
     touched: Instant,
+    /// Number of the last change of what a view shows of it, signs of life apart.
+    revision: u64,
 }
 
 struct Life {
@@ -112,17 +122,27 @@ struct Held {
 #[derive(Debug, Clone, Copy, Default)]
 struct LeaseState {
     renewed_at: Option<Instant>,
+    /// The number it had then.
+    counter: u64,
     /// Renewals without a lapse between them.
     streak: u32,
 }
 
 impl LeaseState {
-    fn renew(&mut self, now: Instant, direct: bool) {
-        if !self.fresh(now) {
+    fn renew(&mut self, counter: u64, now: Instant, direct: bool) {
+        if !self.fresh(now) || (self.streak < 2 && self.leaps(counter, now)) {
             self.streak = 0;
         }
         self.streak = if direct { 2 } else { self.streak.saturating_add(1) };
-        self.renewed_at = Some(now);
+        (self.renewed_at, self.counter) = (Some(now), counter);
+    }
+
+    /// True when more renewals lie between two that arrived than time has passed for: both are old then, and came
+    /// from two sides of a partition. Such a pair is no sign that anybody renews it now.
+    fn leaps(&self, counter: u64, now: Instant) -> bool {
+        let passed = self.renewed_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let renewals = counter.saturating_sub(self.counter) as f64;
+        renewals > passed.as_secs_f64() / LEASE_RENEWAL.as_secs_f64() + LEAP_SLACK
     }
 
     fn fresh(&self, now: Instant) -> bool {
@@ -165,7 +185,7 @@ impl Life {
 impl Ledger {
     /// Makes a ledger that knows nobody.
     pub fn new(me: NodeId) -> Self {
-        Self { me, records: BTreeMap::new() }
+        Self { me, records: BTreeMap::new(), revisions: 0 }
     }
 
     /// Offers a value found under `key` of `origin` with chitchat's `version`.
@@ -221,8 +241,15 @@ impl Ledger {
             Some(key) if !signed.withdrawn => Some(Value::decode(key, &signed.payload)?),
             _ => None,
         };
-        record.take(origin, (key, version, text), signed.withdrawn.then_some(now), now)?;
+        if record.take(origin, (key, version, text), signed.withdrawn.then_some(now), now)? {
+            self.revisions += 1;
+            record.revision = self.revisions;
+        }
         let Some(key) = known else { return Ok(Taken::Uninterpreted) };
+        if key != Key::Lease {
+            self.revisions += 1;
+            record.revision = self.revisions;
+        }
         record.interpret(key, value, direct, now);
         Ok(Taken::New)
     }
@@ -250,8 +277,14 @@ impl Ledger {
             record.cert_text = text.to_owned();
             record.public_key = public_key;
         } else if self.records.len() < MAX_MEMBERS {
-            let record =
-                Record { cert_text: text.to_owned(), public_key, life: None, lost_since: None, touched: now };
+            let record = Record {
+                cert_text: text.to_owned(),
+                public_key,
+                life: None,
+                lost_since: None,
+                touched: now,
+                revision: 0,
+            };
             self.records.insert(id, record);
         } else {
             return Err(Refusal::Oversized);
@@ -296,27 +329,62 @@ impl Ledger {
             .retain(|id, record| id == me || now.saturating_duration_since(record.touched) < FORGET_AFTER);
     }
 
+    /// True while the last connection to a router is lost, and the router not yet forgotten.
+    pub fn is_lost(&self, id: &NodeId) -> bool {
+        self.records.get(id).is_some_and(|record| record.lost_since.is_some())
+    }
+
+    /// True for a router that renews its lease, as others tell, while there is no connection to it.
+    pub fn is_unreached(&self, id: &NodeId, now: Instant) -> bool {
+        let renews = |record: &Record| record.life.as_ref().is_some_and(|life| life.lease.alive(now));
+        self.records.get(id).is_some_and(|record| record.lost_since.is_some() && renews(record))
+    }
+
     /// Returns the mesh as it is known at `now`.
     pub fn view(&self, now: Instant) -> ClusterView {
-        let members = self.records.iter().filter_map(|(id, record)| {
-            let life = record.life.as_ref()?;
-            let lost =
-                record.lost_since.is_some_and(|at| now.saturating_duration_since(at) >= RECONNECT_GRACE);
-            let mine = *id == self.me;
-            let member = Member {
-                id: id.clone(),
-                info: life.info.clone()?,
-                devices: life.devices.clone(),
-                providers: life.providers.clone(),
-                stats: life.stats.clone(),
-                alive: mine || (life.lease.alive(now) && !lost),
-                last_seen: if mine { now } else { life.lease.renewed_at.unwrap_or(record.touched) }
-                    .into_std(),
-                generation: life.origin.generation,
-            };
-            Some((id.clone(), member))
+        let mut view = ClusterView::empty(self.me.clone());
+        self.refresh(&mut view, &mut Revisions::new(), now);
+        view
+    }
+
+    /// Brings an earlier view up to `now` and returns what is different: the same as [`ClusterView::changes`] would
+    /// of two views, and only routers that said something new are copied.
+    ///
+    /// `known` belongs to `view`: empty for an empty one, and changed by nobody else.
+    pub fn refresh(&self, view: &mut ClusterView, known: &mut Revisions, now: Instant) -> Vec<Change> {
+        let is_shown = |id: &NodeId| {
+            let life = self.records.get(id).and_then(|record| record.life.as_ref());
+            life.is_some_and(|life| life.info.is_some())
+        };
+        let mut changes = Vec::new();
+        view.members.retain(|id, _| {
+            let stays = is_shown(id);
+            if !stays {
+                changes.push(Change::Forgotten(id.clone()));
+                known.remove(id);
+            }
+            stays
         });
-        ClusterView { me: self.me.clone(), members: members.collect() }
+        for (id, record) in &self.records {
+            let (alive, last_seen) =
+                (record.alive(*id == self.me, now), record.last_seen(*id == self.me, now));
+            let old = view.members.get_mut(id);
+            if let Some(old) = old
+                && known.get(id) == Some(&record.revision)
+            {
+                old.push_alive(alive, &mut changes);
+                (old.alive, old.last_seen) = (alive, last_seen);
+                continue;
+            }
+            let Some(member) = record.member(id, alive, last_seen) else { continue };
+            match view.members.get(id) {
+                Some(old) => old.push_changes(&member, &mut changes),
+                None => member.push_all(&mut changes),
+            }
+            view.members.insert(id.clone(), member);
+            known.insert(id.clone(), record.revision);
+        }
+        changes
     }
 
     /// Takes time in which this router was not running out of everybody's silence: it is no sign of anybody's death that
@@ -342,14 +410,39 @@ impl Ledger {
 }
 
 impl Record {
-    /// Holds a verified value, starting a new life if it is from one.
+    fn alive(&self, is_me: bool, now: Instant) -> bool {
+        let lost = self.lost_since.is_some_and(|at| now.saturating_duration_since(at) >= RECONNECT_GRACE);
+        is_me || (!lost && self.life.as_ref().is_some_and(|life| life.lease.alive(now)))
+    }
+
+    fn last_seen(&self, is_me: bool, now: Instant) -> std::time::Instant {
+        let renewed = self.life.as_ref().and_then(|life| life.lease.renewed_at);
+        if is_me { now } else { renewed.unwrap_or(self.touched) }.into_std()
+    }
+
+    /// Returns what a view shows of the router; `None` while it said nothing of itself.
+    fn member(&self, id: &NodeId, alive: bool, last_seen: std::time::Instant) -> Option<Member> {
+        let life = self.life.as_ref()?;
+        Some(Member {
+            id: id.clone(),
+            info: life.info.clone()?,
+            devices: life.devices.clone(),
+            providers: life.providers.clone(),
+            stats: life.stats.clone(),
+            alive,
+            last_seen,
+            generation: life.origin.generation,
+        })
+    }
+
+    /// Holds a verified value, starting a new life if it is from one; true if it is.
     fn take(
         &mut self,
         origin: &Origin,
         (key, version, text): (&str, u64, &str),
         withdrawn_at: Option<Instant>,
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let mut fresh = None;
         let current = self.life.as_mut().filter(|life| life.origin == *origin);
         let life = match current {
@@ -370,10 +463,11 @@ impl Record {
         }
         life.bytes = life.bytes - old + new;
         life.held.insert(key.to_owned(), Held { seq: version, text: text.to_owned(), withdrawn_at });
-        if fresh.is_some() {
+        let is_new_life = fresh.is_some();
+        if is_new_life {
             self.life = fresh;
         }
-        Ok(())
+        Ok(is_new_life)
     }
 
     /// Changes what the view shows; `None` is a withdrawal.
@@ -388,8 +482,8 @@ impl Record {
             (Key::Provider(name), Some(Value::Provider(provider))) => {
                 life.providers.insert(name, provider);
             }
-            (Key::Lease, Some(_)) => {
-                life.lease.renew(now, direct);
+            (Key::Lease, Some(Value::Lease(lease))) => {
+                life.lease.renew(lease.counter, now, direct);
                 self.touched = now;
                 if direct {
                     self.lost_since = None;
@@ -404,7 +498,7 @@ impl Record {
                 life.providers.remove(&name);
             }
             // A router that leaves takes its lease back, and is gone from every view a moment later.
-            (Key::Lease, None) => life.lease = LeaseState::default(),
+            (Key::Lease, _) => life.lease = LeaseState::default(),
             (Key::Cert, _) => {}
         }
     }

@@ -48,6 +48,9 @@ const FRAMES_AT_ONCE: usize = 16;
 const RECONNECTS: u32 = 4;
 const RECONNECT_PAUSE: Duration = Duration::from_millis(400);
 
+/// How often a router is dialled after that, while it renews its lease: cheap, and sooner than anybody would notice.
+const REDIAL_PAUSE: Duration = Duration::from_secs(2);
+
 /// What the senders, the receivers and chitchat's socket share.
 pub(super) struct Wire {
     net: Net,
@@ -153,17 +156,26 @@ impl Wire {
         last
     }
 
-    /// Tries to get a connection back before its loss makes a living member unselectable. A new connection
-    /// comes to [`Wire::run`] like any other.
+    /// Tries to get a connection back: at once, before its loss makes a living member unselectable, and later whenever
+    /// others tell that the router lives. Gossip alone would come round to one of a hundred peers in half a minute, and
+    /// after a partition each pair counts as parted until then. A new connection comes to [`Wire::run`] like any other.
     async fn reconnect(&self, id: &NodeId) {
-        for _ in 0..RECONNECTS {
+        for tries in 0u32.. {
+            let is_late = tries >= RECONNECTS;
+            let pause = if is_late { REDIAL_PAUSE } else { RECONNECT_PAUSE };
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
-                () = tokio::time::sleep(RECONNECT_PAUSE) => {}
+                () = tokio::time::sleep(pause) => {}
             }
-            let addrs = self.guard().addresses_of(id);
-            if addrs.is_empty() {
+            let (is_lost, is_unreached, addrs) = {
+                let guard = self.guard();
+                (guard.is_lost(id), guard.is_unreached(id, Instant::now()), guard.addresses_of(id))
+            };
+            if !is_lost || addrs.is_empty() {
                 return;
+            }
+            if is_late && !is_unreached {
+                continue;
             }
             // A router that is gone for good takes the dial its whole deadline; nobody waits for that at the end.
             tokio::select! {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use shoal_routing::{InFlight, MAX_ATTEMPTS, Work};
+use shoal_routing::{InFlight, MAX_ATTEMPTS, Tokens, Work};
 
 use super::device::{Device, Event, Kind};
 use super::policy::{News, Policy, Router, known_work};
@@ -242,6 +242,7 @@ impl Run<'_> {
                 for gap in 1..=gaps {
                     attempt.guard.token(self.at(attempt.first_token_at + gap_s * f64::from(gap)));
                 }
+                attempt.guard.answered(Tokens(gaps + 1));
                 attempt.guard.finish(self.at(now), true);
                 self.played.completion_s.push(now - self.play.arrivals[attempt.request].at);
             }

@@ -1,11 +1,13 @@
-//! Routers that share what they learn: each keeps the newest sums of every origin and adds them up when it decides.
+//! Routers that share what they learn: each keeps the newest sums of every origin and adds them up when it decides, each
+//! origin within its influence, as nodes do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 use shoal_routing::{
-    ArmId, Discriminant, Pack, PairSalt, PairSearch, PairSums, Posterior, QualitySums, Score, SizeClass,
-    Telling,
+    ArmEvidence, ArmId, Discriminant, Evidence, Pack, PairSalt, PairSearch, Posterior, QualitySums, Score,
+    SizeClass, Telling, Testimony,
 };
 
 use super::lines::Looks;
@@ -20,13 +22,7 @@ pub enum Mode {
 }
 
 /// Sums of all arms, from one origin.
-type Origin = BTreeMap<ArmId, Sums>;
-
-#[derive(Debug, Clone, Default)]
-struct Sums {
-    quality: QualitySums,
-    pairs: PairSums,
-}
+type Origin = BTreeMap<ArmId, ArmEvidence>;
 
 /// Some routers with what each knows.
 pub(super) struct Mesh {
@@ -43,6 +39,19 @@ struct Router {
     since_shared: usize,
     posterior: Posterior,
     stale: bool,
+}
+
+impl Router {
+    /// Adds up what all origins say that are known to `me`, this router.
+    fn believed(&self, me: usize) -> Origin {
+        let name = |at: usize| Arc::from(at.to_string());
+        let own = Testimony::resume(1, self.origins[me].clone());
+        let mut heard = Evidence::default();
+        for (at, arms) in self.origins.iter().enumerate().filter(|(at, arms)| *at != me && !arms.is_empty()) {
+            heard.put(&name(at), Arc::new(Testimony::resume(1, arms.clone())));
+        }
+        heard.posterior(&name(me), &own, &BTreeSet::new())
+    }
 }
 
 impl Mesh {
@@ -65,12 +74,10 @@ impl Mesh {
     pub(super) fn posterior(&mut self, node: usize) -> &Posterior {
         let router = &mut self.routers[node];
         if router.stale {
-            let (mut totals, mut pairs) = (BTreeMap::new(), BTreeMap::new());
-            for (arm, sums) in router.origins.iter().flatten() {
-                let total: &mut QualitySums = totals.entry(arm.clone()).or_default();
-                total.add(&sums.quality, 1.0);
-                let total: &mut PairSums = pairs.entry(arm.clone()).or_default();
-                total.add(&sums.pairs, |_| 1.0);
+            let (mut totals, mut pairs) = (BTreeMap::<ArmId, QualitySums>::new(), BTreeMap::new());
+            for (arm, believed) in router.believed(node) {
+                pairs.insert(arm.clone(), believed.pairs);
+                totals.insert(arm, believed.quality);
             }
             for arm in self.pack.arms.keys() {
                 if let Some(prior) = self.pack.prior_of(arm) {

@@ -235,7 +235,9 @@ impl Candidates {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Option<Choice> {
-        let total_ms = |offer: &Offer| Forecast::of(work, offer, &loads.of(offer, now)).map(|f| f.total_ms());
+        let total_ms = |offer: &Offer| {
+            Forecast::of(work, offer, &loads.for_work(offer, &work, now)).map(|f| f.total_ms())
+        };
         let waits_ms = total_ms(&busy.offer);
         let mut free = self.free(busy, loads, hop, now);
         // Forecasts err; a place in a line is not given up for nothing.

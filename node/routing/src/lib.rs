@@ -48,7 +48,9 @@ pub mod units;
 mod testing;
 
 pub use admission::{Asking, Entered, Line, MAX_WAIT, Priority, Shed};
-pub use balance::{Balancer, ConcurrencyLimit, Forecast, InFlight, Load, LoadBook, PeakEwma, Straight, Work};
+pub use balance::{
+    Balancer, ConcurrencyLimit, Forecast, InFlight, Load, LoadBook, PeakEwma, Prefix, Straight, Work,
+};
 pub use bandit::{
     ArmEvidence, ArmStats, ArmView, Belief, ClassPriors, Discriminant, EvaluatorTrust, Evidence, Fingerprint,
     Form, Grading, Judged, LengthBias, Level, Observations, Pack, PairKey, PairSalt, PairSearch, PairSum,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use shoal_routing::InFlight;
+use shoal_routing::{InFlight, Tokens};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{Patience, broken, in_band};
@@ -263,9 +263,11 @@ impl Committed {
     }
 
     /// Ends the request: the whole answer was passed on.
-    pub fn complete(self) {
+    pub fn complete(mut self) {
         // Whoever waits is let through by the guard, and must find the host's own slot free.
         drop(self.events);
+        let tokens = self.tap.completion_tokens() / self.answers.max(1);
+        self.guard.answered(Tokens(u32::try_from(tokens).unwrap_or(u32::MAX)));
         self.guard.finish(Instant::now(), true);
         self.ticket.complete();
     }

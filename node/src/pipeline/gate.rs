@@ -71,7 +71,7 @@ impl Gate {
         }
         let (mut guard, place, mut turn) = {
             let mut lines = self.lock();
-            let load = self.loads.of(offer, now);
+            let load = self.loads.for_work(offer, &work, now);
             let forecast = Forecast::of(work, offer, &load).unwrap_or_default();
             asking.cost_ms = forecast.total_ms() - forecast.queue_ms;
             let queue = lines.entry(offer.upstream.clone()).or_default();

@@ -47,7 +47,7 @@ impl Attempts<'_> {
         let mut lateness = Lateness { forecast_ms: 0.0, began: Instant::now(), is_watched };
         if is_watched {
             hedges.request();
-            let load = self.pipeline.loads.of(&choice.offer, lateness.began);
+            let load = self.pipeline.loads.for_work(&choice.offer, &work, lateness.began);
             let forecast = Forecast::of(work, &choice.offer, &load).unwrap_or_default();
             lateness.forecast_ms = forecast.load_ms + forecast.prefill_ms;
         }

@@ -183,6 +183,43 @@ fn a_lease_must_be_renewed_to_be_alive() {
 }
 
 #[test]
+fn two_old_leases_from_two_sides_of_a_partition_are_no_sign_of_life() {
+    let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+    reader.meet(&writer);
+    assert!(!reader.lease(&writer, 12));
+    reader.now += Duration::from_millis(300);
+    assert!(!reader.lease(&writer, 19), "seven renewals in a third of a second");
+    reader.now += LEASE_RENEWAL;
+    assert!(reader.lease(&writer, 20), "whoever lives renews it again");
+    reader.now += Duration::from_millis(10);
+    assert!(reader.lease(&writer, 40), "and is alive whatever overtakes what");
+}
+
+#[test]
+fn a_router_that_renews_its_lease_without_a_connection_is_to_be_dialled() {
+    let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
+    reader.meet(&writer);
+    reader.lease(&writer, 3);
+    reader.lease(&writer, 4);
+    let state = |reader: &Reader| {
+        (reader.ledger.is_lost(writer.id()), reader.ledger.is_unreached(writer.id(), reader.now))
+    };
+    assert_eq!(state(&reader), (false, false), "never connected, never lost");
+    reader.ledger.set_connected(writer.id(), false, reader.now);
+    assert_eq!(state(&reader), (true, true));
+    reader.now += LEASE_VALIDITY * 2;
+    assert_eq!(state(&reader), (true, false), "silent");
+    reader.lease(&writer, 9);
+    reader.now += LEASE_RENEWAL;
+    reader.lease(&writer, 10);
+    assert_eq!(state(&reader), (true, true), "others hear of it again");
+    assert!(!reader.member(&writer).unwrap().alive, "but nobody asks whom it does not reach");
+    reader.ledger.set_connected(writer.id(), true, reader.now);
+    assert_eq!(state(&reader), (false, false));
+    assert!(reader.member(&writer).unwrap().alive);
+}
+
+#[test]
 fn a_lease_from_the_owner_itself_counts_at_once_until_taken_back() {
     let (mut reader, writer) = (Reader::new(), Writer::new(1, 5));
     reader.meet(&writer);
@@ -225,7 +262,10 @@ fn history() -> impl Strategy<Value = Vec<(u64, u64, u8)>> {
 }
 
 fn deliver(reader: &mut Reader, (generation, seq, which): (u64, u64, u8)) {
-    let writer = Writer::new(1, generation);
+    deliver_of(reader, &Writer::new(1, generation), seq, which);
+}
+
+fn deliver_of(reader: &mut Reader, writer: &Writer, seq: u64, which: u8) {
     let device = NodeId::from_spki(&[which]);
     // One seq never carries two values: chitchat gives each write a version of its own.
     let seq = seq * 8 + u64::from(which);
@@ -235,7 +275,7 @@ fn deliver(reader: &mut Reader, (generation, seq, which): (u64, u64, u8)) {
         _ if seq % 3 == 0 => writer.seal(&key, seq, None),
         _ => writer.device(&device, seq),
     };
-    let _ = reader.offer(&writer, &key.to_string(), seq, &text);
+    let _ = reader.offer(writer, &key.to_string(), seq, &text);
 }
 
 proptest! {
@@ -261,6 +301,31 @@ proptest! {
         prop_assert_eq!(&straight, &shuffled);
         if let Some((_, _, generation)) = straight {
             prop_assert_eq!(Some(generation), newest);
+        }
+    }
+
+    #[test]
+    fn a_view_brought_up_to_date_is_a_view_made_anew(events in prop::collection::vec((1u8..4, 1u64..4, 2u64..12, 0u8..7), 1..40)) {
+        let mut reader = Reader::new();
+        let (mut kept, mut known) = (ClusterView::empty(NodeId::from_spki(b"reader")), Revisions::new());
+        kept.me = reader.ledger.view(reader.now).me;
+        for (who, generation, seq, what) in events {
+            let writer = Writer::new(who, generation);
+            reader.now += Duration::from_millis(400);
+            let _ = reader.offer(&writer, "cert", 1, &writer.chain());
+            match what {
+                5 => { let _ = reader.offer(&writer, "lease", seq, &writer.lease(seq)); }
+                6 => reader.ledger.set_connected(writer.id(), seq % 2 == 0, reader.now),
+                _ => deliver_of(&mut reader, &writer, seq, what),
+            }
+            if seq == 11 {
+                reader.now += FORGET_AFTER;
+                reader.ledger.forget_silent(reader.now);
+            }
+            let anew = reader.ledger.view(reader.now);
+            let expected = kept.changes(&anew);
+            prop_assert_eq!(reader.ledger.refresh(&mut kept, &mut known, reader.now), expected);
+            prop_assert_eq!(&kept, &anew);
         }
     }
 }

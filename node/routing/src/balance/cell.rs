@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::balance::concurrency::ConcurrencyLimit;
 use crate::balance::ewma::PeakEwma;
+use crate::balance::length::Kind;
+use crate::balance::prefix::{Held, Prefix, Saving};
 use crate::balance::trend::Trend;
 use crate::breaker::{Admission, CircuitBreaker};
 use crate::units::Tokens;
@@ -34,7 +36,7 @@ const MIN_GAPS: u32 = 4;
 /// What a request is expected to bring its host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected {
-    /// Tokens of its prompt; 0 = not known.
+    /// Tokens of its prompt that are to be read; 0 = not known.
     pub(super) prompt: Tokens,
     /// Time to its first token, queue and all, milliseconds; 0 = not known.
     pub(super) first_ms: f64,
@@ -52,6 +54,19 @@ pub(super) struct Start {
     pub(super) read_tokens: Option<f64>,
     /// Other requests on the host.
     pub(super) others: u32,
+    /// How its prompt begins, and what the time to its first token tells of what the host held of that.
+    pub(super) prefix: Prefix,
+    pub(super) saving: Option<Saving>,
+    /// What its answer's length is counted under; `None` when nothing is known of the request.
+    pub(super) kind: Option<Kind>,
+}
+
+impl Start {
+    /// The start of a request of which nothing is known.
+    pub(super) fn unknown(at: Instant) -> Self {
+        let expected = Expected { prompt: Tokens(0), first_ms: 0.0, token_ms: 0.0 };
+        Self { at, expected, read_tokens: None, others: 0, prefix: Prefix::UNKNOWN, saving: None, kind: None }
+    }
 }
 
 /// State of one model on one host.
@@ -73,6 +88,8 @@ pub(super) struct Cell {
     /// Time per token by other requests on the host.
     pub(super) decode: Trend,
     pub(super) limit: ConcurrencyLimit,
+    /// Beginnings of prompts that it read lately.
+    pub(super) held: Held,
     /// Share of requests that failed lately.
     pub(super) failing: f64,
     failures_in_a_row: u32,
@@ -94,6 +111,7 @@ impl Cell {
             prefill: Trend::through_zero(),
             decode: Trend::level(COMPANY_SPREAD, COMPANY_COST),
             limit: ConcurrencyLimit::default(),
+            held: Held::default(),
             failing: 0.0,
             failures_in_a_row: 0,
             penalty_until: None,
@@ -117,6 +135,10 @@ impl Cell {
         if let Some(tokens) = start.read_tokens {
             self.prefill.observe(now, tokens, took_ms);
         }
+        if let Some(saving) = start.saving {
+            self.held.learn(saving, took_ms);
+        }
+        self.held.read(&start.prefix, now);
     }
 
     /// Takes in an answer that came in one piece, of so many tokens. What reading and writing took of its time nobody saw,
@@ -132,6 +154,7 @@ impl Cell {
             self.prefill.drifted(now, ratio);
             self.decode.drifted(now, ratio);
         }
+        self.held.read(&start.prefix, now);
         // Confirms what is known, so that it does not grow stale.
         self.ttft.observe(now, self.ttft.estimate_ms().unwrap_or(per_token_ms));
     }

@@ -4,6 +4,8 @@
 //! on it; a part that nothing is known of is left out, and a host that was never measured has no forecast.
 
 use crate::balance::load::Load;
+use crate::balance::prefix::Prefix;
+use crate::profile::Task;
 use crate::registry::Offer;
 use crate::units::Tokens;
 
@@ -24,13 +26,25 @@ const BYTES_PER_MS: f64 = 1e6;
 pub struct Work {
     /// Tokens of the prompt; 0 = not known.
     pub prompt: Tokens,
-    /// Tokens of the answer to expect.
+    /// Tokens of the answer to expect of a model of which nothing is known; 0 = the answer is no text.
     pub output: Tokens,
+    /// Longest answer that was asked for.
+    pub most: Option<Tokens>,
+    /// What the prompt wants done.
+    pub task: Task,
+    /// How the prompt begins.
+    pub prefix: Prefix,
 }
 
 impl Work {
     /// A request of which nothing is known.
-    pub const UNKNOWN: Self = Self { prompt: Tokens(0), output: TYPICAL_OUTPUT };
+    pub const UNKNOWN: Self = Self {
+        prompt: Tokens(0),
+        output: TYPICAL_OUTPUT,
+        most: None,
+        task: Task::Chat,
+        prefix: Prefix::UNKNOWN,
+    };
 }
 
 /// Predicted times of one request on one host, milliseconds.
@@ -47,17 +61,21 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Predicts `work` on a host; `None` when it was never measured.
+    /// Predicts `work` on a host, whose `load` was read for it ([`LoadBook::for_work`](super::LoadBook::for_work));
+    /// `None` when it was never measured.
     pub fn of(work: Work, offer: &Offer, load: &Load) -> Option<Self> {
         let token_ms = token_ms(offer, load);
         if token_ms.is_none() && load.in_flight > load.waiting {
             // Its first answer is being written: how fast, nobody knows yet.
             return None;
         }
-        let decode_ms = f64::from(work.output.0) * token_ms.unwrap_or(0.0);
+        let decode_ms = load.output.unwrap_or(f64::from(work.output.0)) * token_ms.unwrap_or(0.0);
         let prefill_ms = match load.prefill.filter(|_| work.prompt.0 > 0) {
             // Prompts that are being read share the processor with this one, or come before it.
-            Some(line) => line.at(f64::from(work.prompt.0) + load.pending_tokens) + load.overdue_ms,
+            Some(line) => {
+                let unread = (f64::from(work.prompt.0) - load.cached_tokens).max(0.0);
+                line.at(unread + load.pending_tokens) + load.overdue_ms
+            }
             None => load.ttft_ms? * f64::from(load.waiting.saturating_add(1)),
         };
         let load_ms = if offer.resident == Some(false) { cold_load_ms(offer) } else { 0.0 };

@@ -16,6 +16,8 @@ pub use self::in_flight::InFlight;
 use crate::balance::cell::{Cell, Expected, Start};
 use crate::balance::concurrency;
 use crate::balance::forecast::{Forecast, Work};
+use crate::balance::length::{Kind, Lengths};
+use crate::balance::prefix::{Prefix, Saving};
 use crate::balance::reserve::Reservations;
 use crate::balance::trend::Straight;
 use crate::breaker::Admission;
@@ -28,6 +30,9 @@ const MAX_FORECAST_MS: f64 = 3.6e6;
 
 /// How long a host that refused for want of slots is taken to be full, unless it reports: a short answer's length.
 const FULL_FOR: Duration = Duration::from_secs(1);
+
+/// Tokens of a prompt that a cache is expected to save, from which on its time is not one of reading.
+const CACHED_AT_ALL: f64 = 1.0;
 
 /// Longest pause that a host can ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
@@ -55,6 +60,10 @@ pub struct Load {
     pub prefill: Option<Straight>,
     /// Time per token by other requests on the upstream, milliseconds.
     pub decode: Option<Straight>,
+    /// Tokens at the beginning of the prompt that are expected not to be read again; 0 unless read for a request.
+    pub cached_tokens: f64,
+    /// Tokens of the answer to expect; `None` unless read for a request.
+    pub output: Option<f64>,
     /// Requests that it was found to take at once; what it says itself counts more.
     pub limit: u32,
     /// Share of requests that failed lately, 0 to 1.
@@ -82,6 +91,8 @@ impl Load {
         ms_per_token: None,
         prefill: None,
         decode: None,
+        cached_tokens: 0.0,
+        output: None,
         limit: concurrency::INITIAL as u32,
         failing: 0.0,
         age: None,
@@ -99,6 +110,8 @@ struct Upstream {
     freed: Arc<OnceLock<Freed>>,
     /// Spreads the jitter of breakers over upstreams and, by the book's seed, over nodes.
     jitter: f64,
+    /// Lengths of answers, of all upstreams together: a model is as long-winded everywhere.
+    lengths: Arc<Mutex<Lengths>>,
     state: Mutex<UpstreamState>,
 }
 
@@ -120,7 +133,11 @@ struct UpstreamState {
 /// What a request finds on its host.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
+    /// Tokens of the prompt that are to be read, and all of it by its beginnings.
     prompt: Tokens,
+    prefix: Prefix,
+    saving: Option<Saving>,
+    kind: Option<Kind>,
     first_ms: f64,
     token_ms: f64,
     total_ms: f64,
@@ -180,17 +197,24 @@ impl UpstreamState {
         }
     }
 
-    /// What a request finds that is sent to an offer now.
-    fn place(&self, offer: &Offer, work: Work, now: Instant) -> Place {
-        let load = self.load_of(offer, now);
-        let forecast = Forecast::of(work, offer, &load).unwrap_or_default();
+    /// What a request finds that is sent to an offer now; `output` is the length of answer to expect.
+    fn place(&self, offer: &Offer, work: &Work, output: Option<f64>, now: Instant) -> Place {
+        let load = Load { output, ..self.load_for(offer, work, now) };
+        let forecast = Forecast::of(*work, offer, &load).unwrap_or_default();
         let at_once = load.ahead == 0 && offer.resident != Some(false) && work.prompt.0 > 0;
+        let whole = f64::from(work.prompt.0) + load.pending_tokens;
+        let held = self.models.get(&offer.model.id).map_or(0.0, |cell| cell.held.longest(&work.prefix, now));
+        let saving = |line: Straight| Saving { whole_ms: line.at(whole), rest_ms: line.at(whole - held) };
         Place {
-            prompt: work.prompt,
+            prompt: Tokens((f64::from(work.prompt.0) - load.cached_tokens).max(0.0) as u32),
+            prefix: work.prefix,
+            saving: load.prefill.filter(|_| at_once && held > 0.0).map(saving),
+            kind: (work.output.0 > 0).then_some(Kind { task: work.task, most: work.most }),
             first_ms: forecast.queue_ms + forecast.load_ms + forecast.prefill_ms,
             token_ms: forecast.decode_ms / f64::from(work.output.0.max(1)),
             total_ms: forecast.total_ms(),
-            read_tokens: at_once.then_some(f64::from(work.prompt.0) + load.pending_tokens),
+            // What a cache saves says nothing of how fast the host reads.
+            read_tokens: (at_once && load.cached_tokens < CACHED_AT_ALL).then_some(whole),
             others: load.in_flight,
         }
     }
@@ -201,8 +225,15 @@ impl UpstreamState {
         self.in_flight += 1;
         let reservation = self.reservations.add(now, place.ends(now));
         let expected = Expected { prompt: place.prompt, first_ms: place.first_ms, token_ms: place.token_ms };
-        let start = Start { at: now, expected, read_tokens: place.read_tokens, others };
+        let Place { read_tokens, prefix, saving, kind, .. } = place;
+        let start = Start { at: now, expected, read_tokens, others, prefix, saving, kind };
         (cell(self, model, now).started(now, expected), start, reservation)
+    }
+
+    /// The same for a request: what of its prompt the host has read before.
+    fn load_for(&self, offer: &Offer, work: &Work, now: Instant) -> Load {
+        let held = |cell: &Cell| cell.held.worth() * cell.held.longest(&work.prefix, now);
+        Load { cached_tokens: self.models.get(&offer.model.id).map_or(0.0, held), ..self.load_of(offer, now) }
     }
 
     /// Adds what the offer says to what is known of its upstream.
@@ -232,6 +263,14 @@ impl Upstream {
         }
     }
 
+    fn lengths(&self) -> MutexGuard<'_, Lengths> {
+        self.lengths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expected_output(&self, offer: &Offer, work: &Work) -> Option<f64> {
+        expected_output(&self.lengths, offer, work)
+    }
+
     fn lock(&self) -> MutexGuard<'_, UpstreamState> {
         // Arithmetic that cannot panic: a poisoned lock still holds valid counts.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -244,6 +283,7 @@ pub struct LoadBook {
     seed: u64,
     upstreams: RwLock<BTreeMap<UpstreamId, Arc<Upstream>>>,
     freed: Arc<OnceLock<Freed>>,
+    lengths: Arc<Mutex<Lengths>>,
 }
 
 impl fmt::Debug for LoadBook {
@@ -276,22 +316,24 @@ impl LoadBook {
     /// Counts a request as under way on an offer until the guard finishes or drops. Its forecast is its reservation:
     /// later ones wait for it.
     pub fn begin(&self, offer: &Offer, work: Work, now: Instant) -> InFlight {
-        self.enter(&offer.upstream, &offer.model.id, now, |state| state.place(offer, work, now))
+        let output = self.expected_output(offer, &work);
+        self.enter(&offer.upstream, &offer.model.id, now, |state| state.place(offer, &work, output, now))
     }
 
     /// Counts a request that waits here for a slot of its host: load for those who come later, nothing that the host
     /// knows of. [`InFlight::sent`] ends the wait.
     pub fn queue(&self, offer: &Offer, work: Work, now: Instant) -> InFlight {
         let entry = self.upstream(&offer.upstream);
+        let output = self.expected_output(offer, &work);
         let reservation = {
             let mut state = entry.lock();
-            let place = state.place(offer, work, now);
+            let place = state.place(offer, &work, output, now);
             state.in_flight += 1;
             state.queued += 1;
             state.reservations.add(now, place.ends(now))
         };
         let expected = Expected { prompt: work.prompt, first_ms: 0.0, token_ms: 0.0 };
-        let start = Start { at: now, expected, read_tokens: None, others: 0 };
+        let start = Start { expected, ..Start::unknown(now) };
         InFlight::new(entry, offer.model.id.clone(), Admission::Normal, start, reservation, false)
     }
 
@@ -366,6 +408,20 @@ impl LoadBook {
         }
     }
 
+    /// The same for a request: what of its prompt the host holds, and how long an answer the model gives.
+    pub fn for_work(&self, offer: &Offer, work: &Work, now: Instant) -> Load {
+        let output = self.expected_output(offer, work);
+        let load = match self.known(&offer.upstream) {
+            Some(entry) => entry.lock().load_for(offer, work, now),
+            None => UpstreamState::default().load_of(offer, now),
+        };
+        Load { output, ..load }
+    }
+
+    fn expected_output(&self, offer: &Offer, work: &Work) -> Option<f64> {
+        expected_output(&self.lengths, offer, work)
+    }
+
     /// Returns the requests on an upstream: this node's, and others' by its last report.
     pub fn requests(&self, upstream: &UpstreamId, now: Instant) -> u32 {
         self.known(upstream).map_or(0, |entry| entry.lock().requests(now))
@@ -393,10 +449,17 @@ impl LoadBook {
         let mut upstreams = self.upstreams.write().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let (id, freed, jitter) = (id.clone(), self.freed.clone(), jitter(self.seed, id));
-            Arc::new(Upstream { id, freed, jitter, state: Mutex::default() })
+            Arc::new(Upstream { id, freed, jitter, lengths: self.lengths.clone(), state: Mutex::default() })
         };
         upstreams.entry(id.clone()).or_insert_with(new).clone()
     }
+}
+
+/// Returns the tokens of the answer to expect of a model; `None` when it is no text.
+fn expected_output(lengths: &Mutex<Lengths>, offer: &Offer, work: &Work) -> Option<f64> {
+    let kind = Kind { task: work.task, most: work.most };
+    let lengths = || lengths.lock().unwrap_or_else(PoisonError::into_inner);
+    (work.output.0 > 0).then(|| lengths().expected(&offer.model.id, kind, f64::from(work.output.0)))
 }
 
 fn cell<'a>(state: &'a mut UpstreamState, model: &Arc<str>, now: Instant) -> &'a mut Cell {

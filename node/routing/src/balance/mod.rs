@@ -14,6 +14,8 @@ pub mod trend;
 mod affinity;
 mod cell;
 mod condition;
+mod length;
+mod prefix;
 mod reserve;
 
 pub use concurrency::ConcurrencyLimit;
@@ -21,4 +23,5 @@ pub use ewma::PeakEwma;
 pub use forecast::{Forecast, Work};
 pub use load::{InFlight, Load, LoadBook};
 pub use p2c::Balancer;
+pub use prefix::Prefix;
 pub use trend::Straight;

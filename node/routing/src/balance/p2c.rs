@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use rand::{Rng, RngExt};
 
-use crate::balance::forecast::{Forecast, TYPICAL_OUTPUT, Work};
+use crate::balance::forecast::{Forecast, Work};
 use crate::balance::load::{Load, LoadBook};
 use crate::balance::{affinity, condition};
 use crate::ids::UpstreamId;
@@ -46,7 +46,7 @@ const UNBOUNDED_SLOTS: u32 = 64;
 const HOT_QUANTILE: f64 = 0.84;
 
 /// The request by which hosts are compared for sessions: the same for each turn, or long talks would move.
-const A_TURN: Work = Work { prompt: Tokens(1_024), output: TYPICAL_OUTPUT };
+const A_TURN: Work = Work { prompt: Tokens(1_024), ..Work::UNKNOWN };
 
 /// Picks one of the hosts that serve a model.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +113,8 @@ impl Balancer {
         rng: &mut impl Rng,
         excluded: &[UpstreamId],
     ) -> Option<Arc<Offer>> {
-        let mut pool = Pool::gather(offers, |offer| loads.of(offer, now), self.waits, rng, excluded);
+        let mut pool =
+            Pool::gather(offers, |offer| loads.for_work(offer, &self.work, now), self.waits, rng, excluded);
         self.price(&mut pool);
         pool.cool();
         let best = pool.iter().map(|host| host.cost).min_by(f64::total_cmp)?;

@@ -71,6 +71,10 @@ impl QualitySums {
 
     /// Adds the sums of another origin, at a share of their weight between 0 and 1.
     pub fn add(&mut self, other: &Self, share: f64) {
+        if other.version == 0 {
+            // Nothing was judged: most arms of most origins, and 150 numbers each.
+            return;
+        }
         for (ours, theirs) in self.gram.iter_mut().zip(&other.gram) {
             *ours += share * theirs;
         }
@@ -93,6 +97,9 @@ impl QualitySums {
     /// True when honest counting can lead here: finite, no more weight than judgements, features within their bounds,
     /// scores between 0 and 1, and a Gram matrix that is positive semidefinite.
     pub fn is_plausible(&self) -> bool {
+        if self.version == 0 {
+            return *self == Self::default();
+        }
         let weight = self.weight();
         let slack = SLACK * (1.0 + weight);
         let finite = self.gram.iter().chain(&self.reward).all(|number| number.is_finite());

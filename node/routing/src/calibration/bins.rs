@@ -72,6 +72,11 @@ impl Reliability {
         self.bins.iter().fold(0, |sum, bin| sum.saturating_add(bin.count))
     }
 
+    /// Returns the sum of their scores.
+    pub fn score_sum(&self) -> f64 {
+        self.bins.iter().map(|bin| bin.score_sum).sum()
+    }
+
     /// Returns the expected calibration error of the raw numbers, 0 (honest) to 1; 0 without evidence.
     ///
     /// The mean distance between confidence and judgement over the bins, weighed by their answers (Naeini et al. 2015).

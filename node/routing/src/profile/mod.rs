@@ -17,7 +17,7 @@ pub use task::Task;
 pub use tolerance::Tolerance;
 pub use words::{MAX_WORDS, Words};
 
-use crate::balance::Work;
+use crate::balance::{Prefix, Work};
 use crate::class::DataClass;
 use crate::domain::Domain;
 use crate::embed::Embedding;
@@ -63,6 +63,8 @@ pub struct RequestProfile {
     pub features: Features,
     /// The words that it is about; none of a restricted request.
     pub words: Words,
+    /// How the prompt begins, for hosts that have read the same before.
+    pub prefix: Prefix,
     /// Somebody watches the answer appear, so the time to its first token matters.
     pub interactive: bool,
 }
@@ -106,6 +108,7 @@ impl RequestProfile {
             language: Language::of(&reading),
             task: Task::of(&reading, domain, &request.needs),
             tolerance: Tolerance::of(request),
+            prefix: Prefix::of(&request.messages, prompt_tokens),
             interactive: request.stream,
         }
     }
@@ -121,7 +124,13 @@ impl RequestProfile {
 
     /// Returns how much work the request is for a host.
     pub fn work(&self) -> Work {
-        Work { prompt: self.prompt_tokens, output: self.expected_output }
+        Work {
+            prompt: self.prompt_tokens,
+            output: self.expected_output,
+            most: self.max_output,
+            task: self.task,
+            prefix: self.prefix,
+        }
     }
 
     /// Returns the context that the request takes up: its prompt and the answer that was asked for.

@@ -110,9 +110,10 @@ pub(super) fn cost_and_latency(
     ask: Ask<'_>,
 ) -> (MicroUsd, f64) {
     let Ask { profile, snapshot, now, .. } = ask;
+    let work = profile.work();
     let latency = |offer: &Arc<Offer>| {
-        let load = snapshot.loads.of(offer, now);
-        let forecast = Forecast::of(profile.work(), offer, &load).map(|forecast| forecast.total_ms());
+        let load = snapshot.loads.for_work(offer, &work, now);
+        let forecast = Forecast::of(work, offer, &load).map(|forecast| forecast.total_ms());
         forecast.unwrap_or_else(|| {
             let rounds = match offer.slots {
                 0 => 1.0,

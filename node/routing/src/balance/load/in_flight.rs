@@ -24,6 +24,8 @@ pub struct InFlight {
     first_token: Option<Instant>,
     last_token: Instant,
     tokens: u32,
+    /// Tokens of the answer, once it is whole.
+    answered: Option<Tokens>,
     sent: bool,
     silent: bool,
     done: bool,
@@ -47,6 +49,7 @@ impl InFlight {
             first_token: None,
             last_token: start.at,
             tokens: 0,
+            answered: None,
             sent,
             silent: false,
             done: false,
@@ -58,11 +61,12 @@ impl InFlight {
         if self.sent {
             return;
         }
+        let output = self.upstream.expected_output(offer, &work);
         let mut state = self.upstream.lock();
         state.reservations.remove(self.reservation);
         state.queued = state.queued.saturating_sub(1);
         state.in_flight = state.in_flight.saturating_sub(1);
-        let place = state.place(offer, work, now);
+        let place = state.place(offer, &work, output, now);
         (self.admission, self.start, self.reservation) = state.admit(&self.model, place, now);
         self.last_token = now;
         self.sent = true;
@@ -96,6 +100,7 @@ impl InFlight {
             return;
         }
         self.first_token = Some(now);
+        self.answered(tokens);
         let start = self.start;
         self.with_cell(|cell, _| cell.whole_answer(&start, now, tokens.0));
     }
@@ -103,6 +108,12 @@ impl InFlight {
     /// Notes that the host fell silent: if the request fails now, so do all others there, by one fault.
     pub fn host_is_silent(&mut self) {
         self.silent = true;
+    }
+
+    /// Notes that the answer is whole, and its length: what is expected of the model's next ones. Pieces of a stream may
+    /// hold several tokens each, and an answer that was broken off, or given up, says nothing of lengths.
+    pub fn answered(&mut self, tokens: Tokens) {
+        self.answered = Some(tokens).filter(|tokens| tokens.0 > 0);
     }
 
     /// Ends the request. `ok` = the upstream did its part; a fault of the request itself (a 4xx) is `ok` too.
@@ -122,6 +133,9 @@ impl InFlight {
                 cell.finished(now, admission, ok, jitter);
             }
         });
+        if let (true, Some(kind), Some(tokens)) = (ok, self.start.kind, self.answered) {
+            self.upstream.lengths().record(&self.model, kind, tokens);
+        }
         self.done = true;
     }
 

@@ -141,7 +141,7 @@ fn whole_answers_tell_that_a_host_became_slow_as_streams_do() {
     let (book, now, model) =
         (LoadBook::default(), start(), Arc::new(crate::registry::ModelSpec::new("m", "t")));
     let offer = Offer { slots: 8, ..Offer::new(device("a"), model) };
-    let work = Work { prompt: Tokens(100), output: Tokens(8) };
+    let work = Work { prompt: Tokens(100), output: Tokens(8), ..Work::UNKNOWN };
     for n in 0..10 {
         let at = now + ms(n * 100);
         let mut guard = book.begin(&offer, work, at);
@@ -229,7 +229,7 @@ fn a_request_that_had_to_wait_does_not_make_the_host_look_slow() {
     let (book, now, model) =
         (LoadBook::default(), start(), Arc::new(crate::registry::ModelSpec::new("m", "t")));
     let offer = Offer { slots: 1, ..Offer::new(device("a"), model) };
-    let work = Work { prompt: Tokens(1_000), output: Tokens(10) };
+    let work = Work { prompt: Tokens(1_000), output: Tokens(10), ..Work::UNKNOWN };
     let mut running = book.begin(&offer, work, now);
     let mut queued = book.begin(&offer, work, now);
     running.first_token(now + ms(500));
@@ -269,4 +269,87 @@ fn a_device_that_refused_is_full_for_a_second_or_until_it_reports() {
     assert_eq!(book.of(&offer, now).ahead, 2);
     book.report(&offer.upstream, (1, 1), 1, now);
     assert_eq!(book.of(&offer, now).ahead, 1, "one of others, one of ours that waits");
+}
+
+/// A device of one model with a measured line: 1 ms a token to read, 10 ms a token to write.
+fn measured(book: &LoadBook, name: &str, now: Instant) -> Offer {
+    let model = Arc::new(crate::registry::ModelSpec::new("m", "t"));
+    let offer = Offer { slots: 4, ..Offer::new(device(name), model) };
+    for prompt in [100, 500, 1_000, 2_000, 4_000] {
+        let work = Work { prompt: Tokens(prompt), output: Tokens(20), ..Work::UNKNOWN };
+        answer(book, &offer, work, u64::from(prompt), 20, now);
+    }
+    offer
+}
+
+/// Lets a request take so long to its first token, and 10 ms for each of the others.
+fn answer(book: &LoadBook, offer: &Offer, work: Work, first_ms: u64, tokens: u32, now: Instant) {
+    let mut guard = book.begin(offer, work, now);
+    guard.first_token(now + ms(first_ms));
+    let at = |token: u32| now + ms(first_ms + 10 * u64::from(token));
+    (1..tokens).for_each(|token| guard.token(at(token)));
+    guard.answered(Tokens(tokens));
+    guard.finish(at(tokens), true);
+}
+
+fn talk(text: &str, tokens: u32) -> Work {
+    let says = crate::request::Message { role: crate::request::MessageRole::User, text: text.into() };
+    let prefix = crate::balance::Prefix::of(&[says], Tokens(tokens));
+    Work { prompt: Tokens(tokens), prefix, ..Work::UNKNOWN }
+}
+
+#[test]
+fn a_prompt_that_the_host_has_read_is_predicted_by_what_its_cache_proved_to_save() {
+    let (book, now, text) = (LoadBook::default(), start(), "a talk ".repeat(1_000));
+    let [caches, reads] = ["caches", "reads"].map(|name| measured(&book, name, now));
+    let work = talk(&text, 2_000);
+    let first_ms = |offer: &Offer, now: Instant| {
+        Forecast::of(work, offer, &book.for_work(offer, &work, now)).unwrap().prefill_ms
+    };
+    let new = first_ms(&caches, now);
+    assert!((1_900.0..2_200.0).contains(&new), "nobody has read it: {new}");
+    for turn in 0..20 {
+        let at = now + ms(5_000 * turn);
+        answer(&book, &caches, work, if turn == 0 { 2_000 } else { 60 }, 20, at);
+        answer(&book, &reads, work, 2_000, 20, at);
+    }
+    let at = now + ms(100_000);
+    let (cached, read) = (first_ms(&caches, at), first_ms(&reads, at));
+    assert!(cached < 300.0, "what is held is not read again: {cached}");
+    assert!(
+        (1_800.0..2_200.0).contains(&read),
+        "an engine without a cache is not trusted to have one: {read}"
+    );
+    let other = talk(&"something else ".repeat(1_000), 2_000);
+    let other = Forecast::of(other, &caches, &book.for_work(&caches, &other, at)).unwrap().prefill_ms;
+    assert!((1_700.0..2_300.0).contains(&other), "a cache does not make the host look quick: {other}");
+    let offers = [Arc::new(reads), Arc::new(caches)];
+    for seed in 0..20 {
+        let mut rng = crate::testing::seeded(seed);
+        let chosen =
+            crate::balance::Balancer::for_work(work).pick(&offers, &book, at, &mut rng, &[]).unwrap();
+        assert_eq!(&**chosen.upstream.name(), "caches", "seed {seed}");
+    }
+    assert!(first_ms(&offers[1], at + ms(600_000)) > 1_500.0, "and is not trusted for ever");
+}
+
+#[test]
+fn an_answer_is_expected_to_be_as_long_as_the_models_answers_are() {
+    let (book, now) = (LoadBook::default(), start());
+    let offer = measured(&book, "a", now);
+    let work = Work { prompt: Tokens(100), task: crate::profile::Task::Code, ..Work::UNKNOWN };
+    let decode_ms =
+        |work: Work| Forecast::of(work, &offer, &book.for_work(&offer, &work, now)).unwrap().decode_ms;
+    (0..50).for_each(|_| answer(&book, &offer, work, 100, 900, now));
+    assert!((7_500.0..9_500.0).contains(&decode_ms(work)), "{}", decode_ms(work));
+    let bounded = Work { most: Some(Tokens(100)), output: Tokens(100), ..work };
+    assert!(decode_ms(bounded) <= 1_000.0, "no longer than was asked for: {}", decode_ms(bounded));
+    // Given up after a few words: that says nothing of lengths.
+    for _ in 0..50 {
+        let mut guard = book.begin(&offer, work, now);
+        guard.first_token(now + ms(100));
+        guard.token(now + ms(110));
+        guard.finish(now + ms(120), true);
+    }
+    assert!(decode_ms(work) > 7_500.0, "{}", decode_ms(work));
 }

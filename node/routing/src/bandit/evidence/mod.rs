@@ -92,6 +92,7 @@ impl Evidence {
                 by_arm.entry(arm).or_default().push(influence::Voice { evidence, standing });
             }
         }
-        by_arm.into_iter().map(|(arm, voices)| (arm.clone(), influence::weighed(&voices))).collect()
+        let origins = 1 + self.origins.keys().filter(|origin| ***origin != *me).count();
+        by_arm.into_iter().map(|(arm, voices)| (arm.clone(), influence::weighed(&voices, origins))).collect()
     }
 }

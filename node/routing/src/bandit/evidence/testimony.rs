@@ -61,7 +61,9 @@ impl ArmEvidence {
         self.stats.add(&other.stats);
         self.reliability.add(&other.reliability);
         self.quality.add(&other.quality, 1.0);
-        self.answers.add(&other.answers, 1.0);
+        if other.quality.version > 0 {
+            self.answers.add(&other.answers, 1.0);
+        }
         self.pairs.add(&other.pairs, |_| 1.0);
     }
 

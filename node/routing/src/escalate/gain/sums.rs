@@ -117,6 +117,9 @@ impl AnswerSums {
     /// True when honest counting can lead here, beside these sums of the same answers: finite, features, signals and
     /// score together those of something, signals within their bounds, and late evidence as far as it was judged.
     pub fn is_plausible(&self, quality: &QualitySums) -> bool {
+        if quality.version == 0 {
+            return self.numbers.iter().all(|number| *number == 0.0);
+        }
         self.numbers.iter().all(|number| number.is_finite())
             && self.is_plausible_of_answers(quality)
             && self.is_plausible_of_late(quality.weight().max(0.0))
