@@ -119,8 +119,7 @@ impl Mesh {
             cloud_line,
             folder,
         };
-        let token = |role: &str| format!("@{}", mesh.folder.path().join(format!("{role}.token")).display());
-        let (router, device) = (token("router"), token("device"));
+        let (router, device) = (mesh.token("router"), mesh.token("device"));
         for at in 1..mesh.shape.nodes {
             let mut node =
                 node(&mesh.links, &mesh.folder, &format!("n{}", at + 1), "join", Vec::new()).await?;
@@ -128,7 +127,8 @@ impl Mesh {
             mesh.nodes.push(node);
         }
         for at in 0..mesh.shape.devices {
-            let mut device_ = mesh.device(&format!("d{}", at + 1)).await?;
+            let stub = stub(SHARED, Kind::LlamaCpp, SLOTS, None).await?;
+            let mut device_ = mesh.device(&format!("d{}", at + 1), stub).await?;
             device_.start(&mesh.shape.bin, Some(&device))?;
             mesh.devices.push(device_);
         }
@@ -136,15 +136,30 @@ impl Mesh {
         Ok(mesh)
     }
 
-    async fn device(&self, name: &str) -> Result<Device> {
-        let stub = stub(SHARED, Kind::LlamaCpp, SLOTS, None).await?;
+    /// Starts one more device, with an engine of another kind and other models.
+    pub(super) async fn add_device(&mut self, name: &str, kind: Kind, models: &[&str]) -> Result<()> {
+        let models = models.iter().map(|model| (*model).to_owned()).collect();
+        let options = Options { models, kind, slots: SLOTS, ..stub::Options::default() };
+        let stub = Stub::start(options).await.context("starting a stub")?;
+        let mut device = self.device(name, stub).await?;
+        device.start(&self.shape.bin, Some(&self.token("device")))?;
+        self.devices.push(device);
+        Ok(())
+    }
+
+    /// The join token of a role, as `join` takes it.
+    fn token(&self, role: &str) -> String {
+        format!("@{}", self.folder.path().join(format!("{role}.token")).display())
+    }
+
+    async fn device(&self, name: &str, stub: Stub) -> Result<Device> {
         let place = format!("{name}-engine");
         let engine = TcpProxy::start(self.links.clone(), name, &place, stub.address(), Vec::new()).await?;
         let folder = self.folder.path().join(name);
         let port = free_udp()?;
         self.links.name(port, name);
         let args = device_args(name, &folder, Some(port), &engine.url());
-        Ok(Device { name: name.to_owned(), folder, process: None, args, stub, engine })
+        Ok(Device { name: name.to_owned(), folder, process: None, args, env: Vec::new(), stub, engine })
     }
 
     /// Waits until every running router sees every running one, all running devices, and both local models.
