@@ -43,6 +43,8 @@ const USES: u32 = 32;
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
     pub(super) bin: PathBuf,
+    /// Another program for every second router and device.
+    pub(super) other_bin: Option<PathBuf>,
     pub(super) seed: u64,
     pub(super) nodes: usize,
     pub(super) devices: usize,
@@ -50,6 +52,13 @@ pub(super) struct Shape {
     pub(super) own_slots: usize,
     /// Lines of the first router's configuration beside the provider.
     pub(super) more_config: String,
+}
+
+impl Shape {
+    /// The program of a router or device, by its place.
+    pub(super) fn bin_of(&self, at: usize) -> &PathBuf {
+        self.other_bin.as_ref().filter(|_| !at.is_multiple_of(2)).unwrap_or(&self.bin)
+    }
 }
 
 /// A running mesh; everything of it ends when it is dropped.
@@ -123,13 +132,13 @@ impl Mesh {
         for at in 1..mesh.shape.nodes {
             let mut node =
                 node(&mesh.links, &mesh.folder, &format!("n{}", at + 1), "join", Vec::new()).await?;
-            node.start(&mesh.shape.bin, Some(&router))?;
+            node.start(mesh.shape.bin_of(at), Some(&router))?;
             mesh.nodes.push(node);
         }
         for at in 0..mesh.shape.devices {
             let stub = stub(SHARED, Kind::LlamaCpp, SLOTS, None).await?;
             let mut device_ = mesh.device(&format!("d{}", at + 1), stub).await?;
-            device_.start(&mesh.shape.bin, Some(&device))?;
+            device_.start(mesh.shape.bin_of(at), Some(&device))?;
             mesh.devices.push(device_);
         }
         mesh.whole().await?;
@@ -208,13 +217,13 @@ impl Mesh {
 
     /// Starts a router or device again that was ended.
     pub(super) async fn resume_node(&mut self, at: usize) -> Result<Duration> {
-        let bin = self.shape.bin.clone();
+        let bin = self.shape.bin_of(at).clone();
         self.nodes[at].start(&bin, None)?;
         self.nodes[at].ready(&self.api.http).await
     }
 
     pub(super) fn resume_device(&mut self, at: usize) -> Result<()> {
-        let bin = self.shape.bin.clone();
+        let bin = self.shape.bin_of(at).clone();
         self.devices[at].start(&bin, None)
     }
 

@@ -196,6 +196,7 @@ impl Context {
     fn shape(&self) -> Shape {
         Shape {
             bin: self.bin.clone(),
+            other_bin: None,
             seed: self.seed,
             nodes: 3,
             devices: 3,

@@ -145,7 +145,8 @@ pub(super) async fn output(
 ) -> Result<String> {
     let mut command = tokio::process::Command::from(command(bin, args, env));
     let run = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(within, run).await.with_context(|| format!("{args:?} did not end"))??;
+    let output =
+        tokio::time::timeout(within, run).await.with_context(|| format!("{args:?} did not end"))??;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -22,18 +23,23 @@ use crate::stub::{self, Phase};
 pub(super) const SPARE_DESCRIPTORS: usize = 32;
 
 /// Opens a connection and sends a request on it, as bytes.
-pub(super) async fn raw(mesh: &Mesh, url: &str, request: &Ask) -> Result<TcpStream> {
+async fn raw(mesh: &Mesh, url: &str, request: &Ask) -> Result<TcpStream> {
     let address = url.strip_prefix("http://").context("a URL of loopback")?;
     let mut connection = TcpStream::connect(address).await?;
-    let text = load::body(request, &load::prompt(request)).to_string();
+    send(mesh, &mut connection, &load::body(request, &load::prompt(request))).await?;
+    Ok(connection)
+}
+
+/// Sends a request as bytes.
+pub(super) async fn send(mesh: &Mesh, connection: &mut TcpStream, body: &Value) -> Result<()> {
+    let text = body.to_string();
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: shoal\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         mesh.api.key,
         text.len()
     );
     connection.write_all(head.as_bytes()).await?;
-    connection.write_all(text.as_bytes()).await?;
-    Ok(connection)
+    Ok(connection.write_all(text.as_bytes()).await?)
 }
 
 /// Clients hang up in the line, in prefill and in decode, over every kind of path, streamed and not.

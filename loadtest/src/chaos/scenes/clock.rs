@@ -1,15 +1,14 @@
 //! Clocks that are wrong, jump, and go backwards over a restart: one router's, then one device's.
 //!
 //! The wrong clock is libfaketime's, which is put before the system's for one process. Monotonic time stays true, as it
-//! does on a machine whose clock somebody sets. That the clock was wrong is read from the `date` of its answers.
+//! does on a machine whose clock somebody sets. That the clock was wrong is read from the router's own records.
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
-use reqwest::header::DATE;
 use serde_json::Value;
 
 use super::super::{
@@ -31,9 +30,8 @@ const LIBRARIES: [&str; 5] = [
     "/usr/local/lib/faketime/libfaketimeMT.so.1",
 ];
 const HOUR: i64 = 3_600;
-const DAY: i64 = 24 * HOUR;
-/// By which a clock may differ from what was set: the library looks every second, and a date has no parts of one.
-const SET_WITHIN: i64 = 10;
+/// By which a clock may differ from what was set, milliseconds: a request may wait that long.
+const SET_WITHIN_MS: i64 = 10_000;
 /// Longest run of `shoal doctor`.
 const DOCTOR: Duration = Duration::from_secs(60);
 
@@ -66,29 +64,30 @@ impl Clock {
     }
 }
 
-/// The second of the day in the `date` of an answer.
-async fn second_of_day(mesh: &Mesh, url: &str) -> Option<i64> {
-    let answer = mesh.api.http.get(format!("{url}/healthz")).send().await.ok()?;
-    parse_second(answer.headers().get(DATE)?.to_str().ok()?)
+/// How far a router's clock is from ours, milliseconds, by its record of a request that is made now.
+async fn offset_ms(mesh: &Mesh, at: usize) -> Option<i64> {
+    let url = &mesh.nodes[at].url;
+    let before = unix_ms();
+    let sample = load::ask(&mesh.api, url, &Ask::new(SHARED, "n=1", false)).await;
+    let id = sample.header("x-request-id");
+    let record = mesh.api.get(url, &format!("/shoal/v1/requests/{id}")).await?;
+    Some(record["started_ms"].as_i64()? - before)
 }
 
-/// The same of a text like `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn parse_second(date: &str) -> Option<i64> {
-    let time = date.split(' ').nth(4)?;
-    let mut parts = time.split(':').map(|part| part.parse::<i64>().ok());
-    Some((parts.next()?? * 60 + parts.next()??) * 60 + parts.next()??)
+fn unix_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Waits until a router's clock is so far from another's.
+/// Waits until a router's clock is so many seconds from ours.
 async fn is_set(mesh: &Mesh, at: usize, seconds: i64) -> Result<()> {
-    let (wrong, right) = (mesh.nodes[at].url.clone(), mesh.nodes[0].url.clone());
-    until(&format!("a clock {seconds:+} s from the others"), PATIENCE, async || {
-        let (wrong, right) = (second_of_day(mesh, &wrong).await?, second_of_day(mesh, &right).await?);
-        let off = (wrong - right - seconds).rem_euclid(DAY);
-        (off <= SET_WITHIN || off >= DAY - SET_WITHIN).then_some(())
+    let mut last = None;
+    let set = until("a clock that was set", PATIENCE, async || {
+        last = offset_ms(mesh, at).await;
+        (last? - seconds * 1000).abs().le(&SET_WITHIN_MS).then_some(())
     })
-    .await
-    .map(drop)
+    .await;
+    set.map(drop).with_context(|| format!("a clock {seconds:+} s from the others is {last:?} ms from them"))
 }
 
 /// What `shoal doctor` says of the clock at a router: verdict and cause.
@@ -197,7 +196,8 @@ async fn restart(mesh: &mut Mesh, clock: &Clock, seconds: i64) -> Result<Duratio
     }
     clock.set(seconds)?;
     mesh.nodes[1].env = clock.env.clone();
-    let generations: Vec<Option<u64>> = mesh.nodes.iter().map(|node| node.generations.last().copied()).collect();
+    let generations: Vec<Option<u64>> =
+        mesh.nodes.iter().map(|node| node.generations.last().copied()).collect();
     let started = Instant::now();
     mesh.resume_node(1).await?;
     let name = mesh.nodes[1].name.clone();
@@ -211,16 +211,4 @@ async fn restart(mesh: &mut Mesh, clock: &Clock, seconds: i64) -> Result<Duratio
         .await?;
     }
     Ok(started.elapsed())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_second_of_the_day_is_read_from_a_date() {
-        assert_eq!(parse_second("Sun, 06 Nov 1994 08:49:37 GMT"), Some(8 * 3600 + 49 * 60 + 37));
-        assert_eq!(parse_second("Sun, 06 Nov 1994"), None);
-        assert_eq!(parse_second("Sun, 06 Nov 1994 noon GMT"), None);
-    }
 }

@@ -12,6 +12,7 @@ mod routers;
 mod soak;
 mod stalled;
 mod upstreams;
+mod versions;
 
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ pub(super) const SCENES: &[Scene] = &[
     alone(16, "matrix", "upstreams that misbehave in every way, in every phase"),
     alone(12, "disk_full", "the disk of a router is full"),
     alone(13, "wrong_clock", "clocks an hour off, jumping, and going backwards over a restart"),
+    alone(23, "mixed_versions", "this version and the one before in one mesh"),
     alone(25, "namespaces", "a partition, a translation and an address that change, in network namespaces"),
     alone(26, "stalled_readers", "clients that read nothing, of streams over devices and other routers"),
     Scene {
@@ -113,6 +115,7 @@ pub(super) async fn play_alone(scene: &Scene, context: &Context, row: &mut Row) 
         "wrong_clock" => Box::pin(clock::wrong(context, row)).await,
         "namespaces" => Box::pin(namespaces::play(context, row)).await,
         "stalled_readers" => Box::pin(stalled::readers(context, row)).await,
+        "mixed_versions" => Box::pin(versions::mixed(context, row)).await,
         "soak" => Box::pin(soak::play(context, row)).await,
         other => bail!("the scene {other} has no mesh of its own"),
     }

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
     super::{
@@ -15,7 +16,7 @@ use super::{
         row::{Row, Sense},
         wait::{PATIENCE, until},
     },
-    clients::{SPARE_DESCRIPTORS, raw},
+    clients::{SPARE_DESCRIPTORS, send},
 };
 use crate::stub::Kind;
 
@@ -23,8 +24,11 @@ use crate::stub::Kind;
 /// reaches through another router alone.
 const NEAR: &str = "stall-near";
 const FAR: &str = "stall-far";
-/// Longer than all buffers between an engine and a client hold.
-const LONG: &str = "n=100000";
+/// Words of an answer: some two megabytes as a stream, more than a client's window and a router's bound for what it has
+/// not sent.
+const WORDS: &str = "n=9000";
+/// Receive buffer of a client that reads nothing, bytes.
+const WINDOW: u32 = 4096;
 /// Time that a router waits for a reader: the default, and in the quick set one that it is set to.
 const WRITE_IDLE: Duration = Duration::from_secs(60);
 const QUICK_WRITE_IDLE: Duration = Duration::from_secs(5);
@@ -35,7 +39,9 @@ const SLACK: Duration = Duration::from_secs(5);
 pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     let idle = if context.full { WRITE_IDLE } else { QUICK_WRITE_IDLE };
     let more_config = format!("[limits]\nwrite_idle_s = {}", idle.as_secs());
-    let mut mesh = Mesh::start(super::super::mesh::Shape { nodes: 2, devices: 2, more_config, ..context.shape() }).await?;
+    let mut mesh =
+        Mesh::start(super::super::mesh::Shape { nodes: 2, devices: 2, more_config, ..context.shape() })
+            .await?;
     mesh.add_device("d-near", Kind::LlamaCpp, &[NEAR]).await?;
     mesh.add_device("d-far", Kind::LlamaCpp, &[FAR]).await?;
     mesh.whole().await?;
@@ -52,7 +58,8 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     })
     .await?;
 
-    let shape = Shape { urls: vec![entry.clone()], pace: Pace::Closed(4), streams: 1.0, ..Shape::usual(&mesh) };
+    let shape =
+        Shape { urls: vec![entry.clone()], pace: Pace::Closed(4), streams: 1.0, ..Shape::usual(&mesh) };
     let before = Load::start(&mesh.api, shape.clone());
     until("a base line", PATIENCE, async || (before.done() >= 100).then_some(())).await?;
     let before = before.finish().await;
@@ -63,13 +70,12 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     let count = context.pick(20, 500);
     let mut stalled = Vec::new();
     let asked = Instant::now();
-    for at in 0..count {
+    for _ in 0..count {
         for model in [NEAR, FAR] {
-            stalled.push(raw(&mesh, &entry, &Ask::new(model, &format!("{LONG} tag=stalled"), true)).await?);
-        }
-        // A burst of connections would be refused by the backlog before any is stalled.
-        if at % 50 == 49 {
-            tokio::task::yield_now().await;
+            let mut connection = deaf(&entry).await?;
+            let request = Ask::new(model, WORDS, true);
+            send(&mesh, &mut connection, &load::body(&request, &load::prompt(&request))).await?;
+            stalled.push(connection);
         }
     }
     let open = |mesh: &Mesh| {
@@ -93,7 +99,9 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     let samples = load.finish().await;
     drop(stalled);
     let freed = until("descriptors back", PATIENCE, async || {
-        (0..2).all(|at| process(at).is_ok_and(|one| one.descriptors() <= descriptors[at] + SPARE_DESCRIPTORS)).then_some(())
+        (0..2)
+            .all(|at| process(at).is_ok_and(|one| one.descriptors() <= descriptors[at] + SPARE_DESCRIPTORS))
+            .then_some(())
     })
     .await;
     let mut left = 0;
@@ -102,7 +110,11 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     }
 
     let p99 = |samples: &[load::Sample]| load::quantile_ms(load::first_tokens(samples), 0.99);
-    row.note(format!("{} stalled readers, at most {most} of them at an engine at once; {} healthy requests", 2 * count, samples.len()));
+    row.note(format!(
+        "{} stalled readers, at most {most} of them at an engine at once; {} healthy requests",
+        2 * count,
+        samples.len()
+    ));
     for (what, count) in load::failures(&samples) {
         row.note(format!("{count} x {what}"));
     }
@@ -111,7 +123,14 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     row.most("routers with something in flight afterwards", left, 0);
     row.most("failed healthy requests", samples.len() - load::count(&samples, End::Complete), 0);
     let added = p99(&samples) - p99(&before);
-    row.figure("p99 of healthy streams, added", added, "ms", Sense::AtMost, 20.0, context.pick(5_000.0, 200.0));
+    row.figure(
+        "p99 of healthy streams, added",
+        added,
+        "ms",
+        Sense::AtMost,
+        20.0,
+        context.pick(5_000.0, 200.0),
+    );
     row.figure("memory of a router", peak[0].max(peak[1]), "MiB", Sense::AtMost, 600.0, 600.0);
     match freed {
         Ok((_, took)) => row.time("descriptors back", took, Duration::from_secs(5)),
@@ -123,4 +142,13 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     row.broken.extend(invariants::broken(&mesh, &samples).await.into_iter().take(10));
     mesh.close();
     Ok(())
+}
+
+/// A connection whose owner takes next to nothing: its window is as small as the kernel allows, so that a router has a
+/// stalled reader at once and not after megabytes.
+async fn deaf(url: &str) -> Result<TcpStream> {
+    let address = url.strip_prefix("http://").context("a URL of loopback")?.parse()?;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(WINDOW)?;
+    Ok(socket.connect(address).await?)
 }

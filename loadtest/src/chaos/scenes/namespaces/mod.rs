@@ -48,7 +48,9 @@ pub(super) async fn play(context: &Context, row: &mut Row) -> Result<()> {
     let net = match Net::build() {
         Ok(net) => net,
         Err(error) => {
-            row.skipped = Some(format!("no network namespaces can be made here ({error:#}); run as root, with iproute2 and nft"));
+            row.skipped = Some(format!(
+                "no network namespaces can be made here ({error:#}); run as root, with iproute2 and nft"
+            ));
             return Ok(());
         }
     };
@@ -86,7 +88,23 @@ impl World {
         .await?;
         world.router(context, Party::N2, N2, &["join", &format!("@{router}")])?;
         let this = std::env::current_exe().context("finding this program")?;
-        world.run(Party::Phone, "engine", &this, &["stub", "device", "--listen", ENGINE, "--kind", "llama.cpp", "--model", SHARED, "--slots", "64"])?;
+        world.run(
+            Party::Phone,
+            "engine",
+            &this,
+            &[
+                "stub",
+                "device",
+                "--listen",
+                ENGINE,
+                "--kind",
+                "llama.cpp",
+                "--model",
+                SHARED,
+                "--slots",
+                "64",
+            ],
+        )?;
         let engine = format!("http://{ENGINE}");
         world.run(Party::Phone, NAME, &context.bin, &["join", &format!("@{device}"), "--engine", &engine])?;
         for url in &world.urls {
@@ -187,7 +205,8 @@ async fn partition(context: &Context, world: &World, row: &mut Row) -> Result<Ve
     world.net.part(false)?;
     let healed = Instant::now();
     for url in &world.urls {
-        until("both live again", PATIENCE, async || (world.api.alive(url).await?.len() == 2).then_some(())).await?;
+        until("both live again", PATIENCE, async || (world.api.alive(url).await?.len() == 2).then_some(()))
+            .await?;
     }
     row.time("live set right after the heal", healed.elapsed(), Duration::from_secs(5));
     row.most("failed requests at either side", failed, 0);
@@ -199,12 +218,21 @@ async fn new_mapping(context: &Context, world: &World, row: &mut Row) -> Result<
     let (rounds, mut samples, mut back) = (context.pick(1, 10), Vec::new(), Duration::ZERO);
     for _ in 0..rounds {
         let tasks = world.streams().await?;
+        let before = world.net.mapped_ports();
         world.net.forget_mappings()?;
         back = back.max(world.linked_again().await?);
+        until("other ports at the gateway", PATIENCE, async || {
+            let now = world.net.mapped_ports();
+            (!before.is_empty() && !now.is_empty() && now.is_disjoint(&before)).then_some(())
+        })
+        .await?;
         samples.extend(finish(tasks).await?);
     }
-    row.note(format!("{} translations at the gateway", world.net.mappings().len()));
-    row.least("streams that survive a forgotten translation", load::count(&samples, End::Complete), samples.len());
+    row.least(
+        "streams that survive a forgotten translation",
+        load::count(&samples, End::Complete),
+        samples.len(),
+    );
     row.time("the phone answers after it", back, Duration::from_secs(2));
     Ok(samples)
 }
@@ -221,6 +249,10 @@ async fn new_address(context: &Context, world: &World, row: &mut Row) -> Result<
     let survived = load::count(&samples, End::Complete);
     row.note(format!("another address: {survived} of {} streams survived", samples.len()));
     row.time("the phone answers after another address", back, Duration::from_secs(2));
-    row.least("streams that survived it or said that they did not", survived + load::count(&samples, End::Error), samples.len());
+    row.least(
+        "streams that survived it or said that they did not",
+        survived + load::count(&samples, End::Error),
+        samples.len(),
+    );
     Ok(samples)
 }

@@ -5,6 +5,7 @@
 //! no interface: a thread that has moved into a namespace dials there for connections accepted on loopback.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     net::{Ipv4Addr, SocketAddr},
     os::fd::AsFd,
@@ -55,12 +56,18 @@ impl Net {
             run(&["ip", "netns", "add", &net.name(party)])?;
             net.inside(party, &["ip", "link", "set", "lo", "up"])?;
         }
-        let legs =
-            [(Party::N1, "n1", "10.77.1.1", N1), (Party::N2, "n2", "10.77.2.1", N2), (Party::Phone, "ph", "192.168.77.1", PHONE[0])];
+        let legs = [
+            (Party::N1, "n1", "10.77.1.1", N1),
+            (Party::N2, "n2", "10.77.2.1", N2),
+            (Party::Phone, "ph", "192.168.77.1", PHONE[0]),
+        ];
         let gateway = net.name(Party::Gateway);
         for (party, leg, near, far) in legs {
             let ns = net.name(party);
-            run(&["ip", "link", "add", leg, "netns", &gateway, "type", "veth", "peer", "name", "out", "netns", &ns])?;
+            run(&[
+                "ip", "link", "add", leg, "netns", &gateway, "type", "veth", "peer", "name", "out", "netns",
+                &ns,
+            ])?;
             net.inside(Party::Gateway, &["ip", "addr", "add", &format!("{near}/24"), "dev", leg])?;
             net.inside(Party::Gateway, &["ip", "link", "set", leg, "up"])?;
             net.inside(party, &["ip", "addr", "add", &format!("{far}/24"), "dev", "out"])?;
@@ -117,14 +124,15 @@ impl Net {
         Ok(())
     }
 
-    /// Translations of UDP that the gateway holds: source port of each packet that comes back.
-    pub(super) fn mappings(&self) -> Vec<String> {
+    /// Ports under which the gateway sends the phone's packets on, from the kernel's table.
+    pub(super) fn mapped_ports(&self) -> BTreeSet<String> {
         let list = Command::new("ip")
             .args(["netns", "exec", &self.name(Party::Gateway), "cat", "/proc/net/nf_conntrack"])
             .stderr(Stdio::null())
             .output();
-        let text = list.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        text.lines().filter(|line| line.contains(" udp ")).map(str::to_owned).collect()
+        let text =
+            list.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        mapped(&text)
     }
 
     /// Gives the phone another address in its network, as another Wi-Fi does.
@@ -150,6 +158,16 @@ fn name(pid: u32, party: Party) -> String {
         Party::Phone => "phone",
     };
     format!("{PREFIX}{pid}-{role}")
+}
+
+/// The port to which answers come back, of each line of the phone's datagrams: the second `dport`.
+fn mapped(table: &str) -> BTreeSet<String> {
+    let own = format!("src={}", PHONE[0].rsplit_once('.').map_or(PHONE[0], |(network, _)| network));
+    let lines = table.lines().filter(|line| line.contains(" udp ") && line.contains(&own));
+    lines
+        .filter_map(|line| line.split(' ').filter_map(|word| word.strip_prefix("dport=")).nth(1))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Removes the namespaces of a run; links go with them.
@@ -213,7 +231,9 @@ impl Door {
                 Ok(runtime) => {
                     // The opener may have gone; then it is stopped soon.
                     let _ = told.send(Ok(()));
-                    runtime.block_on(async { tokio::select! { () = stopped.cancelled() => {}, () = carry(listener, target) => {} } });
+                    runtime.block_on(async {
+                        tokio::select! { () = stopped.cancelled() => {}, () = carry(listener, target) => {} }
+                    });
                 }
                 Err(error) => drop(told.send(Err(error))),
             }
@@ -244,5 +264,17 @@ async fn carry(listener: std::net::TcpListener, target: SocketAddr) {
                 let _ = copy_bidirectional(&mut client, &mut inner).await;
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_ports_are_those_that_answers_come_back_to() {
+        let table = "ipv4     2 udp      17 118 src=192.168.77.2 dst=10.77.1.2 sport=40001 dport=7411 src=10.77.1.2 dst=10.77.1.1 sport=7411 dport=51234 [ASSURED] mark=0 use=2\n\
+             ipv4     2 udp      17 118 src=10.77.1.2 dst=10.77.2.2 sport=7411 dport=7411 src=10.77.2.2 dst=10.77.1.2 sport=7411 dport=7411 mark=0 use=2\n";
+        assert_eq!(mapped(table).into_iter().collect::<Vec<_>>(), ["51234"]);
     }
 }

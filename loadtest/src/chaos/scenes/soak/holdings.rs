@@ -163,9 +163,10 @@ mod tests {
         let (held, _) = listener.accept().await.unwrap();
         let before = close_wait(std::process::id());
         drop(peer);
-        let seen = super::super::super::super::wait::until("CLOSE_WAIT", Duration::from_secs(20), async || {
-            (close_wait(std::process::id()) > before).then_some(())
-        });
+        let seen =
+            super::super::super::super::wait::until("CLOSE_WAIT", Duration::from_secs(20), async || {
+                (close_wait(std::process::id()) > before).then_some(())
+            });
         seen.await.unwrap();
         drop(held);
     }

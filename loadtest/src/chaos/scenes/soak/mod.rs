@@ -64,8 +64,7 @@ pub(super) fn minutes(context: &Context) -> f64 {
 pub(super) async fn play(context: &Context, row: &mut Row) -> Result<()> {
     let length = Duration::from_secs_f64(minutes(context) * 60.0);
     let short = length < 3 * (BUSY + QUIET);
-    let (busy, quiet, rate) =
-        if short { (SHORT_BUSY, SHORT_QUIET, SHORT_RATE) } else { (BUSY, QUIET, RATE) };
+    let (busy, quiet, rate) = if short { (SHORT_BUSY, SHORT_QUIET, SHORT_RATE) } else { (BUSY, QUIET, RATE) };
     let mut mesh = Mesh::start(context.shape()).await?;
     mesh.add_device("d-special", Kind::Openai, &SPECIALS).await?;
     mesh.whole().await?;
@@ -135,6 +134,13 @@ fn judge(mesh: &Mesh, readings: &[Reading], length: Duration, row: &mut Row) {
         for (what, above, spare) in spare {
             row.figure(&more(what), above, "", Sense::AtMost, spare, spare);
         }
-        row.figure(&format!("sockets of {} in CLOSE_WAIT", node.name), last.close_wait, "", Sense::AtMost, 0.0, 0.0);
+        row.figure(
+            &format!("sockets of {} in CLOSE_WAIT", node.name),
+            last.close_wait,
+            "",
+            Sense::AtMost,
+            0.0,
+            0.0,
+        );
     }
 }

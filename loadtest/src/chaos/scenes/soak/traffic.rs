@@ -57,8 +57,8 @@ enum Kind {
 const MIX: [Kind; 20] = {
     use Kind::{Leaves, Responses, SentTwice, Speech, Streamed, Transcript, Vectors, Whole};
     [
-        Streamed, Whole, Streamed, Vectors, Streamed, Whole, Leaves, Streamed, Responses, Whole, Streamed, SentTwice,
-        Transcript, Whole, Streamed, Vectors, Leaves, Speech, SentTwice, Whole,
+        Streamed, Whole, Streamed, Vectors, Streamed, Whole, Leaves, Streamed, Responses, Whole, Streamed,
+        SentTwice, Transcript, Whole, Streamed, Vectors, Leaves, Speech, SentTwice, Whole,
     ]
 };
 
@@ -138,9 +138,15 @@ impl Tally {
         let of = |kind: Kind, what| self.ends.get(&(kind, what)).copied().unwrap_or(0);
         let sum = |what| MIX_KINDS.iter().map(|kind| of(*kind, what)).sum::<usize>();
         let (good, errors, wrong) = (sum("good"), sum("errors"), sum("wrong"));
-        let by_kind: Vec<String> =
-            MIX_KINDS.iter().map(|kind| format!("{kind:?} {}+{}", of(*kind, "good"), of(*kind, "errors"))).collect();
-        row.note(format!("{} requests, {errors} explicit errors under faults, {} left out", good + errors + wrong, self.left_out));
+        let by_kind: Vec<String> = MIX_KINDS
+            .iter()
+            .map(|kind| format!("{kind:?} {}+{}", of(*kind, "good"), of(*kind, "errors")))
+            .collect();
+        row.note(format!(
+            "{} requests, {errors} explicit errors under faults, {} left out",
+            good + errors + wrong,
+            self.left_out
+        ));
         row.note(format!("good+errors: {}", by_kind.join(", ")));
         let mut errors: Vec<_> = self.errors.iter().collect();
         errors.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
@@ -190,7 +196,13 @@ impl Traffic {
     }
 }
 
-async fn flow(api: Arc<Api>, urls: Vec<String>, rate: f64, mut rng: StdRng, stop: CancellationToken) -> Tally {
+async fn flow(
+    api: Arc<Api>,
+    urls: Vec<String>,
+    rate: f64,
+    mut rng: StdRng,
+    stop: CancellationToken,
+) -> Tally {
     let (mut tally, mut under_way) = (Tally::default(), JoinSet::new());
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / rate.max(1.0)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -258,7 +270,9 @@ fn post(api: &Api, url: &str, path: &str) -> RequestBuilder {
 
 /// The bytes of a whole answer with status 200, or how it ended.
 async fn bytes(request: RequestBuilder) -> Result<Vec<u8>, Ended> {
-    let lost = |error: reqwest::Error| Ended::Error(format!("no answer: {}", if error.is_timeout() { "timeout" } else { "transport" }));
+    let lost = |error: reqwest::Error| {
+        Ended::Error(format!("no answer: {}", if error.is_timeout() { "timeout" } else { "transport" }))
+    };
     let answer = request.send().await.map_err(lost)?;
     let status = answer.status().as_u16();
     let body = answer.bytes().await.map_err(lost)?.to_vec();
