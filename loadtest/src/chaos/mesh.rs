@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::{
     node::{Api, Device, Node},
-    process::{Scratch, free_tcp, free_udp},
+    process::{Process, Scratch, free_tcp, free_udp},
     proxy::{Links, TcpProxy, UdpProxy},
     wait::{PATIENCE, until},
 };
@@ -154,6 +154,15 @@ impl Mesh {
         device.start(&self.shape.bin, Some(&self.token("device")))?;
         self.devices.push(device);
         Ok(())
+    }
+
+    /// Starts a device's agent alone, for an engine elsewhere; it ends with its guard.
+    pub(super) fn add_agent(&self, name: &str, engine: &str) -> Result<Process> {
+        let (folder, port) = (self.folder.path().join(name), free_udp()?);
+        self.links.name(port, name);
+        let mut args = vec!["join".to_owned(), self.token("device")];
+        args.extend(device_args(name, &folder, Some(port), engine));
+        Process::start(&self.shape.bin, &folder, &args, &[])
     }
 
     /// The join token of a role, as `join` takes it.

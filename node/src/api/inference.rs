@@ -122,7 +122,7 @@ async fn dry_run(
     let decision = front
         .pipeline
         .preview(&mut parsed, &request, &origin)
-        .map_err(|no| crate::pipeline::no_route(&no, &front.pipeline.inventory.load().registry))?;
+        .map_err(|no| crate::pipeline::no_route(no, &front.pipeline.inventory.load(), Instant::now()))?;
     Ok(Json(json!({
         "model": &*decision.model,
         "routing_reason": decision.reason.under(decision.rule.as_deref()),

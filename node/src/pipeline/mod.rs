@@ -44,8 +44,8 @@ use std::time::{Duration, Instant};
 
 use shoal_routing::hedge::Hedges;
 use shoal_routing::{
-    Candidates, DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Registry, Request, RetryBudget,
-    RetryKind, RetryPermit, Route, Router, Snapshot as RouterSnapshot, UpstreamId,
+    Candidates, DataClass, Decision, LoadBook, NoRoute, Offer, Plan, Request, RetryBudget, RetryKind,
+    RetryPermit, Route, Router, Snapshot as RouterSnapshot, UpstreamId,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -66,7 +66,7 @@ use crate::api::error::ApiError;
 use crate::api::parse::{Naming, Parsed};
 use crate::cloud::KeyPurses;
 use crate::config::Limits;
-use crate::inventory::Snapshot;
+use crate::inventory::{Inventory, Snapshot};
 use crate::judging::agreement::SecondOpinion;
 use crate::store::{Considered, ProfileRecord, Removed, RequestRecord, unix_ms};
 use crate::upstream::{ApiPath, BoxUpstream, UpstreamError};
@@ -337,7 +337,7 @@ impl Pipeline {
                 Ok(Self::job(parsed, decision, origin, ticket))
             }
             Err(no) => {
-                let mut error = no_route(&no, &self.inventory.load().registry);
+                let mut error = no_route(no, &self.inventory.load(), started);
                 if let Some(plan) = plan {
                     error.message += &format!(" (by the rule '{}')", plan.rule);
                 }
@@ -419,7 +419,17 @@ fn stopping() -> UpstreamError {
 }
 
 /// Turns the core's refusal into an error for the client.
-pub fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
+///
+/// The core knows what is served now. A model whose last device went away a moment ago does exist, so that its client is
+/// told to come again and not that it asked for a wrong name.
+pub fn no_route(no: NoRoute, inventory: &Inventory, now: Instant) -> ApiError {
+    let registry = &inventory.registry;
+    let no = &match no {
+        NoRoute::UnknownModel { model, .. } if inventory.has_departed(model.as_str(), now) => {
+            NoRoute::NoDevice { model: Some(model) }
+        }
+        other => other,
+    };
     let wait = Duration::from_secs(1);
     let (status, retry) = match no {
         NoRoute::UnknownModel { .. } => (404, false),

@@ -281,7 +281,10 @@ async fn bytes(request: RequestBuilder) -> Result<Vec<u8>, Ended> {
     }
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     match body["error"]["code"].as_str() {
-        Some(code) if status >= 429 => Err(Ended::Error(format!("{status} {code}"))),
+        // A model whose only device is away is not among those that are served.
+        Some(code) if status >= 429 || code == "model_not_found" => {
+            Err(Ended::Error(format!("{status} {code}")))
+        }
         // All that is sent is well formed: what names the client's fault is wrong, as is an error without a body.
         _ => Err(Ended::Wrong(format!("{status} {body}"))),
     }

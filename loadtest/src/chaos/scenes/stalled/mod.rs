@@ -1,16 +1,20 @@
-//! Clients that read nothing of a long answer. What they do not take fills every buffer on its way: the client's
+//! Clients that read nothing of an answer without end. What they do not take fills every buffer on its way: the client's
 //! connection, the QUIC stream from the device or from the router in between, the engine's connection. The router cuts
 //! them off, everything behind them ends, and nobody else notices.
+
+mod firehose;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use serde_json::json;
 use tokio::net::{TcpSocket, TcpStream};
 
+use self::firehose::Firehose;
 use super::{
     super::{
         Context, invariants,
-        load::{self, Ask, End, Load, Pace, Shape},
+        load::{self, End, Load, Pace, Shape},
         mesh::Mesh,
         proxy::Rule,
         row::{Row, Sense},
@@ -18,15 +22,11 @@ use super::{
     },
     clients::{SPARE_DESCRIPTORS, send},
 };
-use crate::stub::Kind;
 
 /// Models of the two devices that speak to those who do not read: one linked to the router that is asked, one that it
 /// reaches through another router alone.
 const NEAR: &str = "stall-near";
 const FAR: &str = "stall-far";
-/// Words of an answer: some two megabytes as a stream, more than a client's window and a router's bound for what it has
-/// not sent.
-const WORDS: &str = "n=9000";
 /// Receive buffer of a client that reads nothing, bytes.
 const WINDOW: u32 = 4096;
 /// Time that a router waits for a reader: the default, and in the quick set one that it is set to.
@@ -42,9 +42,17 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     let mut mesh =
         Mesh::start(super::super::mesh::Shape { nodes: 2, devices: 2, more_config, ..context.shape() })
             .await?;
-    mesh.add_device("d-near", Kind::LlamaCpp, &[NEAR]).await?;
-    mesh.add_device("d-far", Kind::LlamaCpp, &[FAR]).await?;
-    mesh.whole().await?;
+    let (near_engine, far_engine) =
+        (Firehose::start(NEAR, context.seed).await?, Firehose::start(FAR, context.seed + 1).await?);
+    let _near = mesh.add_agent("d-near", &near_engine.url())?;
+    let _far = mesh.add_agent("d-far", &far_engine.url())?;
+    let model = async |url: &str, id: &str| {
+        let models = mesh.api.get(url, "/v1/models").await?;
+        models["data"].as_array()?.iter().any(|one| one["id"] == id).then_some(())
+    };
+    for id in [NEAR, FAR] {
+        until("the engines' models", PATIENCE, async || model(&mesh.nodes[0].url, id).await).await?;
+    }
     let (entry, far) = (mesh.nodes[0].url.clone(), "d-far".to_owned());
     mesh.links.between(&[&far], &["n1"], Rule { blocked: true, ..Rule::default() });
     until("the far device reached through the other router alone", PATIENCE, async || {
@@ -53,8 +61,9 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     })
     .await?;
     until("its model served", PATIENCE, async || {
-        let sample = load::ask(&mesh.api, &entry, &Ask::new(FAR, "n=2", false)).await;
-        (sample.end() == End::Complete).then_some(())
+        let ready = mesh.api.http.post(format!("{entry}/v1/chat/completions")).bearer_auth(&mesh.api.key);
+        let body = json!({"model": FAR, "messages": [{"role": "user", "content": "ready?"}]});
+        ready.json(&body).send().await.is_ok_and(|answer| answer.status() == 200).then_some(())
     })
     .await?;
 
@@ -70,29 +79,27 @@ pub(super) async fn readers(context: &Context, row: &mut Row) -> Result<()> {
     let count = context.pick(20, 500);
     let mut stalled = Vec::new();
     let asked = Instant::now();
-    for _ in 0..count {
+    for number in 0..count {
         for model in [NEAR, FAR] {
             let mut connection = deaf(&entry).await?;
-            let request = Ask::new(model, WORDS, true);
-            send(&mesh, &mut connection, &load::body(&request, &load::prompt(&request))).await?;
+            let body = json!({"model": model, "stream": true,
+                "messages": [{"role": "user", "content": format!("story {number}")}]});
+            send(&mesh, &mut connection, &body).await?;
             stalled.push(connection);
         }
     }
-    let open = |mesh: &Mesh| {
-        let engines = mesh.devices.iter().filter(|device| device.name.ends_with("ar"));
-        engines.map(|device| device.stub.log().snapshot().counts.open as usize).sum::<usize>()
-    };
+    let open = || near_engine.open() + far_engine.open();
     let (mut most, mut peak) = (0, [0.0_f64; 2]);
     let within = idle + PATIENCE + PATIENCE;
     until("all cut", within, async || {
-        most = most.max(open(&mesh));
+        most = most.max(open());
         for (at, peak) in peak.iter_mut().enumerate() {
             *peak = peak.max(process(at).ok()?.resident_mib());
         }
         let status = mesh.api.get(&entry, "/shoal/v1/status").await?;
         let flying = status["requests"]["in_flight"].as_u64()?;
         // The healthy ones are under way all the time.
-        (most > 0 && open(&mesh) == 0 && flying <= 4 && asked.elapsed() > idle / 2).then_some(())
+        (most > 0 && open() == 0 && flying <= 4 && asked.elapsed() > idle / 2).then_some(())
     })
     .await?;
     let cut = asked.elapsed();
