@@ -49,6 +49,10 @@ const RATE: f64 = 40.0;
 const SHORT_RATE: f64 = 20.0;
 /// Growth of live bytes, MB an hour.
 const MAX_SLOPE: f64 = 1.0;
+/// What bounded memories, which rise and fall by some hundred kilobytes over minutes, may look like in a short run.
+const SLOPE_NOISE: f64 = 4.0;
+/// From this length on there is no such noise.
+const LONG_MINUTES: f64 = 100.0;
 /// By which a quiet moment may differ from another: pooled connections to engines and peers, and their tasks.
 const SPARE_DESCRIPTORS: f64 = 8.0;
 const SPARE_TASKS: f64 = 24.0;
@@ -143,7 +147,8 @@ fn judge(mesh: &Mesh, readings: &[Reading], length: Duration, row: &mut Row) {
         ));
         if length.as_secs_f64() >= JUDGED_MINUTES * 60.0 {
             let name = format!("growth of live bytes of {}", node.name);
-            row.figure(&name, told, "MB/h", Sense::AtMost, MAX_SLOPE, MAX_SLOPE);
+            let noise = if length.as_secs_f64() < LONG_MINUTES * 60.0 { SLOPE_NOISE } else { 0.0 };
+            row.figure(&name, told, "MB/h", Sense::AtMost, MAX_SLOPE, MAX_SLOPE + noise);
         }
         let more = |what: &str| format!("{what} of {} above those after the warm-up", node.name);
         let spare = [
