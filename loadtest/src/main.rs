@@ -73,6 +73,12 @@ struct ChaosArgs {
     /// Seed of what is drawn: lost packets, flipped bits, strangers' datagrams.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Length of the soak, in minutes [default: 30 in the long set].
+    #[arg(long, value_parser = minutes)]
+    minutes: Option<f64>,
+    /// The program shoal of the version before, for a mesh of both versions.
+    #[arg(long)]
+    previous: Option<PathBuf>,
     /// Folder for report.json and report.html.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -272,6 +278,13 @@ fn not_negative(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "a number from 0 up".to_owned())
 }
 
+fn minutes(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|minutes| (0.1..=1440.0).contains(minutes))
+        .ok_or_else(|| "a number from 0.1 to 1440".to_owned())
+}
+
 fn capacity(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -305,7 +318,14 @@ async fn chaos(args: ChaosArgs) -> Result<ExitCode> {
         Some(bin) => bin,
         None => std::env::current_exe().context("finding this program")?.with_file_name("shoal"),
     };
-    let options = chaos::Options { bin, full: args.full, only: args.only, seed: args.seed };
+    let options = chaos::Options {
+        bin,
+        full: args.full,
+        only: args.only,
+        seed: args.seed,
+        minutes: args.minutes,
+        previous: args.previous,
+    };
     let mut stderr = std::io::stderr();
     let run = chaos::run(options, |line| {
         // Progress is for who watches; nobody may.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shoal_cluster::ClusterView;
@@ -49,6 +49,32 @@ pub struct Inventory {
     pub providers: BTreeSet<Arc<str>>,
     /// When another router or a device was heard of first since the start.
     pub heard_at: Option<Instant>,
+    /// Models that nobody serves now and somebody did lately, and when they were last seen.
+    pub(crate) departed: BTreeMap<Arc<str>, Instant>,
+}
+
+/// How long a model whose last host went away is told from one that does not exist: phones and laptops come back.
+const DEPARTED: Duration = Duration::from_secs(600);
+/// Most names of such models.
+const MAX_DEPARTED: usize = 256;
+
+impl Inventory {
+    /// True when nobody serves a model now and somebody did in the last ten minutes.
+    pub fn has_departed(&self, model: &str, now: Instant) -> bool {
+        self.departed.get(model).is_some_and(|at| now.saturating_duration_since(*at) < DEPARTED)
+    }
+
+    /// The models that are missed once `registry` takes the place of this one's.
+    fn missed(&self, registry: &Registry, now: Instant) -> BTreeMap<Arc<str>, Instant> {
+        let served = registry.models();
+        let still = self.departed.iter().map(|(model, at)| (model.clone(), *at));
+        let gone = self.registry.models().iter().map(|model| (model.clone(), now));
+        still
+            .chain(gone)
+            .filter(|(model, at)| !served.contains(model) && now.saturating_duration_since(*at) < DEPARTED)
+            .take(MAX_DEPARTED)
+            .collect()
+    }
 }
 
 /// Readers' side.
@@ -196,7 +222,8 @@ impl Service {
             self.heard_at = Some(Instant::now());
         }
         let heard_at = self.heard_at;
-        self.snapshot.store(Arc::new(Inventory { registry, direct, providers, heard_at }));
+        let departed = self.snapshot.load().missed(&registry, Instant::now());
+        self.snapshot.store(Arc::new(Inventory { registry, direct, providers, heard_at, departed }));
     }
 }
 
@@ -273,7 +300,29 @@ mod tests {
         assert_eq!(lines.recv().await.unwrap(), format!("-dev/{phone}"));
         shutdown.cancel();
         task.await.unwrap();
-        assert!(snapshot.load().direct.is_empty());
+        let (inventory, now) = (snapshot.load(), Instant::now());
+        assert!(inventory.direct.is_empty());
+        assert!(inventory.has_departed("m", now) && !inventory.has_departed("n", now));
+        assert!(!inventory.has_departed("m", now + DEPARTED), "after a while it does not exist");
+    }
+
+    #[test]
+    fn a_model_that_is_served_again_is_not_missed() {
+        let registry = |names: &[&str]| {
+            let offer = |name: &&str| {
+                let spec = Arc::new(shoal_routing::ModelSpec::new(*name, "d"));
+                Offer::new(UpstreamId::Device("d".into()), spec)
+            };
+            Registry::new(names.iter().map(offer))
+        };
+        let now = Instant::now();
+        let before = Inventory { registry: registry(&["a", "b"]), ..Inventory::default() };
+        let departed = before.missed(&registry(&["b"]), now);
+        assert_eq!(departed.keys().map(|name| &**name).collect::<Vec<_>>(), ["a"]);
+        let after = Inventory { registry: registry(&["b"]), departed, ..Inventory::default() };
+        assert!(after.missed(&registry(&["a", "b"]), now).is_empty());
+        assert_eq!(after.missed(&registry(&[]), now).len(), 2);
+        assert_eq!(after.missed(&registry(&["b"]), now + DEPARTED).len(), 0);
     }
 
     #[tokio::test]

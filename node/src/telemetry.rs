@@ -1,5 +1,7 @@
 //! Logs and metrics of the process. Prompts, completions and keys are never logged at any level.
 
+pub mod holdings;
+
 use std::io::IsTerminal;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};

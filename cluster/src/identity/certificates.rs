@@ -25,8 +25,9 @@ pub const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 const ISSUER_LIFE: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
 /// Life of the root.
 const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
-/// Certificates are valid this long before they were made, for peers whose clocks are slow.
-const BACKDATE: Duration = Duration::from_secs(600);
+/// Certificates are valid this long before they were made, for peers whose clocks are slow: a clock that shows local
+/// time as UTC is wrong by up to 14 hours. It costs nothing, since a key that does not exist yet has no past.
+const BACKDATE: Duration = Duration::from_secs(24 * 3600);
 /// Longest display name that goes into a subject (RFC 5280: 64 characters).
 const NAME_LIMIT: usize = 64;
 /// Largest certificate request that is parsed; ours take about 200 bytes.

@@ -77,7 +77,7 @@ fn chains_of_another_mesh_and_of_another_time_are_refused() {
     assert_eq!(ours.verify_chain(&[], now), Err(CertificateError::Missing));
     let late = ours.expires() + Duration::from_secs(1);
     assert!(matches!(ours.verify_chain(ours.chain_der(), late), Err(CertificateError::Untrusted(_))));
-    let early = now - Duration::from_secs(300);
+    let early = now - Duration::from_secs(14 * 3600);
     assert!(ours.verify_chain(ours.chain_der(), early).is_ok(), "a slow clock must be tolerated");
 }
 

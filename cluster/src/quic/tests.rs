@@ -287,3 +287,30 @@ async fn a_restarted_router_is_redialled_without_waiting_for_the_idle_timeout() 
     assert_eq!(new.peer, b.peer());
     assert_ne!(new.connection.stable_id(), old.connection.stable_id());
 }
+
+#[tokio::test]
+async fn streams_that_nobody_reads_do_not_hold_up_another_one() {
+    const STALLED: usize = 200;
+    let mut mesh = Mesh::new();
+    let mut a = Node::start(mesh.root.clone());
+    let b = Node::start(mesh.identity(Role::Router));
+    let reader = b.net.connect(a.addr(), Alpn::Rpc).await.unwrap().connection;
+    let writer = a.new.rpc.recv().await.unwrap().connection;
+    let piece = vec![7; 256 * 1024];
+    let played = tokio::time::timeout(Duration::from_secs(60), async {
+        let (mut open, mut unread) = (Vec::new(), Vec::new());
+        for _ in 0..STALLED {
+            let mut stream = writer.open_bi().await.unwrap();
+            // Done once the far end holds it all: it may have that much of each, read or not.
+            stream.0.write_all(&piece).await.unwrap();
+            open.push(stream);
+            unread.push(reader.accept_bi().await.unwrap());
+        }
+        let (mut send, _receive) = writer.open_bi().await.unwrap();
+        send.write_all(&piece).await.unwrap();
+        send.finish().unwrap();
+        let (_send, mut receive) = reader.accept_bi().await.unwrap();
+        receive.read_to_end(piece.len()).await.unwrap()
+    });
+    assert_eq!(played.await.expect("nothing waits for those who do not read").len(), 256 * 1024);
+}

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::{
     node::{Api, Device, Node},
-    process::{Scratch, free_tcp, free_udp},
+    process::{Process, Scratch, free_tcp, free_udp},
     proxy::{Links, TcpProxy, UdpProxy},
     wait::{PATIENCE, until},
 };
@@ -43,6 +43,8 @@ const USES: u32 = 32;
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
     pub(super) bin: PathBuf,
+    /// Another program for every second router and device.
+    pub(super) other_bin: Option<PathBuf>,
     pub(super) seed: u64,
     pub(super) nodes: usize,
     pub(super) devices: usize,
@@ -50,6 +52,13 @@ pub(super) struct Shape {
     pub(super) own_slots: usize,
     /// Lines of the first router's configuration beside the provider.
     pub(super) more_config: String,
+}
+
+impl Shape {
+    /// The program of a router or device, by its place.
+    pub(super) fn bin_of(&self, at: usize) -> &PathBuf {
+        self.other_bin.as_ref().filter(|_| !at.is_multiple_of(2)).unwrap_or(&self.bin)
+    }
 }
 
 /// A running mesh; everything of it ends when it is dropped.
@@ -119,32 +128,56 @@ impl Mesh {
             cloud_line,
             folder,
         };
-        let token = |role: &str| format!("@{}", mesh.folder.path().join(format!("{role}.token")).display());
-        let (router, device) = (token("router"), token("device"));
+        let (router, device) = (mesh.token("router"), mesh.token("device"));
         for at in 1..mesh.shape.nodes {
             let mut node =
                 node(&mesh.links, &mesh.folder, &format!("n{}", at + 1), "join", Vec::new()).await?;
-            node.start(&mesh.shape.bin, Some(&router))?;
+            node.start(mesh.shape.bin_of(at), Some(&router))?;
             mesh.nodes.push(node);
         }
         for at in 0..mesh.shape.devices {
-            let mut device_ = mesh.device(&format!("d{}", at + 1)).await?;
-            device_.start(&mesh.shape.bin, Some(&device))?;
+            let stub = stub(SHARED, Kind::LlamaCpp, SLOTS, None).await?;
+            let mut device_ = mesh.device(&format!("d{}", at + 1), stub).await?;
+            device_.start(mesh.shape.bin_of(at), Some(&device))?;
             mesh.devices.push(device_);
         }
         mesh.whole().await?;
         Ok(mesh)
     }
 
-    async fn device(&self, name: &str) -> Result<Device> {
-        let stub = stub(SHARED, Kind::LlamaCpp, SLOTS, None).await?;
+    /// Starts one more device, with an engine of another kind and other models.
+    pub(super) async fn add_device(&mut self, name: &str, kind: Kind, models: &[&str]) -> Result<()> {
+        let models = models.iter().map(|model| (*model).to_owned()).collect();
+        let options = Options { models, kind, slots: SLOTS, ..stub::Options::default() };
+        let stub = Stub::start(options).await.context("starting a stub")?;
+        let mut device = self.device(name, stub).await?;
+        device.start(&self.shape.bin, Some(&self.token("device")))?;
+        self.devices.push(device);
+        Ok(())
+    }
+
+    /// Starts a device's agent alone, for an engine elsewhere; it ends with its guard.
+    pub(super) fn add_agent(&self, name: &str, engine: &str) -> Result<Process> {
+        let (folder, port) = (self.folder.path().join(name), free_udp()?);
+        self.links.name(port, name);
+        let mut args = vec!["join".to_owned(), self.token("device")];
+        args.extend(device_args(name, &folder, Some(port), engine));
+        Process::start(&self.shape.bin, &folder, &args, &[])
+    }
+
+    /// The join token of a role, as `join` takes it.
+    fn token(&self, role: &str) -> String {
+        format!("@{}", self.folder.path().join(format!("{role}.token")).display())
+    }
+
+    async fn device(&self, name: &str, stub: Stub) -> Result<Device> {
         let place = format!("{name}-engine");
         let engine = TcpProxy::start(self.links.clone(), name, &place, stub.address(), Vec::new()).await?;
         let folder = self.folder.path().join(name);
         let port = free_udp()?;
         self.links.name(port, name);
         let args = device_args(name, &folder, Some(port), &engine.url());
-        Ok(Device { name: name.to_owned(), folder, process: None, args, stub, engine })
+        Ok(Device { name: name.to_owned(), folder, process: None, args, env: Vec::new(), stub, engine })
     }
 
     /// Waits until every running router sees every running one, all running devices, and both local models.
@@ -193,13 +226,13 @@ impl Mesh {
 
     /// Starts a router or device again that was ended.
     pub(super) async fn resume_node(&mut self, at: usize) -> Result<Duration> {
-        let bin = self.shape.bin.clone();
+        let bin = self.shape.bin_of(at).clone();
         self.nodes[at].start(&bin, None)?;
         self.nodes[at].ready(&self.api.http).await
     }
 
     pub(super) fn resume_device(&mut self, at: usize) -> Result<()> {
-        let bin = self.shape.bin.clone();
+        let bin = self.shape.bin_of(at).clone();
         self.devices[at].start(&bin, None)
     }
 

@@ -44,6 +44,10 @@ pub struct Options {
     pub only: Vec<String>,
     /// Seed of every chance that is ours.
     pub seed: u64,
+    /// Length of the soak, minutes; by default that of the set.
+    pub minutes: Option<f64>,
+    /// The program `shoal` of the version before, for a mesh of both.
+    pub previous: Option<PathBuf>,
 }
 
 /// Descriptors: 5,000 clients, and their other ends in a router.
@@ -65,7 +69,7 @@ struct Stage {
 /// # Errors
 /// When a scene of that name does not exist. What goes wrong in a scene is part of its row.
 pub async fn run(options: Options, mut told: impl FnMut(&str)) -> Result<Report> {
-    let scenes = chosen(&options.only)?;
+    let scenes = chosen(&options.only, options.full)?;
     raise_descriptors();
     let mut stage = Stage { options, mesh: None, restricted: 0 };
     let mut rows = Vec::new();
@@ -92,8 +96,8 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// The scenes asked for, in the order of the table.
-fn chosen(only: &[String]) -> Result<Vec<&'static Scene>> {
+/// The scenes asked for, in the order of the table; without names those of the set.
+fn chosen(only: &[String], full: bool) -> Result<Vec<&'static Scene>> {
     for name in only {
         if !SCENES.iter().any(|scene| scene.is_named(name)) {
             let known: Vec<String> =
@@ -103,7 +107,9 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Scene>> {
     }
     Ok(SCENES
         .iter()
-        .filter(|scene| only.is_empty() || only.iter().any(|name| scene.is_named(name)))
+        .filter(|scene| {
+            if only.is_empty() { full || !scene.long } else { only.iter().any(|name| scene.is_named(name)) }
+        })
         .collect())
 }
 
@@ -115,7 +121,8 @@ impl Stage {
         let mut row =
             Row { number: scene.number, name: scene.name, fault: scene.fault, full, ..Row::default() };
         let started = Instant::now();
-        let cap = if full { FULL_CAP } else { QUICK_CAP };
+        let context = self.context();
+        let cap = scene.cap.map_or(if full { FULL_CAP } else { QUICK_CAP }, |cap| cap(&context));
         match tokio::time::timeout(cap, self.try_play(scene, &mut row)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -131,13 +138,13 @@ impl Stage {
         row
     }
 
+    fn context(&self) -> Context {
+        let Options { bin, full, seed, minutes, previous, only: _ } = self.options.clone();
+        Context { bin, full, seed, minutes, previous, restricted: self.restricted }
+    }
+
     async fn try_play(&mut self, scene: &'static Scene, row: &mut Row) -> Result<()> {
-        let context = Context {
-            bin: self.options.bin.clone(),
-            full: self.options.full,
-            seed: self.options.seed,
-            restricted: self.restricted,
-        };
+        let context = self.context();
         if scene.alone {
             self.mesh = None;
             return Box::pin(scenes::play_alone(scene, &context, row)).await;
@@ -169,6 +176,8 @@ struct Context {
     bin: PathBuf,
     full: bool,
     seed: u64,
+    minutes: Option<f64>,
+    previous: Option<PathBuf>,
     /// Requests of class `restricted` in the scenes before.
     restricted: usize,
 }
@@ -187,6 +196,7 @@ impl Context {
     fn shape(&self) -> Shape {
         Shape {
             bin: self.bin.clone(),
+            other_bin: None,
             seed: self.seed,
             nodes: 3,
             devices: 3,
@@ -207,10 +217,12 @@ mod tests {
     fn scenes_are_chosen_by_name_or_number_and_others_refused() {
         let names = |only: &[&str]| {
             let only: Vec<String> = only.iter().map(|text| (*text).to_owned()).collect();
-            chosen(&only).map(|scenes| scenes.iter().map(|scene| scene.number).collect::<Vec<_>>())
+            chosen(&only, true).map(|scenes| scenes.iter().map(|scene| scene.number).collect::<Vec<_>>())
         };
         assert_eq!(names(&["matrix", "1"]).unwrap(), [1, 16]);
         assert_eq!(names(&[]).unwrap().len(), SCENES.len());
+        let quick = chosen(&[], false).unwrap();
+        assert!(quick.iter().all(|scene| scene.name != "soak") && quick.len() < SCENES.len());
         let error = names(&["none"]).unwrap_err().to_string();
         assert!(error.contains("'none'") && error.contains("partition"), "{error}");
     }

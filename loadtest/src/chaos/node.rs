@@ -100,6 +100,7 @@ pub(super) struct Device {
     pub(super) folder: PathBuf,
     pub(super) process: Option<Process>,
     pub(super) args: Vec<String>,
+    pub(super) env: Vec<(String, String)>,
     pub(super) stub: Stub,
     pub(super) engine: TcpProxy,
 }
@@ -109,7 +110,7 @@ impl Device {
         let mut args = vec!["join".to_owned()];
         args.extend(token.map(str::to_owned));
         args.extend(self.args.iter().cloned());
-        self.process = Some(Process::start(bin, &self.folder, &args, &[])?);
+        self.process = Some(Process::start(bin, &self.folder, &args, &self.env)?);
         Ok(())
     }
 

@@ -36,16 +36,7 @@ impl Process {
         std::fs::create_dir_all(folder)?;
         let output = folder.join("output.log");
         let log = File::options().create(true).append(true).open(&output)?;
-        let mut command = Command::new(bin);
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_none_or(is_foreign) {
-                command.env_remove(name);
-            }
-        }
-        let child = command
-            .args(args)
-            .env("NO_COLOR", "1")
-            .envs(env.iter().map(|(name, value)| (name, value)))
+        let child = command(bin, args, env)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -131,6 +122,32 @@ impl Drop for Process {
         // A stopped process does not read its standard input; killing works on it, too.
         self.kill();
     }
+}
+
+/// A program with a clean environment and these variables.
+fn command(bin: &Path, args: &[String], env: &[(String, String)]) -> Command {
+    let mut command = Command::new(bin);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_none_or(is_foreign) {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).env("NO_COLOR", "1").envs(env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// Runs a program to its end and returns what it wrote to its standard output, whatever its exit code.
+pub(super) async fn output(
+    bin: &Path,
+    args: &[String],
+    env: &[(String, String)],
+    within: Duration,
+) -> Result<String> {
+    let mut command = tokio::process::Command::from(command(bin, args, env));
+    let run = command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).output();
+    let output =
+        tokio::time::timeout(within, run).await.with_context(|| format!("{args:?} did not end"))??;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Variables that would set up a node behind the test's back.

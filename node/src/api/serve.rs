@@ -11,7 +11,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,10 @@ use crate::tasks::{self, TaskKind};
 pub const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections of the admin socket at once: commands of people, and a dashboard.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
+/// Bytes of an answer that the kernel takes beyond what the client's window lets it send. Without a bound it takes
+/// megabytes for each reader that stalls, and a stall shows only after them.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const MAX_UNSENT: u32 = 128 << 10;
 /// Pause after an accept that failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two pings of an HTTP/2 connection, and the wait for their answer.
@@ -88,6 +92,7 @@ pub async fn tcp(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
+        bound_unsent(&stream);
         Ok((stream, guest))
     };
     let stop = shutdown.clone();
@@ -115,6 +120,18 @@ pub async fn tcp(
     };
     serve(accept, limits.connections, bounds.drain, start, shutdown).await;
 }
+
+/// Bounds what the kernel holds for a client that reads slowly or not at all ([`MAX_UNSENT`]).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn bound_unsent(stream: &TcpStream) {
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT) {
+        tracing::debug!(%error, "no TCP_NOTSENT_LOWAT");
+    }
+}
+
+/// Elsewhere the system's own limit holds.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn bound_unsent(_stream: &TcpStream) {}
 
 /// Accepts connections on the admin socket until shutdown.
 #[cfg(unix)]
@@ -188,4 +205,29 @@ where
     let Place { watcher, _permit } = place;
     // A client that speaks no HTTP or goes away is its own affair.
     let _ = watcher.watch(connection).await;
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_takes_little_for_a_reader_that_stalls() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        socket2::SockRef::from(&client).set_recv_buffer_size(4096).unwrap();
+        bound_unsent(&stream);
+        let mut taken = 0;
+        let piece = vec![0_u8; 16 << 10];
+        // Writable as long as the kernel takes more; a stall is when it does not.
+        while tokio::time::timeout(Duration::from_millis(500), stream.writable()).await.is_ok() {
+            match stream.try_write(&piece) {
+                Ok(bytes) => taken += bytes,
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+            }
+        }
+        assert!(taken >= MAX_UNSENT as usize && taken < 1 << 20, "{taken} bytes");
+        drop(client);
+    }
 }

@@ -22,6 +22,7 @@ use super::messages;
 use crate::feedback::Learnt;
 use crate::node::Node;
 use crate::store::{RequestRecord, unix_ms};
+use crate::telemetry::holdings;
 
 /// Most rows of one answer.
 const MAX_ROWS: usize = 1000;
@@ -55,6 +56,7 @@ pub(super) async fn readyz(State(node): State<Arc<Node>>) -> Response {
 }
 
 pub(super) async fn metrics(State(node): State<Arc<Node>>) -> Response {
+    holdings::observe();
     let mut response = node.metrics.render().into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

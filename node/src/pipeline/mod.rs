@@ -206,7 +206,7 @@ impl Pipeline {
     }
 
     /// Turns the core's refusal into an error for the client. A model that nobody was heard to serve is not said to be
-    /// unknown while the mesh has hardly been heard: clients take that for final.
+    /// unknown while the mesh has hardly been heard, or when it was served lately: clients take that for final.
     pub fn refusal(&self, no: &NoRoute) -> ApiError {
         let inventory = self.inventory.load();
         let is_starting = self.starting.is_on(inventory.heard_at, Instant::now());
@@ -215,7 +215,13 @@ impl Pipeline {
                 "this node has just started and has not heard of all of its mesh yet; try again in a second";
             return ApiError::new(503, "starting", message).after(Duration::from_secs(1));
         }
-        no_route(no, &inventory.registry)
+        // The core knows what is served now. A model whose last device went away a moment ago does exist.
+        match no {
+            NoRoute::UnknownModel { model, .. } if inventory.has_departed(model.as_str(), Instant::now()) => {
+                no_route(&NoRoute::NoDevice { model: Some(model.clone()) }, &inventory.registry)
+            }
+            no => no_route(no, &inventory.registry),
+        }
     }
 
     /// Puts rules before the learnt choice.
@@ -443,7 +449,7 @@ fn stopping() -> UpstreamError {
     UpstreamError { retry_after: Some(Duration::from_secs(1)), ..error }
 }
 
-/// Turns the core's refusal into an error for the client.
+/// Words the core's refusal for the client.
 fn no_route(no: &NoRoute, registry: &Registry) -> ApiError {
     let wait = Duration::from_secs(1);
     let (status, retry) = match no {

@@ -1,8 +1,9 @@
-//! Clients that go away, say nothing, or read nothing.
+//! Clients that go away or say nothing.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -19,21 +20,26 @@ use super::super::{
 use crate::stub::{self, Phase};
 
 /// Descriptors by which a router may differ from before: pooled connections to engines and peers.
-const SPARE_DESCRIPTORS: usize = 32;
+pub(super) const SPARE_DESCRIPTORS: usize = 32;
 
 /// Opens a connection and sends a request on it, as bytes.
 async fn raw(mesh: &Mesh, url: &str, request: &Ask) -> Result<TcpStream> {
     let address = url.strip_prefix("http://").context("a URL of loopback")?;
     let mut connection = TcpStream::connect(address).await?;
-    let text = load::body(request, &load::prompt(request)).to_string();
+    send(mesh, &mut connection, &load::body(request, &load::prompt(request))).await?;
+    Ok(connection)
+}
+
+/// Sends a request as bytes.
+pub(super) async fn send(mesh: &Mesh, connection: &mut TcpStream, body: &Value) -> Result<()> {
+    let text = body.to_string();
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: shoal\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         mesh.api.key,
         text.len()
     );
     connection.write_all(head.as_bytes()).await?;
-    connection.write_all(text.as_bytes()).await?;
-    Ok(connection)
+    Ok(connection.write_all(text.as_bytes()).await?)
 }
 
 /// Clients hang up in the line, in prefill and in decode, over every kind of path, streamed and not.
@@ -105,7 +111,7 @@ pub(super) async fn disconnects(context: &Context, mesh: &mut Mesh, row: &mut Ro
     Ok(vec![again])
 }
 
-/// Connections that send a head byte by byte or not at all, readers that stop reading, and healthy clients beside.
+/// Connections that send a head byte by byte or not at all, and healthy clients beside.
 pub(super) async fn slow(context: &Context, mesh: &mut Mesh, row: &mut Row) -> Result<Samples> {
     let node = &mesh.nodes[1];
     let process = node.process.as_ref().context("the router runs")?;
@@ -118,17 +124,11 @@ pub(super) async fn slow(context: &Context, mesh: &mut Mesh, row: &mut Row) -> R
     let descriptors = process.descriptors();
 
     let load = Load::start(&mesh.api, shape);
-    let count = context.pick(150, 5_000);
+    let count = context.pick(150, 10_000);
     let mut clients = JoinSet::new();
     for number in 0..count {
         let address = address.clone();
         clients.spawn(async move { silent(&address, number % 2 == 0).await });
-    }
-    let mut stalled = Vec::new();
-    for _ in 0..context.pick(0, 200) {
-        // More than all buffers between engine and client hold.
-        let request = Ask::new(SHARED, "n=20000 tag=stalled", true);
-        stalled.push(raw(mesh, &node.url, &request).await?);
     }
     let (mut slowest, mut kept, mut peak) = (Duration::ZERO, 0, 0.0_f64);
     let mut ended = 0;
@@ -144,24 +144,7 @@ pub(super) async fn slow(context: &Context, mesh: &mut Mesh, row: &mut Row) -> R
     }
     peak = peak.max(process.resident_mib());
     let samples = load.finish().await;
-    row.note(format!(
-        "{count} silent or slow heads, {} stalled readers, {} healthy requests",
-        stalled.len(),
-        samples.len()
-    ));
-    if context.full {
-        let waited = Instant::now();
-        mesh.api.idle(&node.url, Duration::from_secs(120)).await?;
-        row.time_within(
-            "stalled readers cut",
-            waited.elapsed(),
-            Duration::from_secs(65),
-            Duration::from_secs(100),
-        );
-    } else {
-        row.note("that stalled readers are cut after 60 s is measured by --full");
-    }
-    drop(stalled);
+    row.note(format!("{count} silent or slow heads, {} healthy requests", samples.len()));
     let spare = descriptors + SPARE_DESCRIPTORS;
     let freed =
         until("descriptors back", PATIENCE, async || (process.descriptors() <= spare).then_some(())).await;

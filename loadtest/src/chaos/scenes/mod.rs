@@ -3,11 +3,18 @@
 mod burn;
 mod canary;
 mod clients;
+mod clock;
 mod devices;
 mod disk;
+mod namespaces;
 mod network;
 mod routers;
+mod soak;
+mod stalled;
 mod upstreams;
+mod versions;
+
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -21,6 +28,10 @@ pub(super) struct Scene {
     pub(super) fault: &'static str,
     /// Builds a mesh of its own shape.
     pub(super) alone: bool,
+    /// Played in the long set, or when it is named.
+    pub(super) long: bool,
+    /// Longest time, where it is not that of the set.
+    pub(super) cap: Option<fn(&Context) -> Duration>,
 }
 
 impl Scene {
@@ -30,11 +41,11 @@ impl Scene {
 }
 
 const fn scene(number: u8, name: &'static str, fault: &'static str) -> Scene {
-    Scene { number, name, fault, alone: false }
+    Scene { number, name, fault, alone: false, long: false, cap: None }
 }
 
 const fn alone(number: u8, name: &'static str, fault: &'static str) -> Scene {
-    Scene { number, name, fault, alone: true }
+    Scene { number, name, fault, alone: true, long: false, cap: None }
 }
 
 /// Every scene, in the order of play: those that harm least first.
@@ -49,7 +60,7 @@ pub(super) const SCENES: &[Scene] = &[
     scene(8, "slow_device", "a device becomes ten times slower"),
     scene(9, "busy_processor", "other programs take the processor"),
     scene(10, "corrupt_frames", "bits flip on every link, and strangers' datagrams come"),
-    scene(14, "slow_clients", "clients that send nothing, and clients that read nothing"),
+    scene(14, "slow_clients", "clients that send nothing, or a byte now and then"),
     scene(17, "outage", "every engine refuses"),
     scene(18, "disconnects", "clients go away in every phase"),
     scene(19, "overload", "three times what the engines can do"),
@@ -57,6 +68,15 @@ pub(super) const SCENES: &[Scene] = &[
     scene(20, "canary", "what must not leave, under all of the above"),
     alone(16, "matrix", "upstreams that misbehave in every way, in every phase"),
     alone(12, "disk_full", "the disk of a router is full"),
+    alone(13, "wrong_clock", "clocks an hour off, jumping, and going backwards over a restart"),
+    alone(23, "mixed_versions", "this version and the one before in one mesh"),
+    alone(25, "namespaces", "a partition, a translation and an address that change, in network namespaces"),
+    alone(26, "stalled_readers", "clients that read nothing, of streams over devices and other routers"),
+    Scene {
+        long: true,
+        cap: Some(|context| soak::cap(soak::minutes(context))),
+        ..alone(22, "soak", "mixed traffic and faults for half an hour")
+    },
 ];
 
 /// Plays a scene on the common mesh.
@@ -92,6 +112,11 @@ pub(super) async fn play_alone(scene: &Scene, context: &Context, row: &mut Row) 
     match scene.name {
         "matrix" => Box::pin(matrix::play(context, row)).await,
         "disk_full" => Box::pin(disk::full(context, row)).await,
+        "wrong_clock" => Box::pin(clock::wrong(context, row)).await,
+        "namespaces" => Box::pin(namespaces::play(context, row)).await,
+        "stalled_readers" => Box::pin(stalled::readers(context, row)).await,
+        "mixed_versions" => Box::pin(versions::mixed(context, row)).await,
+        "soak" => Box::pin(soak::play(context, row)).await,
         other => bail!("the scene {other} has no mesh of its own"),
     }
 }

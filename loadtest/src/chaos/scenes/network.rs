@@ -144,7 +144,7 @@ async fn live_again(mesh: &Mesh) -> Result<Duration> {
 }
 
 /// Waits until all routers show the same totals, to the last bit.
-async fn equal_totals(mesh: &Mesh) -> Result<()> {
+pub(super) async fn equal_totals(mesh: &Mesh) -> Result<()> {
     let urls = mesh.urls();
     let equal = until("equal totals", PATIENCE, async || {
         let mut all: Vec<Value> = Vec::new();

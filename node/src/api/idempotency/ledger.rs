@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::response::Parts;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use super::IdempotencySettings;
 use super::recording::{Reader, Recording};
@@ -48,6 +49,8 @@ struct Table {
     entries: BTreeMap<Place, Entry>,
     bytes: usize,
     next: u64,
+    /// A task waits for the time of the oldest answer to be over.
+    is_watched: bool,
 }
 
 #[derive(Debug)]
@@ -57,10 +60,8 @@ struct Entry {
     hash: [u8; 32],
     recording: Arc<Recording>,
     bytes: usize,
-    /// Order in which answers ended; `None` while it runs.
-    ended: Option<u64>,
-    /// Ends the wait of the task that keeps it.
-    forgotten: CancellationToken,
+    /// When it ended, and in which order; `None` while it runs.
+    ended: Option<(Instant, u64)>,
 }
 
 impl Ledger {
@@ -94,14 +95,7 @@ impl Ledger {
         }
         let id = table.number();
         let recording = Recording::new();
-        let entry = Entry {
-            id,
-            hash,
-            recording: recording.clone(),
-            bytes: 0,
-            ended: None,
-            forgotten: CancellationToken::new(),
-        };
+        let entry = Entry { id, hash, recording: recording.clone(), bytes: 0, ended: None };
         table.entries.insert(place.clone(), entry);
         // Before anybody else can join, and give the work up by leaving again.
         let reader = recording.read().expect("nothing was recorded yet");
@@ -109,6 +103,20 @@ impl Ledger {
         let lease = Lease { ledger: self.clone(), place, id, recording };
         lease.reserve(ENTRY_BYTES);
         Claim::Run(lease, reader)
+    }
+
+    /// Forgets answers whose time is over, until none is left that has ended.
+    async fn watch(&self) {
+        loop {
+            let next = {
+                let mut table = self.lock();
+                let next = table.forget_expired(Instant::now(), self.settings.keep);
+                table.is_watched = next.is_some();
+                next
+            };
+            let Some(next) = next else { return };
+            tokio::time::sleep_until(next).await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -132,18 +140,31 @@ impl Table {
     fn remove(&mut self, place: &Place) {
         if let Some(entry) = self.entries.remove(place) {
             self.bytes -= entry.bytes;
-            entry.forgotten.cancel();
         }
+    }
+
+    /// The answer that ended first.
+    fn oldest(&self) -> Option<(Instant, Place)> {
+        let ended = self.entries.iter().filter_map(|(place, entry)| Some((entry.ended?, place)));
+        ended.min_by_key(|(at, _)| *at).map(|((at, _), place)| (at, place.clone()))
     }
 
     /// Forgets the answer that ended first; false when none has ended.
     fn forget_oldest(&mut self) -> bool {
-        let ended = self.entries.iter().filter_map(|(place, entry)| Some((entry.ended?, place)));
-        let Some(place) = ended.min_by_key(|(at, _)| *at).map(|(_, place)| place.clone()) else {
-            return false;
-        };
+        let Some((_, place)) = self.oldest() else { return false };
         self.remove(&place);
         true
+    }
+
+    /// Forgets what ended longer ago than `keep`, and says when the next one's time is over.
+    fn forget_expired(&mut self, now: Instant, keep: Duration) -> Option<Instant> {
+        while let Some((at, place)) = self.oldest() {
+            if at + keep > now {
+                return Some(at + keep);
+            }
+            self.remove(&place);
+        }
+        None
     }
 }
 
@@ -180,23 +201,23 @@ impl Lease {
         self.recording.end(true);
     }
 
-    /// Keeps the answer for its time, or until its place is needed.
+    /// Keeps the answer for its time, or until its place is needed. One of all tasks that call this stays to watch the
+    /// time, so that an answer kept costs no task of its own.
     pub(super) async fn keep(self) {
-        let forgotten = {
+        let ledger = {
             let mut table = self.ledger.lock();
-            let at = table.number();
+            let order = table.number();
             match table.entries.get_mut(&self.place).filter(|entry| entry.id == self.id) {
-                Some(entry) if !self.recording.is_window() => {
-                    entry.ended = Some(at);
-                    entry.forgotten.clone()
-                }
+                Some(entry) if !self.recording.is_window() => entry.ended = Some((Instant::now(), order)),
                 _ => return,
             }
+            if std::mem::replace(&mut table.is_watched, true) {
+                return;
+            }
+            self.ledger.clone()
         };
-        tokio::select! {
-            () = tokio::time::sleep(self.ledger.settings.keep) => {}
-            () = forgotten.cancelled() => {}
-        }
+        drop(self);
+        ledger.watch().await;
     }
 
     /// Takes bytes of the memory, at the cost of answers that ended; false when the answer may have no more.
@@ -226,7 +247,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.recording.end(false);
         let mut table = self.ledger.lock();
-        if table.entries.get(&self.place).is_some_and(|entry| entry.id == self.id) {
+        let is_open = |entry: &Entry| entry.id == self.id && entry.ended.is_none();
+        if table.entries.get(&self.place).is_some_and(is_open) {
             table.remove(&self.place);
         }
     }

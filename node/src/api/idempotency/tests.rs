@@ -188,6 +188,25 @@ async fn what_is_kept_is_bounded_in_time_count_and_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn kept_answers_share_one_task_that_ends_with_the_last_of_them() {
+    let scene = scene((0..30).map(|_| whole_answer()));
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    bytes(ask(&scene, "first", "x", false).await).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let with_one = tasks();
+    for name in 1..30 {
+        bytes(ask(&scene, &format!("{name}"), "x", false).await).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((scene.front.answers.0.held().0, tasks()), (30, with_one));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!((scene.front.answers.0.held().0, tasks()), (29, with_one), "each has its own time");
+    assert!(is_replay(&ask(&scene, "29", "x", false).await));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!((scene.front.answers.0.held(), tasks()), ((0, 0), with_one - 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_too_large_to_keep_still_reaches_its_reader() {
     let word = format!(r#"{{"choices":[{{"delta":{{"content":"{}"}}}}]}}"#, "x".repeat(1000));
     let mut beats = vec![say(ROLE)];
