@@ -27,10 +27,10 @@ use crate::escalate::gain::AnswerSums;
 const CAPPED_FROM: usize = 4;
 
 /// How far the mean of an honest origin's traffic may lie from that of all others.
-const HONEST: f64 = 0.1;
+const HONEST: f64 = 0.15;
 
 /// Standard deviations by which chance may move it further.
-const DEVIATIONS: f64 = 1.5;
+const DEVIATIONS: f64 = 2.0;
 
 /// How far beyond both belief has faded to nothing.
 const FADES: f64 = 0.1;
