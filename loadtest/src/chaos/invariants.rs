@@ -1,7 +1,7 @@
 //! What must hold after every fault, read from the nodes' own records, their metrics, and the stubs.
 //!
 //! The numbers are those of `docs/faults.md`. Of the nine, two cannot be seen from outside and have their tests
-//! elsewhere: I6 (signed gossip, `cluster`) and I9 (revocation, `tests/process/test_tokens.py`).
+//! elsewhere: I6 (signed gossip, `cluster`) and I9 (the simulation, until identities can be revoked).
 
 use std::{collections::BTreeMap, time::Duration};
 
