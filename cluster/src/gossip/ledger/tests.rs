@@ -272,7 +272,7 @@ fn deliver_of(reader: &mut Reader, writer: &Writer, seq: u64, which: u8) {
     let key = if which == 0 { Key::Node } else { Key::Device(device.clone()) };
     let text = match which {
         0 => writer.node(seq, &format!("name {seq}")),
-        _ if seq % 3 == 0 => writer.seal(&key, seq, None),
+        _ if seq.is_multiple_of(3) => writer.seal(&key, seq, None),
         _ => writer.device(&device, seq),
     };
     let _ = reader.offer(writer, &key.to_string(), seq, &text);

@@ -64,7 +64,7 @@ pub struct Telling {
     sieve: Sieve,
 }
 
-/// Pairs of a prompt that some arm has something to tell of, as places in [`Telling::keys`].
+/// Pairs of a prompt that some arm has something to tell of, as places among its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Found {
     places: [u32; MAX_FOUND],
