@@ -120,7 +120,7 @@ enum Answer {
 impl Begun {
     /// Puts the answer together with the ticket that it will end.
     ///
-    /// With `resume` its host need not be waited for as long as one that alone can go on.
+    /// With `resume`, and while that can do anything, its host need not be waited for as long as one that alone can go on.
     pub(super) fn into_running(
         self,
         ticket: Ticket,
@@ -134,9 +134,13 @@ impl Begun {
             }
             Answer::Stream(held, events) => {
                 let (patience, guard) = (self.patience, self.guard);
-                if resume.is_none() {
-                    self.commitment.commit();
-                }
+                let resume = match resume {
+                    Some(resume) => Some(resume.holding(self.commitment)),
+                    None => {
+                        self.commitment.commit();
+                        None
+                    }
+                };
                 let stream = Committed::new(held, events, patience, guard, ticket, unasked, answers);
                 Running::Stream(stream.resumable(resume).until(ending))
             }

@@ -28,6 +28,7 @@ use super::{Origin, Pipeline, Resolve};
 use crate::api::body::{Body, Edit};
 use crate::api::parse::Parsed;
 use crate::egress::EgressMark;
+use crate::upstream::pulse::Commitment;
 use crate::upstream::{ApiPath, Event, UpstreamError, UpstreamRequest};
 
 /// Engines that go on in an assistant's last message.
@@ -52,6 +53,8 @@ pub(super) struct Resume {
     egress: EgressMark,
     tries: Tries,
     so_far: SoFar,
+    /// That of the attempt whose answer the client reads.
+    commitment: Commitment,
 }
 
 /// An answer that goes on.
@@ -116,13 +119,34 @@ impl Resume {
                 egress: egress.clone(),
                 tries,
                 so_far: SoFar::default(),
+                commitment: Commitment::default(),
             })
         })
+    }
+
+    /// Takes the commitment of the attempt that the client reads now: its host is waited for like any other once
+    /// nobody can go on for it.
+    pub(super) fn holding(mut self: Box<Self>, commitment: Commitment) -> Box<Self> {
+        self.commitment = commitment;
+        self.settle();
+        self
     }
 
     /// Notes a payload that the client was given.
     pub(super) fn gave(&mut self, payload: &[u8]) {
         self.so_far.gave(payload);
+        if self.so_far.is_more_than_text {
+            self.commitment.commit();
+        }
+    }
+
+    fn settle(&self) {
+        let is_left = |offer: &Arc<Offer>| {
+            offer.upstream != self.current.offer.upstream && !self.failed.contains(&offer.upstream)
+        };
+        if !self.tries.are_left() || !self.offers.iter().any(is_left) {
+            self.commitment.commit();
+        }
     }
 
     /// Asks other devices to go on, one after the other. Returns itself for the next break, and what goes on.
@@ -140,6 +164,7 @@ impl Resume {
             let (choice, guard) = self.next_host().await?;
             let _permit = self.retries.try_retry(RetryKind::Transient, &choice.offer.upstream)?;
             let left = self.tries.begin(&choice.route);
+            let commitment = Commitment::default();
             let upstream = self.resolver.resolve(&choice.offer, &choice.route)?;
             let request = UpstreamRequest {
                 id: self.origin.id.clone(),
@@ -155,7 +180,7 @@ impl Resume {
                 attempts_left: left,
                 device: device(&choice),
                 egress: self.egress.clone(),
-                commitment: Default::default(),
+                commitment: commitment.clone(),
                 payer: None,
             };
             let watch = Watch::new(&self.parsed.shape, false, false);
@@ -174,6 +199,8 @@ impl Resume {
                         std::future::ready(event)
                     });
                     self.current = choice.clone();
+                    self.commitment = commitment;
+                    self.settle();
                     return Some(Resumed { held, events: events.boxed(), guard, choice });
                 }
                 Err(failure) => {

@@ -41,6 +41,14 @@ fn goes_on() -> Act {
     ])
 }
 
+fn half_a_call() -> Act {
+    Act::Play(vec![
+        chunk("first", r#"{"content":"let me see"}"#),
+        chunk("first", r#"{"tool_calls":[{"index":0,"function":{"name":"f"}}]}"#),
+        Beat::Break(broken()),
+    ])
+}
+
 /// The acts in the order in which devices are asked, whichever they are.
 fn scene(offers: Vec<Offer>, acts: Vec<Act>) -> Scene {
     let ways: Vec<String> = offers.iter().map(|offer| format!("{}/m", offer.name)).collect();
@@ -136,12 +144,22 @@ async fn nobody_goes_on_unasked_or_with_other_weights_or_with_more_than_text() {
     // Of another digest is another arm: the choice never mixes the two.
     let mut other = scene(pair("llama.cpp", Some("d2")), vec![breaks_off(), breaks_off()]);
     assert!(!read(&mut other, WANTED).await.2);
-    let half_a_call = Act::Play(vec![
-        chunk("first", r#"{"content":"let me see"}"#),
-        chunk("first", r#"{"tool_calls":[{"index":0,"function":{"name":"f"}}]}"#),
-        Beat::Break(broken()),
-    ]);
-    let mut call = scene(twins(), vec![half_a_call, goes_on()]);
+    let mut call = scene(twins(), vec![half_a_call(), goes_on()]);
     assert!(!read(&mut call, WANTED).await.2);
     assert_eq!(call.asked().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_is_left_early_only_while_another_can_go_on_for_it() {
+    for (why, acts, more, expected) in [
+        ("its twin can, and nobody for the twin", vec![breaks_off(), goes_on()], WANTED, vec![false, true]),
+        ("nobody goes on in a call", vec![half_a_call()], WANTED, vec![true]),
+        ("unasked", vec![goes_on()], "", vec![true]),
+    ] {
+        let mut scene = scene(twins(), acts);
+        read(&mut scene, more).await;
+        let committed: Vec<bool> =
+            scene.asked().iter().map(|asked| asked.commitment.is_committed()).collect();
+        assert_eq!(committed, expected, "{why}");
+    }
 }

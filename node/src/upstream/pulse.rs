@@ -59,6 +59,11 @@ impl Commitment {
     }
 
     #[cfg(test)]
+    pub(crate) fn is_committed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == COMMITTED
+    }
+
+    #[cfg(test)]
     pub(crate) fn is_last_resort(&self) -> bool {
         self.0.load(Ordering::Relaxed) == LAST_RESORT
     }
