@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::balance::affinity::mix;
 use crate::request::{Message, MessageRole};
 use crate::units::Tokens;
 
@@ -176,13 +177,6 @@ fn hashed(mut hash: u64, bytes: &[u8]) -> u64 {
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     mix(hash ^ u64::from_le_bytes(last) ^ bytes.len() as u64)
-}
-
-/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-fn mix(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }
 
 #[cfg(test)]
