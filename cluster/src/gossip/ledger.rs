@@ -8,6 +8,8 @@
 //! alive, because a single lease may be an old one that only now came round a healed partition; a lease
 //! from the router's own connection counts at once.
 
+mod lease;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use shoal_proto::{ArmSummaries, DeviceInfo, NodeInfo, ProviderInfo};
 use tokio::time::Instant;
 
+use self::lease::LeaseState;
 use crate::ids::NodeId;
 use crate::keyspace::{self, CERT_VERSION, Key, MAX_KEY_BYTES, MAX_NODE_BYTES, MAX_VALUE_BYTES};
 use crate::keyspace::{Origin, Refusal, Value};
@@ -28,9 +31,6 @@ pub const LEASE_VALIDITY: Duration = Duration::from_millis(3_500);
 
 /// How long a lost connection to a router may take to come back before the router stops being selectable.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(2);
-
-/// Renewals by which one that arrives may be ahead of the time since the one before: they travel by different ways.
-const LEAP_SLACK: f64 = 1.0;
 
 /// How long chitchat keeps a member after it found it dead.
 pub const DEAD_KEPT: Duration = Duration::from_secs(15 * 60);
@@ -116,42 +116,6 @@ struct Held {
     seq: u64,
     text: String,
     withdrawn_at: Option<Instant>,
-}
-
-/// Renewals as the reader saw them arrive.
-#[derive(Debug, Clone, Copy, Default)]
-struct LeaseState {
-    renewed_at: Option<Instant>,
-    /// The number it had then.
-    counter: u64,
-    /// Renewals without a lapse between them.
-    streak: u32,
-}
-
-impl LeaseState {
-    fn renew(&mut self, counter: u64, now: Instant, direct: bool) {
-        if !self.fresh(now) || (self.streak < 2 && self.leaps(counter, now)) {
-            self.streak = 0;
-        }
-        self.streak = if direct { 2 } else { self.streak.saturating_add(1) };
-        (self.renewed_at, self.counter) = (Some(now), counter);
-    }
-
-    /// True when more renewals lie between two that arrived than time has passed for: both are old then, and came
-    /// from two sides of a partition. Such a pair is no sign that anybody renews it now.
-    fn leaps(&self, counter: u64, now: Instant) -> bool {
-        let passed = self.renewed_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let renewals = counter.saturating_sub(self.counter) as f64;
-        renewals > passed.as_secs_f64() / LEASE_RENEWAL.as_secs_f64() + LEAP_SLACK
-    }
-
-    fn fresh(&self, now: Instant) -> bool {
-        self.renewed_at.is_some_and(|at| now.saturating_duration_since(at) <= LEASE_VALIDITY)
-    }
-
-    fn alive(&self, now: Instant) -> bool {
-        self.streak >= 2 && self.fresh(now)
-    }
 }
 
 impl Life {
